@@ -1,0 +1,45 @@
+# Every target sets up what it needs in .venv on first use and takes seconds when nothing changed.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+PY := $(VENV)/bin/python
+SOURCES := $(shell find csrc -type f) setup.py
+
+.PHONY: demo test bench lint gpu build clean
+.DELETE_ON_ERROR:
+
+demo: build
+	$(PY) examples/demo.py --out out/demo
+
+test: build
+	$(PY) -m pytest
+
+bench: build
+	$(PY) -m pytest bench --benchmark-json=out/bench.json
+
+lint: build
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+	$(VENV)/bin/clang-format --dry-run --Werror $(filter-out setup.py,$(SOURCES))
+
+# For a machine with a GPU and its own torch: builds for the device at hand, raw results into OUT.
+gpu:
+	OUT=$${OUT:-out/gpu} bash bench/gpu.sh
+
+build: $(VENV)/built
+
+# The exact torch comes first: otherwise pip may pick another build of it for a dependency.
+$(VENV)/installed: pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q --upgrade "pip>=24"
+	$(PY) -m pip install -q "$(TORCH)" "setuptools>=77" wheel ninja "pybind11>=2.13"
+	FASTNODE_CUDA=0 $(PY) -m pip install -q --no-build-isolation -e ".[dev]"
+	touch $@
+
+$(VENV)/built: $(VENV)/installed $(SOURCES)
+	$(PY) -m pip install -q --no-build-isolation --no-deps -e .
+	touch $@
+
+clean:
+	rm -rf build dist out *.egg-info fastnode/_C*.so $(VENV)

@@ -1,0 +1,14 @@
+// The Python module fastnode._C. Tensor ops register themselves with torch's dispatcher (ops/*.cpp)
+// when this library is loaded; only what is not a tensor op is bound here.
+#include <pybind11/pybind11.h>
+
+#include "ops/build_info.h"
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled kernels and driver of fastnode";
+  m.def("build_info", [] {
+    pybind11::dict info;
+    for (const auto& [key, value] : fastnode::build_info()) info[key] = value;
+    return info;
+  });
+}

@@ -1,0 +1,31 @@
+"""Finds and loads the compiled extension ``fastnode._C``.
+
+There are two lawful states: the extension was built and loads, or it was not built and the
+reference implementation runs. A file that is there and does not load (another torch, another
+Python, a broken build) is an error: silently slow is worse than loudly broken.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+
+# Its C++ shared libraries must be in the process before ours, which links against them.
+import torch  # noqa: F401
+
+
+def _load() -> tuple[bool, str]:
+    if importlib.util.find_spec("fastnode._C") is None:
+        return False, "not built: no C++ compiler was found when fastnode was installed"
+    try:
+        importlib.import_module("fastnode._C")
+    except ImportError as error:
+        raise ImportError(
+            "fastnode._C is there but does not load; it was probably built for another torch or "
+            f"Python. Rebuild it: pip install --no-build-isolation --force-reinstall . ({error})"
+        ) from error
+    return True, "built and loaded"
+
+
+#: Whether the C++ kernels are active, and the reason in words (``fastnode info`` prints it).
+AVAILABLE, REASON = _load()

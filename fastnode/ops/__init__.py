@@ -1,0 +1,1 @@
+"""Ops: one fused kernel each, with its plain PyTorch reference beside it."""

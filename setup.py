@@ -1,0 +1,102 @@
+"""Builds fastnode._C; everything else about the package stands in pyproject.toml.
+
+C++ is built whenever a compiler is found. CUDA is built when nvcc is found and torch was built for
+CUDA, or when FASTNODE_CUDA=1 asks for it; FASTNODE_CUDA=0 leaves it out. Whether a GPU is present
+plays no part: build machines often have none. TORCH_CUDA_ARCH_LIST and MAX_JOBS are honoured.
+
+Without a C++ compiler the package installs all the same and runs on its reference implementation.
+With a compiler, a build that fails is an error.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+DEFAULT_ARCHITECTURES = "8.0 9.0+PTX"
+
+
+def find_compiler() -> str | None:
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    return next((found for name in names if (found := shutil.which(name.split()[0]))), None)
+
+
+def find_nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    beside = shutil.which(str(Path(home) / "bin" / "nvcc")) if home else None
+    return beside or shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+
+
+def architecture_flags() -> list[str]:
+    flags = []
+    for entry in (os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHITECTURES).split():
+        for arch in filter(None, entry.split(";")):
+            number = arch.removesuffix("+PTX").replace(".", "")
+            flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+            if arch.endswith("+PTX"):
+                flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
+def cuda_wanted(nvcc: str | None, torch_has_cuda: bool) -> bool:
+    asked = os.environ.get("FASTNODE_CUDA")
+    if asked not in (None, "", "0", "1"):
+        raise SystemExit(f"FASTNODE_CUDA must be 0 or 1, got {asked!r}")
+    if asked == "1" and nvcc is None:
+        raise SystemExit("FASTNODE_CUDA=1, but nvcc was not found; set CUDA_HOME or PATH")
+    return asked == "1" or (asked != "0" and nvcc is not None and torch_has_cuda)
+
+
+def extension() -> dict:
+    if find_compiler() is None:
+        print("fastnode: no C++ compiler found, installing without fastnode._C", file=sys.stderr)
+        return {}
+    import torch
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+    nvcc = find_nvcc()
+    with_cuda = cuda_wanted(nvcc, torch.version.cuda is not None)
+    sources = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.cpp"))
+    headers = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.h"))
+    flags = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+    # Loops that only move and combine numbers: no errno, no traps; IEEE results otherwise.
+    flags += ["-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+    ext = CppExtension(
+        "fastnode._C",
+        sources,
+        include_dirs=[str(ROOT / "csrc")],
+        extra_compile_args={"cxx": flags},
+        define_macros=[("FASTNODE_WITH_CUDA", "1")] if with_cuda else [],
+        depends=headers,
+    )
+
+    class Build(BuildExtension):
+        """Compiles the .cu files, which see no torch header, by nvcc alone and links the objects.
+
+        torch's own CUDAExtension asks for a CUDA build of torch even to compile; ours must compile
+        wherever nvcc is, so that machines without a GPU check every kernel.
+        """
+
+        def build_extensions(self) -> None:
+            if with_cuda:
+                assert nvcc is not None
+                out = Path(self.build_temp) / "cuda"
+                out.mkdir(parents=True, exist_ok=True)
+                for source in sorted(ROOT.glob("csrc/**/*.cu")):
+                    target = out / (source.stem + ".o")
+                    command = [nvcc, "-c", str(source), "-o", str(target), "-O3", "-std=c++17"]
+                    command += ["-I", str(ROOT / "csrc"), "-Xcompiler", "-fPIC"]
+                    subprocess.check_call(command + architecture_flags())
+                    ext.extra_objects.append(str(target))
+                lib = Path(nvcc).resolve().parent.parent / "lib64"
+                ext.extra_link_args += [f"-L{lib}", "-lcudart_static", "-lrt", "-ldl", "-lpthread"]
+            super().build_extensions()
+
+    return {"ext_modules": [ext], "cmdclass": {"build_ext": Build}}
+
+
+setup(**extension())

@@ -1,0 +1,1 @@
+"""Triton kernels of fastnode, one op a file; installed as ``fastnode.triton_kernels``."""
