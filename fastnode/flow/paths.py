@@ -1,0 +1,217 @@
+"""Paths ``z_t = a(t) z0 + b(t) z1`` between paired end points, and the times to train them at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from fastnode.ops import interpolant as ops
+
+Coefficient: TypeAlias = Callable[[Tensor], Tensor]
+
+
+class Target:
+    """The target velocity ``u = a'(t) z0 + b'(t) z1`` of a batch, not stored.
+
+    It keeps what u is made of. :func:`fastnode.flow.flow_loss` makes u on the fly, and its gradient
+    reaches z0, z1 and t in the same backward pass as that of z_t. :meth:`velocity` makes u.
+    """
+
+    __slots__ = ("coef", "stand_in", "z0", "z1")
+
+    def __init__(self, stand_in: Tensor, z0: Tensor, z1: Tensor, coef: Tensor) -> None:
+        self.stand_in, self.z0, self.z1, self.coef = stand_in, z0, z1, coef
+
+    def velocity(self) -> Tensor:
+        """u as a tensor of the end points' shape and dtype, differentiable to any order."""
+        return ops.combine(self.z0, self.z1, self.coef[2], self.coef[3])
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.z0.shape
+
+    def __repr__(self) -> str:
+        return f"Target(shape={tuple(self.shape)}, dtype={self.z0.dtype}, device={self.z0.device})"
+
+
+class Path:
+    """A path ``z_t = alpha(t) z0 + beta(t) z1`` with velocity ``dalpha(t) z0 + dbeta(t) z1``.
+
+    Args:
+        alpha, beta, dalpha, dbeta: functions of a tensor t of shape [B] that return a tensor of
+            that shape (torch operations, so that gradients for t exist). ``dalpha`` and ``dbeta``
+            are the derivatives of ``alpha`` and ``beta``; that they are is the caller's word.
+
+    Raises:
+        TypeError: one of the four is not callable.
+
+    Source: Kim, Yoo et al., NeurIPS 2024, arXiv 2410.22918, section 3.
+    """
+
+    name = "custom"
+    #: Which built-in formula the fused op `path_coefficients` computes; None for one's own.
+    _kind: int | None = None
+
+    def __init__(
+        self, alpha: Coefficient, beta: Coefficient, dalpha: Coefficient, dbeta: Coefficient
+    ) -> None:
+        functions = {"alpha": alpha, "beta": beta, "dalpha": dalpha, "dbeta": dbeta}
+        for name, function in functions.items():
+            if not callable(function):
+                raise TypeError(f"{name} must be a function of t, got {type(function).__name__}")
+        self.alpha, self.beta, self.dalpha, self.dbeta = alpha, beta, dalpha, dbeta
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+    def coefficients(self, t: Tensor, *, extrapolate: bool = False) -> Tensor:
+        """The four coefficients a, b, a', b' at t as one tensor [4, B]; gradients reach t.
+
+        Raises:
+            ValueError: t leaves [0, 1] and ``extrapolate`` is False, or is not of shape [B].
+            TypeError: t is not a floating tensor.
+        """
+        ops.check_time(t)
+        if self._kind is not None and not t.requires_grad:
+            return ops.path_coefficients(t, self._kind, not extrapolate)
+        if not extrapolate:
+            ops.check_time_range(t)
+        rows = [f(t) for f in (self.alpha, self.beta, self.dalpha, self.dbeta)]
+        return torch.stack([torch.as_tensor(row).to(t).expand_as(t) for row in rows])
+
+    def interpolate(
+        self, z0: Tensor, z1: Tensor, t: Tensor, *, extrapolate: bool = False
+    ) -> tuple[Tensor, Target]:
+        """The state at t and the target velocity there, the latter without storing it.
+
+        Args:
+            z0, z1: end points, one shape [B, ...], dtype and device; float32, float64, bfloat16
+                or float16. Non-contiguous tensors are copied.
+            t: times, floating, shape [B], in [0, 1].
+            extrapolate: accept any t. The check costs one read of the device; without it none.
+
+        Returns:
+            ``z_t`` of the shape and dtype of z0, and the :class:`Target`. Gradients to z0, z1 and
+            t are exact through both.
+
+        Raises:
+            ValueError: shapes do not match, devices differ, or t leaves [0, 1].
+            TypeError: dtypes differ or are not floating.
+        """
+        z0, z1, coef = self._prepare(z0, z1, t, extrapolate)
+        zt, stand_in = ops.interpolant(z0, z1, coef, store_target=False)
+        return zt, Target(stand_in, z0, z1, coef)
+
+    def sample(
+        self, z0: Tensor, z1: Tensor, t: Tensor, *, extrapolate: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The state at t and the target velocity there, both stored.
+
+        Arguments and errors as in :meth:`interpolate`; returns two tensors shaped as z0.
+        """
+        z0, z1, coef = self._prepare(z0, z1, t, extrapolate)
+        return ops.interpolant(z0, z1, coef, store_target=True)
+
+    def _prepare(
+        self, z0: Tensor, z1: Tensor, t: Tensor, extrapolate: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        z0, z1 = ops.check_end_points(z0, z1, t)
+        accumulate = torch.float64 if z0.dtype == torch.float64 else torch.float32
+        if t.dtype != accumulate and t.is_floating_point():
+            t = t.to(accumulate)
+        return z0, z1, self.coefficients(t, extrapolate=extrapolate)
+
+
+class Linear(Path):
+    """a = 1 - t, b = t: straight lines at constant speed (METHODS: rectified flow, OT paths)."""
+
+    name = "linear"
+    _kind = 0
+
+    def __init__(self) -> None:
+        super().__init__(lambda t: 1 - t, lambda t: t, lambda t: -torch.ones_like(t), torch.ones_like)
+
+
+class Concave(Path):
+    """a = cos(pi t / 2), b = sin(pi t / 2): leaves z0 slowly and reaches z1 early."""
+
+    name = "concave"
+    _kind = 1
+
+    def __init__(self) -> None:
+        half = math.pi / 2
+        super().__init__(
+            lambda t: torch.cos(half * t),
+            lambda t: torch.sin(half * t),
+            lambda t: -half * torch.sin(half * t),
+            lambda t: half * torch.cos(half * t),
+        )
+
+
+class Convex(Path):
+    """a = 1 - sin(pi t / 2), b = 1 - cos(pi t / 2): leaves z0 early and reaches z1 late."""
+
+    name = "convex"
+    _kind = 2
+
+    def __init__(self) -> None:
+        half = math.pi / 2
+        super().__init__(
+            lambda t: 1 - torch.sin(half * t),
+            lambda t: 1 - torch.cos(half * t),
+            lambda t: -half * torch.cos(half * t),
+            lambda t: half * torch.sin(half * t),
+        )
+
+
+PATHS: dict[str, type[Path]] = {path.name: path for path in (Linear, Concave, Convex)}
+
+
+def get_path(path: str | Path) -> Path:
+    """A path by its name (``linear``, ``concave``, ``convex``); a Path is returned as it is.
+
+    Raises:
+        ValueError: the name is unknown.
+        TypeError: neither a name nor a Path.
+    """
+    if isinstance(path, Path):
+        return path
+    if not isinstance(path, str):
+        raise TypeError(f"path must be a name or a Path, got {type(path).__name__}")
+    if path not in PATHS:
+        raise ValueError(f"unknown path {path!r}, expected one of {', '.join(sorted(PATHS))}")
+    return PATHS[path]()
+
+
+def sample_time(
+    batch: int,
+    zero_probability: float = 0.1,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Training times t ~ U[0, 1), set exactly to 0 with probability ``zero_probability``.
+
+    t = 0 is where the encoder alone decides, and has measure zero under the uniform law: without
+    these samples training falls into a bad optimum (Kim, Yoo et al., arXiv 2410.22918, section 4).
+
+    Returns:
+        t of shape [batch].
+
+    Raises:
+        ValueError: ``batch`` is negative or ``zero_probability`` leaves [0, 1].
+        TypeError: ``dtype`` is not floating.
+    """
+    if batch < 0:
+        raise ValueError(f"batch must be at least 0, got {batch}")
+    if not 0 <= zero_probability <= 1:
+        raise ValueError(f"zero_probability must lie in [0, 1], got {zero_probability}")
+    if not dtype.is_floating_point:
+        raise TypeError(f"dtype must be floating, got {dtype}")
+    draws = torch.rand(2, batch, device=device, generator=generator, dtype=dtype)
+    return torch.where(draws[1] < zero_probability, 0.0, draws[0])
