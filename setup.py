@@ -62,7 +62,14 @@ def extension() -> dict:
     with_cuda = cuda_wanted(nvcc, torch.version.cuda is not None)
     sources = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.cpp"))
     headers = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.h"))
-    flags = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+    flags = [
+        "-O3",
+        "-std=c++20",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wextra",
+        "-Wno-unused-parameter",
+    ]
     # Loops that only move and combine numbers: no errno, no traps; IEEE results otherwise.
     flags += ["-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
     ext = CppExtension(

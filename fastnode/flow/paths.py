@@ -133,7 +133,9 @@ class Linear(Path):
     _kind = 0
 
     def __init__(self) -> None:
-        super().__init__(lambda t: 1 - t, lambda t: t, lambda t: -torch.ones_like(t), torch.ones_like)
+        super().__init__(
+            lambda t: 1 - t, lambda t: t, lambda t: -torch.ones_like(t), torch.ones_like
+        )
 
 
 class Concave(Path):

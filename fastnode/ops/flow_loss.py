@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastnode.ops import dispatch
 from fastnode.ops.interpolant import combine
 
 
@@ -19,7 +20,9 @@ def check_velocity(v: Tensor, like: Tensor) -> Tensor:
     if not isinstance(v, Tensor):
         raise TypeError(f"v must be a tensor, got {type(v).__name__}")
     if v.shape != like.shape:
-        raise ValueError(f"v must have the target's shape {tuple(like.shape)}, got {tuple(v.shape)}")
+        raise ValueError(
+            f"v must have the target's shape {tuple(like.shape)}, got {tuple(v.shape)}"
+        )
     if v.device != like.device:
         raise ValueError(f"v must be on the target's device {like.device}, got {v.device}")
     if v.dtype != like.dtype:
@@ -32,4 +35,62 @@ def check_velocity(v: Tensor, like: Tensor) -> Tensor:
 def flow_loss(
     v: Tensor, stand_in: Tensor, z0: Tensor, z1: Tensor, coef: Tensor, mean: bool
 ) -> Tensor:
-    return flow_loss_reference(v, z0, z1, coef, mean)
+    """The scalar loss; its gradient for z0, z1 and coef travels through the stand-in."""
+    if not dispatch.use_ops():
+        return flow_loss_reference(v, z0, z1, coef, mean)
+    with_grad = torch.is_grad_enabled() and (v.requires_grad or stand_in.requires_grad)
+    op = torch.ops.fastnode.flow_loss.default
+    return op(v, stand_in, z0, z1, coef, mean, with_grad)[0]
+
+
+def _flow_loss_any(
+    v: Tensor,
+    stand_in: Tensor,
+    z0: Tensor,
+    z1: Tensor,
+    coef: Tensor,
+    mean: bool,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    slope = (2 / v.numel() if v.numel() else float("inf")) if mean else 2.0
+    # As in the C++ op: in float16 the residual itself, which a mean's slope could flush to zero.
+    grad_scale = 1.0 if v.dtype == torch.float16 else slope
+    if dispatch.use_triton(v):
+        from fastnode.triton_kernels.flow_loss import flow_loss as launch
+
+        inputs = [x.contiguous() for x in (v, z0, z1, coef)]
+        loss, grad = launch(*inputs, slope / 2, grad_scale, with_grad)
+        return loss, v.new_empty(0) if grad is None else grad
+    loss = flow_loss_reference(v, z0, z1, coef, mean)
+    if not with_grad:
+        return loss, v.new_empty(0)
+    residual = v - combine(z0, z1, coef[2], coef[3])
+    return loss, residual.mul_(grad_scale).contiguous()
+
+
+def _flow_loss_fake(
+    v: Tensor,
+    stand_in: Tensor,
+    z0: Tensor,
+    z1: Tensor,
+    coef: Tensor,
+    mean: bool,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    loss = v.new_empty((), dtype=torch.promote_types(v.dtype, torch.float32))
+    if not with_grad:
+        return loss, v.new_empty(0)
+    return loss, torch.empty_like(v, memory_format=torch.contiguous_format)
+
+
+def _scale_any(x: Tensor, factor: Tensor) -> Tensor:
+    if dispatch.use_triton(x):
+        from fastnode.triton_kernels.flow_loss import scale_ as launch
+
+        launch(x, factor)
+        return x
+    return x.mul_(factor)
+
+
+dispatch.register("flow_loss", _flow_loss_any, _flow_loss_fake)
+dispatch.register("scale_", _scale_any, lambda x, factor: x)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastnode.ops import dispatch
+
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -62,13 +64,14 @@ def check_end_points(z0: Tensor, z1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]
     check_time(t)
     if z0.dim() == 0 or z0.shape != z1.shape:
         raise ValueError(
-            "z0 and z1 must have one shape [B, ...], "
-            f"got {tuple(z0.shape)} and {tuple(z1.shape)}"
+            f"z0 and z1 must have one shape [B, ...], got {tuple(z0.shape)} and {tuple(z1.shape)}"
         )
     if t.shape[0] != z0.shape[0]:
         raise ValueError(f"t must have shape [{z0.shape[0]}] as z0 has, got {tuple(t.shape)}")
     if not z0.device == z1.device == t.device:
-        raise ValueError(f"z0, z1 and t must share a device, got {z0.device}, {z1.device}, {t.device}")
+        raise ValueError(
+            f"z0, z1 and t must share a device, got {z0.device}, {z1.device}, {t.device}"
+        )
     if z0.dtype != z1.dtype:
         if not torch.is_autocast_enabled(z0.device.type):
             raise TypeError(f"z0 and z1 must share a dtype, got {z0.dtype} and {z1.dtype}")
@@ -79,10 +82,90 @@ def check_end_points(z0: Tensor, z1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]
 
 
 def path_coefficients(t: Tensor, kind: int, check: bool) -> Tensor:
+    """The coefficients a, b, a', b' of a built-in path at t [B] as one tensor [4, B]."""
+    if dispatch.use_ops():
+        return torch.ops.fastnode.path_coefficients.default(t, kind, check)
     return path_coefficients_reference(t, kind, check)
 
 
-def interpolant(
+def interpolant(z0: Tensor, z1: Tensor, coef: Tensor, store_target: bool) -> tuple[Tensor, Tensor]:
+    """z_t [B, ...] and the target velocity, or (not stored) its stand-in for autograd.
+
+    coef is [4, B] with rows a, b, a', b', float64 for float64 end points and float32 otherwise.
+    """
+    if dispatch.use_ops():
+        return torch.ops.fastnode.interpolant.default(z0, z1, coef, store_target)
+    return interpolant_reference(z0, z1, coef, store_target)
+
+
+def _interpolant_any(
     z0: Tensor, z1: Tensor, coef: Tensor, store_target: bool
 ) -> tuple[Tensor, Tensor]:
+    if dispatch.use_triton(z0):
+        from fastnode.triton_kernels.interpolant import interpolant as launch
+
+        zt, ut = launch(z0.contiguous(), z1.contiguous(), coef.contiguous(), store_target)
+        return zt, ut if store_target else z0.new_zeros(()).expand_as(z0)
     return interpolant_reference(z0, z1, coef, store_target)
+
+
+def _interpolant_backward_any(
+    grad_zt: Tensor | None,
+    grad_target: Tensor | None,
+    coef: Tensor,
+    sign: float,
+    need_z0: bool,
+    need_z1: bool,
+) -> tuple[Tensor, Tensor]:
+    like = grad_zt if grad_zt is not None else grad_target
+    assert like is not None
+    none = like.new_empty(0)
+    if dispatch.use_triton(like):
+        from fastnode.triton_kernels.interpolant import interpolant_backward as launch
+
+        dz0, dz1 = launch(
+            None if grad_zt is None else grad_zt.contiguous(),
+            None if grad_target is None else grad_target.contiguous(),
+            coef.contiguous(),
+            sign,
+            need_z0,
+            need_z1,
+        )
+    else:
+        zero = torch.zeros((), dtype=like.dtype, device=like.device)
+        x = zero.expand_as(like) if grad_zt is None else grad_zt
+        y = zero.expand_as(like) if grad_target is None else grad_target
+        dz0 = combine(x, y, coef[0], sign * coef[2]) if need_z0 else None
+        dz1 = combine(x, y, coef[1], sign * coef[3]) if need_z1 else None
+    return none if dz0 is None else dz0, none if dz1 is None else dz1
+
+
+def _interpolant_fake(
+    z0: Tensor, z1: Tensor, coef: Tensor, store_target: bool
+) -> tuple[Tensor, Tensor]:
+    zt = torch.empty_like(z0, memory_format=torch.contiguous_format)
+    return zt, torch.empty_like(zt) if store_target else z0.new_empty(()).expand_as(z0)
+
+
+def _interpolant_backward_fake(
+    grad_zt: Tensor | None,
+    grad_target: Tensor | None,
+    coef: Tensor,
+    sign: float,
+    need_z0: bool,
+    need_z1: bool,
+) -> tuple[Tensor, Tensor]:
+    like = grad_zt if grad_zt is not None else grad_target
+    assert like is not None
+    made = [
+        torch.empty_like(like, memory_format=torch.contiguous_format) if need else like.new_empty(0)
+        for need in (need_z0, need_z1)
+    ]
+    return made[0], made[1]
+
+
+dispatch.register(
+    "path_coefficients", path_coefficients_reference, lambda t, k, c: t.new_empty(4, t.shape[0])
+)
+dispatch.register("interpolant", _interpolant_any, _interpolant_fake)
+dispatch.register("interpolant_backward", _interpolant_backward_any, _interpolant_backward_fake)

@@ -1,0 +1,47 @@
+// What the ops share: from torch's scalar types to the kernels' types, and one way to use threads.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+
+#include "kernels/scalar.h"
+
+namespace fastnode {
+
+// Work handed to a thread at once, in elements: small enough to balance two threads on 100,000
+// elements, large enough that starting one (some 5 us) does not show.
+constexpr int64_t kGrain = 16384;
+
+// Calls f with a null pointer of the kernels' type for a tensor's dtype.
+template <class F>
+void dispatch_floating(at::ScalarType dtype, const char* op, F&& f) {
+  switch (dtype) {
+    case at::kFloat:
+      return f(static_cast<float*>(nullptr));
+    case at::kDouble:
+      return f(static_cast<double*>(nullptr));
+    case at::kBFloat16:
+      return f(static_cast<BFloat16*>(nullptr));
+    case at::kHalf:
+      return f(static_cast<Half*>(nullptr));
+    default:
+      TORCH_CHECK_TYPE(false, op, ": expected a float32, float64, bfloat16 or float16 tensor, got ",
+                       dtype);
+  }
+}
+
+inline at::ScalarType accumulate_type(at::ScalarType dtype) {
+  return dtype == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+template <class T>
+const T* data(const at::Tensor& x) {
+  return x.defined() ? static_cast<const T*>(x.const_data_ptr()) : nullptr;
+}
+
+template <class T>
+T* mutable_data(const at::Tensor& x) {
+  return x.defined() ? static_cast<T*>(x.mutable_data_ptr()) : nullptr;
+}
+
+}  // namespace fastnode

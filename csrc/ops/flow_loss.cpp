@@ -1,0 +1,169 @@
+// Schema, checks, CPU implementation and autograd of `flow_loss`.
+//
+// The forward pass also makes grad, a multiple of the residual, which backward only has to hand on:
+// to v, and to the path's stand-in for -u (ops/interpolant.cpp).
+#include "kernels/flow_loss.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/TensorSubclassLikeUtils.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/full.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/engine.h>
+#include <torch/library.h>
+
+#include <limits>
+
+#include "ops/common.h"
+
+namespace fastnode {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// d loss / d v = loss_slope * residual.
+double loss_slope(int64_t numel, bool mean) { return mean ? 2.0 / double(numel) : 2.0; }
+
+// What grad holds, as a multiple of the residual. In float16 the slope of a mean would push it
+// below the smallest number before a GradScaler could lift it: there grad is the residual itself.
+double grad_scale(at::ScalarType dtype, int64_t numel, bool mean) {
+  return dtype == at::kHalf ? 1.0 : loss_slope(numel, mean);
+}
+
+std::tuple<Tensor, Tensor> flow_loss_cpu(const Tensor& v, const Tensor& /*stand_in*/,
+                                         const Tensor& z0, const Tensor& z1, const Tensor& coef,
+                                         bool mean, bool with_grad) {
+  TORCH_CHECK_VALUE(v.dim() > 0 && v.sizes() == z0.sizes() && v.sizes() == z1.sizes(),
+                    "v, z0 and z1 must have one shape [B, ...], got ", v.sizes(), ", ", z0.sizes(),
+                    " and ", z1.sizes());
+  const auto dtype = v.scalar_type(), wide = accumulate_type(dtype);
+  TORCH_CHECK_TYPE(dtype == z0.scalar_type() && dtype == z1.scalar_type(),
+                   "v, z0 and z1 must have one dtype, got ", dtype, ", ", z0.scalar_type(), " and ",
+                   z1.scalar_type());
+  TORCH_CHECK_TYPE(coef.scalar_type() == wide, "coef must be ", wide, ", got ", coef.scalar_type());
+  TORCH_CHECK_VALUE(coef.dim() == 2 && coef.size(0) == 4 && coef.size(1) == v.size(0),
+                    "coef must have shape [4, B], got ", coef.sizes());
+  const Tensor vc = v.contiguous(), x = z0.contiguous(), y = z1.contiguous(), c = coef.contiguous();
+  const int64_t total = v.numel(), batch = v.size(0);
+  Tensor grad = with_grad ? at::empty_like(vc) : at::empty({0}, v.options());
+  // One partial sum for each piece of a fixed size, summed in order: the same result for any number
+  // of threads.
+  std::vector<double> partial((total + kGrain - 1) / kGrain);
+  dispatch_floating(dtype, "flow_loss", [&]<class T>(T*) {
+    using A = acc_t<T>;
+    const A *da = data<A>(c) + 2 * batch, *db = data<A>(c) + 3 * batch;
+    at::parallel_for(0, int64_t(partial.size()), 1, [&](int64_t first, int64_t last) {
+      for (int64_t piece = first; piece < last; ++piece) {
+        partial[piece] = flow_loss_range(data<T>(vc), data<T>(x), data<T>(y), da, db, total / batch,
+                                         piece * kGrain, std::min(total, (piece + 1) * kGrain),
+                                         A(grad_scale(dtype, total, mean)),
+                                         with_grad ? mutable_data<T>(grad) : nullptr);
+      }
+    });
+  });
+  double sum = 0;
+  for (double part : partial) sum += part;
+  if (mean) sum = total > 0 ? sum / double(total) : std::numeric_limits<double>::quiet_NaN();
+  return {at::full({}, sum, v.options().dtype(wide)), grad};
+}
+
+Tensor& scale_cpu(Tensor& x, const Tensor& factor) {
+  const double value = factor.item<double>();
+  return value == 1.0 ? x : x.mul_(value);
+}
+
+std::tuple<Tensor, Tensor> call_flow_loss(const Tensor& v, const Tensor& stand_in, const Tensor& z0,
+                                          const Tensor& z1, const Tensor& coef, bool mean,
+                                          bool with_grad) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("fastnode::flow_loss", "")
+                             .typed<decltype(flow_loss_cpu)>();
+  return op.call(v, stand_in, z0, z1, coef, mean, with_grad);
+}
+
+Tensor& call_scale(Tensor& x, const Tensor& factor) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("fastnode::scale_", "")
+                             .typed<decltype(scale_cpu)>();
+  return op.call(x, factor);
+}
+
+struct FlowLoss : torch::autograd::Function<FlowLoss> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& v, const Tensor& stand_in,
+                               const Tensor& z0, const Tensor& z1, const Tensor& coef, bool mean,
+                               bool with_grad) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    auto [loss, grad] = call_flow_loss(v, stand_in, z0, z1, coef, mean, with_grad);
+    ctx->set_materialize_grads(false);
+    ctx->saved_data["mean"] = mean;
+    // grad is a result as well as a saved tensor: its own derivative is a constant times the
+    // identity, so every higher derivative follows from this one node.
+    ctx->save_for_backward({grad});
+    return {loss, grad};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
+    const Tensor saved = ctx->get_saved_variables()[0];
+    const bool mean = ctx->saved_data["mean"].toBool();
+    const Tensor &g = upstream[0], &g_grad = upstream[1];
+    const bool plain = !at::GradMode::is_enabled() && !g_grad.defined() &&
+                       !at::isTensorSubclassLike(saved) && !at::isTensorSubclassLike(g);
+    Tensor dv;
+    if (g.defined()) {
+      Tensor factor = g;
+      if (saved.scalar_type() == at::kHalf) {
+        factor = g * loss_slope(saved.sym_numel().guard_int(__FILE__, __LINE__), mean);
+      }
+      // Mostly the factor is 1 and grad is the answer. It may be handed on (or changed in place)
+      // only when nobody will come back for it.
+      if (plain && !torch::autograd::get_current_graph_task_keep_graph()) {
+        dv = saved.detach();
+        call_scale(dv, factor);
+      } else {
+        dv = saved * factor;
+      }
+    }
+    if (g_grad.defined()) {
+      const int64_t numel = saved.sym_numel().guard_int(__FILE__, __LINE__);
+      const Tensor part = g_grad * grad_scale(saved.scalar_type(), numel, mean);
+      dv = dv.defined() ? dv + part : part;
+    }
+    const bool need_v = ctx->needs_input_grad(0), need_target = ctx->needs_input_grad(1);
+    return {need_v ? dv : Tensor(),
+            need_target ? dv : Tensor(),
+            Tensor(),
+            Tensor(),
+            Tensor(),
+            Tensor(),
+            Tensor()};
+  }
+};
+
+std::tuple<Tensor, Tensor> flow_loss_autograd(const Tensor& v, const Tensor& stand_in,
+                                              const Tensor& z0, const Tensor& z1,
+                                              const Tensor& coef, bool mean, bool with_grad) {
+  // Gradients for the end points and times travel through stand_in; here they are constants.
+  auto out = FlowLoss::apply(v, stand_in, z0.detach(), z1.detach(), coef.detach(), mean, with_grad);
+  return {out[0], out[1]};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(fastnode, m) {
+  m.def(
+      "flow_loss(Tensor v, Tensor stand_in, Tensor z0, Tensor z1, Tensor coef, bool mean,"
+      " bool with_grad) -> (Tensor loss, Tensor grad)");
+  m.def("scale_(Tensor(a!) x, Tensor factor) -> Tensor(a!)");
+}
+
+TORCH_LIBRARY_IMPL(fastnode, CPU, m) {
+  m.impl("flow_loss", flow_loss_cpu);
+  m.impl("scale_", scale_cpu);
+}
+
+TORCH_LIBRARY_IMPL(fastnode, Autograd, m) { m.impl("flow_loss", flow_loss_autograd); }
+
+}  // namespace fastnode

@@ -1,0 +1,45 @@
+"""Which implementation of an op runs, decided in one place.
+
+With the extension, torch's dispatcher decides: C++ for CPU tensors, and for every other device what
+is registered here (Triton on CUDA where it is installed, plain PyTorch elsewhere). Without it, the
+wrappers in this package call the plain PyTorch reference, and autograd differentiates that.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastnode import extension
+
+_library = torch.library.Library("fastnode", "FRAGMENT")  # noqa: TOR901
+
+
+def use_ops() -> bool:
+    """Whether the registered ops may be called here.
+
+    Not without the extension, which defines them; nor inside torch.func transforms, which cannot
+    look into autograd functions written in C++.
+    """
+    return extension.AVAILABLE and not torch._C._are_functorch_transforms_active()
+
+
+@functools.cache
+def has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def use_triton(x: Tensor) -> bool:
+    return x.is_cuda and has_triton()
+
+
+def register(name: str, other_devices: Callable, fake: Callable) -> None:
+    """Gives an op defined in C++ its fake kernel and an implementation for all other devices."""
+    if not extension.AVAILABLE:
+        return
+    _library.impl(name, other_devices, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastnode::{name}", fake, lib=_library)
