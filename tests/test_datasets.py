@@ -96,7 +96,8 @@ def test_linear_regression_on_uci_splits_has_the_published_rmse(name, rmse):
         x = torch.cat([data.x_train, data.x_valid]).double()
         y = torch.cat([data.y_train, data.y_valid]).double()
         x, x_test = (torch.cat([part, torch.ones(len(part), 1)], 1) for part in (x, data.x_test))
-        weights = torch.linalg.lstsq(x, y, driver="gelsd").solution
+        # Columns of energy depend on each other up to the rounding of float32.
+        weights = torch.linalg.lstsq(x, y, rcond=1e-5, driver="gelsd").solution
         error = (x_test.double() @ weights - data.y_test) * data.y_std
         found.append(error.square().mean().sqrt().item())
     assert np.mean(found) == pytest.approx(rmse, rel=0.01)
