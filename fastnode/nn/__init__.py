@@ -1,0 +1,18 @@
+"""Modules: vector fields, neural ODEs, and their training with and without simulation."""
+
+from fastnode.nn.fields import ConvField, MLPField
+from fastnode.nn.node import EncodedODE, NeuralODE
+from fastnode.nn.recipes import Recipe, recipe
+from fastnode.nn.simfree import LossModule, LossParts, SimulationFreeNODE
+
+__all__ = [
+    "ConvField",
+    "EncodedODE",
+    "LossModule",
+    "LossParts",
+    "MLPField",
+    "NeuralODE",
+    "Recipe",
+    "SimulationFreeNODE",
+    "recipe",
+]
