@@ -1,0 +1,102 @@
+"""The face that torchdiffeq's users know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from fastnode.controllers import IController
+from fastnode.engines.reference import integrate_adaptive, integrate_fixed
+from fastnode.norms import ErrorNorm
+from fastnode.options import AdaptiveOptions, FixedOptions, parse
+from fastnode.problem import State, as_times, make_problem
+from fastnode.tableaus import METHODS, Tableau
+
+
+def odeint(
+    func: Callable[[Tensor, Any], Any],
+    y0: State,
+    t: Tensor,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    event_fn: Callable[..., Any] | None = None,
+) -> Any:
+    """Solves dy/dt = func(t, y) with y(t[0]) = y0; arguments and result are torchdiffeq's.
+
+    Gradients flow to y0, to what func closes over and to t, through the operations of the solve.
+
+    Args:
+        func: takes a scalar tensor (in the real dtype of y0) and the state, returns dy/dt in the
+            state's form.
+        y0: state, a floating or complex tensor of any shape, or a tuple of such of one dtype.
+        t: times [T], floating, strictly increasing or strictly decreasing.
+        rtol, atol: relative and absolute tolerance of adaptive methods: a number, a tensor that
+            broadcasts to the state, or for a tuple state one of these for each element.
+        method: ``dopri5`` (default) or ``tsit5``, adaptive; ``euler``, ``midpoint`` or ``rk4`` (the
+            3/8 rule), one step between neighbours of t unless an option says otherwise.
+        options: for adaptive methods first_step, min_step, max_step, safety, ifactor, dfactor,
+            max_num_steps (steps tried between two output times) and norm (takes the error over the
+            tolerance in the state's form, returns a number; 1 is just acceptable); for the others
+            step_size or grid_constructor (takes func, y0, t, returns the grid), interp ("linear" or
+            "cubic", between the points of the grid) and perturb (evaluate just inside the step at
+            both of its ends). Unknown ones are named in a warning.
+        event_fn: must be None.
+
+    Returns:
+        The state at each time, [T, *y0.shape], a tuple of such for a tuple state. Adaptive methods
+        step freely up to t[-1], never beyond it, and interpolate with their own dense output.
+
+    Raises:
+        ValueError, TypeError: an argument is wrong; named before any work is done, except for what
+            func returns.
+        StepSizeUnderflow, MaxStepsExceeded, NonFiniteState: the solve cannot go on.
+    """
+    if event_fn is not None:
+        raise ValueError("event_fn must be None: this version does not locate events")
+    tableau = _find_method(method)
+    problem = make_problem(func, y0, t)
+    times = problem.times
+    if tableau.error is None:
+        fixed = parse(FixedOptions, tableau.name, options)
+        grid = fixed.grid(func, y0, problem.t)
+        solution = integrate_fixed(
+            problem.field,
+            tableau,
+            problem.y0,
+            times,
+            as_times(grid),
+            interp=fixed.interp,
+            perturb=fixed.perturb,
+        )
+    else:
+        adaptive = parse(AdaptiveOptions, tableau.name, options)
+        solution = integrate_adaptive(
+            problem.field,
+            tableau,
+            problem.y0,
+            times,
+            controller=IController(
+                tableau.order,
+                adaptive.safety,
+                adaptive.ifactor,
+                adaptive.dfactor,
+                adaptive.min_step,
+                adaptive.max_step,
+            ),
+            norm=ErrorNorm(problem.layout, problem.y0, rtol, atol, adaptive.norm),
+            first_step=adaptive.first_step,
+            max_num_steps=adaptive.max_num_steps,
+        )
+    return problem.layout.unpack(solution)
+
+
+def _find_method(method: str | None) -> Tableau:
+    name = "dopri5" if method is None else method
+    if not isinstance(name, str) or name not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    return METHODS[name]

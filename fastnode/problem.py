@@ -1,0 +1,170 @@
+"""Checks what a caller hands to a solve and packs it: state, vector field, times, tolerances."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: A time inside a solve: a Python float (float64), or a 0-dim float64 tensor where it needs a
+#: gradient.
+Time = float | Tensor
+#: A state as the caller sees it.
+State = Tensor | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the caller's state lies in the packed tensor; ``shapes`` is None for a lone tensor."""
+
+    shapes: tuple[torch.Size, ...] | None
+
+    def pack(self, state: State) -> Tensor:
+        if isinstance(state, Tensor):
+            return state
+        return torch.cat([part.reshape(-1) for part in state])
+
+    def unpack(self, packed: Tensor) -> State:
+        """Undoes ``pack``; leading dimensions (times) stay in front."""
+        if self.shapes is None:
+            return packed
+        pieces = packed.split([shape.numel() for shape in self.shapes], dim=-1)
+        lead = packed.shape[:-1]
+        return tuple(
+            piece.reshape(lead + shape) for piece, shape in zip(pieces, self.shapes, strict=True)
+        )
+
+
+class VectorField:
+    """The caller's func over the packed state, with its results checked."""
+
+    def __init__(self, func: Callable[..., Any], layout: Layout, y0: Tensor, direction: float):
+        self.func = func
+        self.layout = layout
+        self.dtype = y0.dtype
+        self.time_dtype = y0.dtype.to_real()
+        self.device = y0.device
+        self.shape = y0.shape
+        self.direction = direction
+
+    def __call__(self, t: Time, y: Tensor, side: int = 0) -> Tensor:
+        """dy/dt at (t, y); side -1 or 1 moves t to the next number before or after it on the way,
+        so that a field with a jump at t is evaluated on the right side of it."""
+        result = self.func(self._time(t, side), self.layout.unpack(y))
+        if self.layout.shapes is None:
+            return self._checked("func", result, self.shape)
+        shapes = self.layout.shapes
+        if not isinstance(result, (tuple, list)) or len(result) != len(shapes):
+            came = f"{len(result)}" if isinstance(result, (tuple, list)) else type(result).__name__
+            raise TypeError(f"func must return a tuple of {len(shapes)} tensors as y0, got {came}")
+        parts = enumerate(zip(result, shapes, strict=True))
+        return self.layout.pack(
+            tuple(self._checked(f"func, element {i},", part, shape) for i, (part, shape) in parts)
+        )
+
+    def _time(self, t: Time, side: int) -> Tensor:
+        if isinstance(t, Tensor):
+            value = t.to(device=self.device, dtype=self.time_dtype)
+        elif side:
+            value = torch.tensor(t, dtype=self.time_dtype)
+        else:
+            return torch.full((), t, dtype=self.time_dtype, device=self.device)
+        if side:
+            with torch.no_grad():
+                bound = torch.full_like(value, side * self.direction * math.inf)
+                shift = torch.nextafter(value, bound) - value
+            value = value + shift
+        return value.to(self.device)
+
+    def _checked(self, name: str, value: Any, shape: torch.Size) -> Tensor:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must return a tensor, got {type(value).__name__}")
+        if value.shape != shape:
+            raise ValueError(
+                f"{name} must return the state's shape {tuple(shape)}, got {tuple(value.shape)}"
+            )
+        if value.device != self.device:
+            raise ValueError(f"{name} must return a tensor on {self.device}, got {value.device}")
+        if value.dtype != self.dtype:
+            # Autocast makes linear layers return a narrower type: the state keeps its own.
+            if not torch.is_autocast_enabled(self.device.type):
+                raise TypeError(
+                    f"{name} must return the state's dtype {self.dtype}, got {value.dtype}"
+                )
+            value = value.to(self.dtype)
+        return value
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An initial value problem, checked and packed."""
+
+    field: VectorField
+    layout: Layout
+    y0: Tensor
+    #: The caller's times, on the CPU, in their own dtype.
+    t: Tensor
+
+    @property
+    def times(self) -> list[Time]:
+        return as_times(self.t)
+
+
+def as_times(t: Tensor) -> list[Time]:
+    """The entries of a 1-d tensor in float64: floats, or 0-dim tensors if they need a gradient."""
+    wide = t.double().cpu()
+    return list(wide.unbind()) if wide.requires_grad else wide.tolist()
+
+
+def make_problem(func: Callable[..., Any], y0: State, t: Tensor) -> Problem:
+    """Checks and packs; raises ValueError or TypeError naming the argument before any work."""
+    if not callable(func):
+        raise TypeError(f"func must be callable, got {type(func).__name__}")
+    layout = _check_state(y0)
+    direction = check_times("t", t)
+    packed = layout.pack(y0)
+    if t.device != packed.device and t.device.type != "cpu":
+        warnings.warn(f"t is on {t.device}, y0 on {packed.device}: t is moved", stacklevel=3)
+    return Problem(VectorField(func, layout, packed, direction), layout, packed, t.cpu())
+
+
+def _check_state(y0: State) -> Layout:
+    if not isinstance(y0, (Tensor, tuple)):
+        raise TypeError(f"y0 must be a tensor or a tuple of tensors, got {type(y0).__name__}")
+    parts: list[Any] = list(y0) if isinstance(y0, tuple) else [y0]
+    if not parts:
+        raise ValueError("y0 must hold at least one tensor, got an empty tuple")
+    for i, part in enumerate(parts):
+        name = f"y0[{i}]" if isinstance(y0, tuple) else "y0"
+        if not isinstance(part, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(part).__name__}")
+        if not (part.is_floating_point() or part.is_complex()):
+            raise TypeError(f"{name} must be floating or complex, got {part.dtype}")
+        if part.dtype != parts[0].dtype or part.device != parts[0].device:
+            raise TypeError(
+                f"{name} must share dtype and device with y0[0] ({parts[0].dtype} on "
+                f"{parts[0].device}), got {part.dtype} on {part.device}"
+            )
+    return Layout(tuple(part.shape for part in parts) if isinstance(y0, tuple) else None)
+
+
+def check_times(name: str, t: Any) -> float:
+    """Checks a sequence of times and returns the direction of time, 1.0 or -1.0."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+    if not t.is_floating_point():
+        raise TypeError(f"{name} must be floating, got {t.dtype}")
+    if t.dim() != 1 or t.numel() == 0:
+        raise ValueError(f"{name} must have shape [T] with T >= 1, got {tuple(t.shape)}")
+    values = t.detach().double().cpu()
+    if not bool(values.isfinite().all()):
+        raise ValueError(f"{name} must be finite, got {values.tolist()}")
+    differences = values.diff()
+    if not (bool((differences > 0).all()) or bool((differences < 0).all())):
+        raise ValueError(f"{name} must be strictly increasing or decreasing, got {values.tolist()}")
+    return -1.0 if bool((differences < 0).any()) else 1.0
