@@ -115,6 +115,10 @@ class Problem:
         return as_times(self.t)
 
 
+def to_float(t: Time) -> float:
+    return t.detach().item() if isinstance(t, Tensor) else t
+
+
 def as_times(t: Tensor) -> list[Time]:
     """The entries of a 1-d tensor in float64: floats, or 0-dim tensors if they need a gradient."""
     wide = t.double().cpu()

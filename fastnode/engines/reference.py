@@ -1,7 +1,7 @@
 """The loop in pure PyTorch: the definition of right, on any device, differentiable by autograd.
 
 Times are Python floats. Where the caller wants gradients for times they are 0-dim tensors instead;
-then the combinations of stages run on plain tensor arithmetic, which knows their gradients.
+then rk_stage runs on plain tensor arithmetic, which knows their gradients.
 """
 
 from __future__ import annotations
@@ -17,17 +17,14 @@ from torch import Tensor
 from fastnode.controllers import IController, initial_step
 from fastnode.errors import MaxStepsExceeded, NonFiniteState, StepSizeUnderflow
 from fastnode.norms import ErrorNorm
-from fastnode.ops.rk_stage import rk_stage, rk_stage_reference
-from fastnode.problem import Time, VectorField
+from fastnode.ops.rk_stage import rk_stage
+from fastnode.problem import Time, VectorField, to_float
 from fastnode.tableaus import Tableau, Weights
 
 
 def combine(y: Tensor, k: Sequence[Tensor], h: Time, weights: Weights) -> Tensor:
     """y + h sum_j w_j k_j."""
-    slopes = [k[j] for j in weights.stages]
-    scaled = [h * w for w in weights.values]
-    op = rk_stage if isinstance(h, float) else rk_stage_reference
-    return op(y, slopes, scaled)
+    return rk_stage(y, [k[j] for j in weights.stages], [h * w for w in weights.values])
 
 
 class Step(NamedTuple):
@@ -46,12 +43,12 @@ class Step(NamedTuple):
             return self.y1
         h = self.t1 - self.t
         x = (t - self.t) / h
-        stages = tuple(i for i, _ in self.tableau.dense_weights)
-        values = tuple(_polynomial(row, x) for _, row in self.tableau.dense_weights)
-        return combine(self.y, self.k, h, Weights(stages, values))
+        rows = self.tableau.dense_weights
+        slopes = [self.k[i] for i, _ in rows]
+        return rk_stage(self.y, slopes, [h * _polynomial(row, x) for _, row in rows])
 
     def linear_at(self, t: Time) -> Tensor:
-        if float(t) == float(self.t1):
+        if to_float(t) == to_float(self.t1):
             return self.y1
         return self.y + (t - self.t) / (self.t1 - self.t) * (self.y1 - self.y)
 
@@ -61,14 +58,13 @@ class Step(NamedTuple):
         x = (t - self.t) / h
         rise, square = x * x * (3 - 2 * x), x * (1 - x)
         slopes = [self.y1 - self.y, self.k[0], f1]
-        scaled = [rise, h * square * (1 - x), -h * square * x]
-        return rk_stage_reference(self.y, slopes, scaled)
+        return rk_stage(self.y, slopes, [rise, h * square * (1 - x), -h * square * x])
 
 
 def _polynomial(coefficients: Sequence[float], x: Time) -> Time:
     """sum_p coefficients_p x^(p + 1)."""
-    total: Time = 0.0
-    for coefficient in reversed(coefficients):
+    total = coefficients[-1] * x
+    for coefficient in reversed(coefficients[:-1]):
         total = (total + coefficient) * x
     return total
 
@@ -112,7 +108,7 @@ def integrate_fixed(
         f1 = None
         while len(outputs) < len(times) and _reached(t1, times[len(outputs)], field.direction):
             target = times[len(outputs)]
-            if interp == "linear" or float(target) == float(t1):
+            if interp == "linear" or to_float(target) == to_float(t1):
                 outputs.append(step.linear_at(target))
             else:
                 f1 = field(t1, step.y1) if f1 is None else f1
@@ -122,31 +118,31 @@ def integrate_fixed(
 
 
 def _reached(t: Time, target: Time, direction: float) -> bool:
-    return (float(t) - float(target)) * direction >= 0
+    return (to_float(t) - to_float(target)) * direction >= 0
 
 
 def _end_of_step(t: Time, h: float, end: Time, direction: float) -> Time:
     """t + h on the way to ``end``, and not beyond it."""
-    if (float(end) - float(t)) * direction > h:
+    if (to_float(end) - to_float(t)) * direction > h:
         return t + h * direction
     if isinstance(t, Tensor):
         # The value is that of end; the gradient is that of t, as the step is a constant.
-        return float(end) + (t - t.detach())
-    return float(end)
+        return to_float(end) + (t - t.detach())
+    return to_float(end)
 
 
 def _check_progress(t: Time, h: float, direction: float, ratio: float, stuck: bool) -> None:
     """Raises if a step of size h cannot be tried; ``ratio`` is what the step before it gave."""
-    start = float(t)
+    start = to_float(t)
     if start + h * direction != start and not stuck:
         return
     where = {"time": start, "step": h * direction}
     if not math.isfinite(ratio):
         raise NonFiniteState(
-            f"the vector field is not finite near t = {start:g}, however small the step", **where
+            f"the vector field is not finite near t = {start:.9g}, however small the step", **where
         )
     raise StepSizeUnderflow(
-        f"underflow in dt: at t = {start:g} the tolerances ask for a step of {h:g}; the problem "
+        f"underflow in dt: at t = {start:.9g} the tolerances ask for a step of {h:g}; the problem "
         "may be stiff or singular there, or the tolerances below the precision of the state",
         **where,
     )
@@ -172,10 +168,10 @@ def integrate_adaptive(
         return torch.stack(outputs)
     t, end = times[0], times[-1]
     f = field(t, y)
-    span = float(end) - float(t)
+    span = to_float(end) - to_float(t)
     if first_step is None:
         with torch.no_grad():
-            h = initial_step(field, float(t), y, f, span, tableau.order, norm)
+            h = initial_step(field, to_float(t), y, f, span, tableau.order, norm)
     else:
         h = first_step
     h = controller.clip(h)
@@ -186,23 +182,24 @@ def integrate_adaptive(
             if attempts >= max_num_steps:
                 raise MaxStepsExceeded(
                     f"max_num_steps exceeded: {attempts} steps tried since the last output time; "
-                    f"at t = {float(t):g} the next step is {h:g}",
-                    time=float(t),
+                    f"at t = {to_float(t):g} the next step is {h:g}",
+                    time=to_float(t),
                     step=h * field.direction,
                 )
             attempts += 1
             _check_progress(t, h, field.direction, ratio, stuck)
             t1 = _end_of_step(t, h, end, field.direction)
             trial = take_step(field, tableau, t, t1, y, f, perturb=True)
-            taken = abs(float(t1) - float(t))
-            weights = [float(t1 - t) * w for w in tableau.error_weights.values]
+            # Not |t1 - t|, which t's rounding can hold fast while h keeps shrinking.
+            taken = min(h, abs(to_float(end) - to_float(t)))
+            weights = [to_float(t1 - t) * w for w in tableau.error_weights.values]
             slopes = [trial.k[j] for j in tableau.error_weights.stages]
             ratio = norm(y, trial.y1, slopes, weights)
             h = controller.next_step(taken, ratio)
-            if controller.accepts(taken, ratio):
+            accepted = controller.accepts(taken, ratio)
+            stuck = not accepted and h >= taken
+            if accepted:
                 step, t, y, f = trial, t1, trial.y1, trial.k[-1]
-            else:
-                stuck = h >= taken
         assert step is not None
         outputs.append(step.at(target))
     return torch.stack(outputs)

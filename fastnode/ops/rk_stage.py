@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 
-def rk_stage_reference(y: Tensor, k: Sequence[Tensor], c: Sequence[float]) -> Tensor:
+def rk_stage_reference(y: Tensor, k: Sequence[Tensor], c: Sequence[float | Tensor]) -> Tensor:
     """What the op computes, in plain PyTorch. ``c`` may hold 0-dim tensors, which get gradients."""
     total = y
     for slope, weight in zip(k, c, strict=True):
@@ -15,5 +15,5 @@ def rk_stage_reference(y: Tensor, k: Sequence[Tensor], c: Sequence[float]) -> Te
     return total
 
 
-def rk_stage(y: Tensor, k: Sequence[Tensor], c: Sequence[float]) -> Tensor:
+def rk_stage(y: Tensor, k: Sequence[Tensor], c: Sequence[float | Tensor]) -> Tensor:
     return rk_stage_reference(y, k, c)
