@@ -72,6 +72,9 @@ def extension() -> dict:
     ]
     # Loops that only move and combine numbers: no errno, no traps; IEEE results otherwise.
     flags += ["-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+    # at::parallel_for is OpenMP in a header. Its runtime is the one torch has loaded, so we compile
+    # for it and do not link another.
+    flags += ["-fopenmp"]
     ext = CppExtension(
         "fastnode._C",
         sources,

@@ -7,7 +7,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/full.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/engine.h>
@@ -16,6 +15,7 @@
 #include <limits>
 
 #include "ops/common.h"
+#include "ops/result_pool.h"
 
 namespace fastnode {
 namespace {
@@ -48,7 +48,7 @@ std::tuple<Tensor, Tensor> flow_loss_cpu(const Tensor& v, const Tensor& /*stand_
                     "coef must have shape [4, B], got ", coef.sizes());
   const Tensor vc = v.contiguous(), x = z0.contiguous(), y = z1.contiguous(), c = coef.contiguous();
   const int64_t total = v.numel(), batch = v.size(0);
-  Tensor grad = with_grad ? at::empty_like(vc) : at::empty({0}, v.options());
+  Tensor grad = with_grad ? empty_result(vc) : at::empty({0}, v.options());
   // One partial sum for each piece of a fixed size, summed in order: the same result for any number
   // of threads.
   std::vector<double> partial((total + kGrain - 1) / kGrain);

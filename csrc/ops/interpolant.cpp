@@ -9,13 +9,13 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include "ops/common.h"
+#include "ops/result_pool.h"
 
 namespace fastnode {
 namespace {
@@ -65,8 +65,8 @@ std::tuple<Tensor, Tensor> interpolant_cpu(const Tensor& z0, const Tensor& z1, c
   check_coef(coef, z0);
   check_alike(z0, z1, "z0 and z1");
   const Tensor x = z0.contiguous(), y = z1.contiguous();
-  Tensor zt = at::empty_like(x), target;
-  if (store_target) target = at::empty_like(x);
+  Tensor zt = empty_result(x), target;
+  if (store_target) target = empty_result(x);
   mix(x, y, coef.contiguous(), {0, 1, 2, 3}, 1.0, zt, target);
   if (!store_target) target = at::zeros({}, z0.options()).expand(z0.sizes());
   return {zt, target};
@@ -86,7 +86,7 @@ std::tuple<Tensor, Tensor> interpolant_backward_cpu(const std::optional<Tensor>&
   const Tensor c = coef.contiguous();
   // Rows of coef are a, b, a', b'. Where only the target has a gradient, it takes x's place.
   Tensor none = at::empty({0}, x.options());
-  Tensor dz0 = need_z0 ? at::empty_like(x) : none, dz1 = need_z1 ? at::empty_like(x) : none;
+  Tensor dz0 = need_z0 ? empty_result(x) : none, dz1 = need_z1 ? empty_result(x) : none;
   const int z0_x = has_zt ? 0 : 2, z1_x = has_zt ? 1 : 3;
   Tensor input = x;
   if (!has_zt && sign != 1.0) input = x.mul(sign);

@@ -1,0 +1,35 @@
+// Memory for the results of CPU ops, reused instead of being returned to the system.
+//
+// A fresh buffer above some 100 KB comes from the system as untouched pages and goes back when
+// freed, so that each pass over it pays a page fault for every 4 KiB. In a training step the same
+// sizes come and go every time. The pool keeps what is freed, under one rule: in use plus kept
+// never exceeds the most that was ever in use at once, so it never makes the process larger than
+// its own results did.
+#pragma once
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+
+namespace fastnode {
+
+struct PoolStatistics {
+  int64_t in_use;  // bytes behind living tensors
+  int64_t kept;    // bytes freed and kept for reuse
+  int64_t peak;    // the most that was in use at once
+};
+
+c10::Allocator* result_allocator();
+PoolStatistics pool_statistics();
+// Returns all kept memory to the system and forgets the peak.
+void release_pool();
+
+// A contiguous tensor of like's shape, dtype and device. CPU only.
+inline at::Tensor empty_result(const at::Tensor& like) {
+  return at::detail::empty_generic(like.sizes(), result_allocator(),
+                                   c10::DispatchKeySet(c10::DispatchKey::CPU), like.scalar_type(),
+                                   std::nullopt);
+}
+
+}  // namespace fastnode
