@@ -1,0 +1,255 @@
+"""The command line: fastnode train | evaluate | info.
+
+Whatever depends on torch or data is imported by the command that needs it, so that help and wrong
+arguments answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    import torch
+
+    from fastnode.datasets import Dataset
+    from fastnode.training import Config, Progress
+
+WRONG = 2
+INTERRUPTED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage above it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG, f"{self.prog}: error: {message}\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0, 2 for an error, 130 for an interruption."""
+    parsed = _parser().parse_args(arguments)
+    from fastnode import SolverError
+
+    # What the user can put right is told in one line; anything else is a bug and keeps its trace.
+    expected = (ValueError, OSError, ImportError, FloatingPointError, SolverError)
+    try:
+        return parsed.command(parsed)
+    except expected as error:
+        print(f"fastnode: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return WRONG
+    except KeyboardInterrupt:
+        print("fastnode: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="fastnode", description="Neural ODEs: train, evaluate, inform.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="train a neural ODE on a data set",
+        description="Train a neural ODE. Settings that are left out are the data set's own.",
+    )
+    train.set_defaults(command=_train)
+    add = train.add_argument
+    add("dataset", metavar="DATASET", help="digits, diabetes, mnist, cifar10 or uci/<name>")
+    add("--method", default="simfree", help="simfree (default) or node, through the solver")
+    add("--path", default="linear", help="of simfree: linear (default), concave or convex")
+    add("--split", type=int, default=0, help="split of a UCI set (default 0)")
+    add("--seed", type=int, default=0, help="seed of everything random (default 0)")
+    add("--steps", type=int, help="optimiser steps")
+    add("--batch", type=int, help="samples per step, over all processes")
+    add("--lr", type=float, help="learning rate")
+    add("--eval-every", type=int, metavar="STEPS", help="between validations (default one epoch)")
+    add("--device", help="cpu, cuda, ... (default cuda where there is one)")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for checkpoint and metrics")
+    add("--checkpoint-every", type=int, default=1000, metavar="STEPS", help="default 1000")
+    add("--resume", action="store_true", help="continue the run in DIR, if there is one")
+
+    evaluate = commands.add_parser("evaluate", help="score a checkpoint solver by solver")
+    evaluate.set_defaults(command=_evaluate)
+    evaluate.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="file, or run folder")
+    evaluate.add_argument("--device", help="cpu, cuda, ... (default cuda where there is one)")
+
+    info = commands.add_parser("info", help="versions, and which implementations are active")
+    info.set_defaults(command=_info)
+    return parser
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from fastnode import datasets
+    from fastnode.training import Trainer, recipe_for
+
+    with _processes(arguments.device) as (device, rank, processes):
+        data = datasets.load(arguments.dataset, arguments.split)
+        config = _config(arguments, data, processes)
+        trainer = Trainer(
+            config,
+            data,
+            recipe_for(data),
+            arguments.out,
+            device=device,
+            checkpoint_every=arguments.checkpoint_every,
+            resume=arguments.resume,
+        )
+        if rank == 0:
+            begin = f" from step {trainer.step}" if trainer.step else ""
+            print(f"{data.name} ({data.source}), {config.method}, {device.type}{begin}", flush=True)
+        with _stop_on_signals() as received, _progress(trainer.step, rank == 0) as report:
+            results = trainer.run(report, lambda: bool(received))
+        if not trainer.finished:
+            if rank == 0:
+                message = f"stopped at step {trainer.step}; --resume continues the run"
+                print(f"fastnode: {message}", file=sys.stderr)
+            return INTERRUPTED
+        if results is not None:
+            print(_table(results))
+    return 0
+
+
+def _config(arguments: argparse.Namespace, data: Dataset, processes: int) -> Config:
+    from fastnode.training import Config, recipe_for
+
+    recipe = recipe_for(data)
+    batch = recipe.batch if arguments.batch is None else arguments.batch
+    epoch = -(-len(data.x_train) // max(batch, 1))
+    return Config(
+        dataset=arguments.dataset,
+        method=arguments.method,
+        path=arguments.path,
+        split=arguments.split,
+        seed=arguments.seed,
+        steps=recipe.steps if arguments.steps is None else arguments.steps,
+        batch=batch,
+        lr=recipe.lr if arguments.lr is None else arguments.lr,
+        eval_every=epoch if arguments.eval_every is None else arguments.eval_every,
+        processes=processes,
+    )
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from fastnode.training import CHECKPOINT, evaluate, restore
+
+    path = arguments.checkpoint
+    run = restore(path / CHECKPOINT if path.is_dir() else path, _device(arguments.device))
+    config = run.config
+    print(f"{config.dataset} ({run.data.source}), {config.method}, step {run.step}")
+    print(_table(evaluate(run.model, run.data)))
+    return 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from fastnode.info import describe
+
+    for name, value in describe().items():
+        print(f"{name:<18} {value}")
+    return 0
+
+
+def _table(results: dict[str, Any]) -> str:
+    metric = results["metric"]
+    lines = [f"{'solver':<10} {metric:>10} {'nfe':>8}"]
+    for name, row in results["solvers"].items():
+        value = f"{row[metric]:.2%}" if metric == "accuracy" else f"{row[metric]:.4g}"
+        lines.append(f"{name:<10} {value:>10} {row['nfe']:>8.4g}")
+    if "disagreement" in results:
+        lines.append(f"disagreement of euler-1 and dopri5: {results['disagreement']:.2%}")
+    return "\n".join(lines)
+
+
+def _device(name: str | None) -> torch.device:
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"device {name!r} cannot be used: {reason}") from error
+    return device
+
+
+@contextlib.contextmanager
+def _processes(device_name: str | None) -> Iterator[tuple[torch.device, int, int]]:
+    """Device, rank and number of processes; joins the group that torchrun's variables describe."""
+    import torch
+    import torch.distributed as dist
+
+    device = _device(device_name)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes == 1:
+        yield device, 0, 1
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device, dist.get_rank(), processes
+    finally:
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _stop_on_signals() -> Iterator[list[int]]:
+    """Collects the first SIGINT or SIGTERM, to stop between two steps; the second acts at once."""
+    received: list[int] = []
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(kind) for kind in kinds]
+
+    def restore() -> None:
+        for kind, handler in zip(kinds, before, strict=True):
+            signal.signal(kind, handler)
+
+    def note(number: int, frame: object) -> None:
+        received.append(number)
+        restore()
+
+    for kind in kinds:
+        signal.signal(kind, note)
+    try:
+        yield received
+    finally:
+        restore()
+
+
+@contextlib.contextmanager
+def _progress(step: int, shown: bool) -> Iterator[Callable[[Progress], None]]:
+    """A bar on stderr if tqdm is installed, else a line at each report."""
+    if not shown:
+        yield lambda progress: None
+        return
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield _print_line
+        return
+    with tqdm(initial=step, unit="step", disable=None, dynamic_ncols=True) as bar:
+
+        def update(progress: Progress) -> None:
+            bar.total = progress.steps
+            bar.set_postfix_str(
+                f"loss {progress.loss:.4g}, {progress.samples_per_second:,.0f} samples/s", False
+            )
+            bar.update(progress.step - bar.n)
+
+        yield update
+
+
+def _print_line(progress: Progress) -> None:
+    print(
+        f"step {progress.step}/{progress.steps}  loss {progress.loss:.4g}  "
+        f"{progress.samples_per_second:,.0f} samples/s",
+        file=sys.stderr,
+        flush=True,
+    )

@@ -1,0 +1,19 @@
+"""Training runs: configuration, loop, checkpoints, evaluation."""
+
+from fastnode.training.config import METHODS, Config
+from fastnode.training.evaluation import evaluate
+from fastnode.training.loop import CHECKPOINT, METRICS, Progress, Trainer
+from fastnode.training.models import build_model, recipe_for, restore
+
+__all__ = [
+    "CHECKPOINT",
+    "METHODS",
+    "METRICS",
+    "Config",
+    "Progress",
+    "Trainer",
+    "build_model",
+    "evaluate",
+    "recipe_for",
+    "restore",
+]

@@ -1,0 +1,83 @@
+"""What decides the result of a training run, down to the last bit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from fastnode.flow import get_path
+
+METHODS = ("simfree", "node")
+_LEAST = {"split": 0, "seed": 0, "steps": 1, "batch": 1, "eval_every": 1, "processes": 1}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a run; two runs with equal ones end with the same parameters on the CPU.
+
+    Args:
+        dataset: name as in `fastnode.datasets.NAMES`; split: its split.
+        method: `simfree` (flow matching in the embedding space) or `node` (backpropagation
+            through the solver).
+        path: interpolation path of `simfree`.
+        seed: seeds initialisation, batches, times and label noise.
+        steps: optimiser steps; batch: samples per step, over all processes together.
+        lr: learning rate of AdamW.
+        eval_every: steps between validations, where the set has a validation part.
+        processes: how many processes share each batch.
+
+    Raises:
+        TypeError, ValueError: names the setting, what came and what was expected.
+    """
+
+    dataset: str
+    method: str
+    steps: int
+    batch: int
+    lr: float
+    eval_every: int
+    path: str = "linear"
+    split: int = 0
+    seed: int = 0
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("dataset", "method", "path"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} must be a str, got {getattr(self, name)!r}")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name} must be an int, got {value!r}")
+            if value < least:
+                raise ValueError(f"{name} must be {least} or more, got {value}")
+        if not isinstance(self.lr, (int, float)) or isinstance(self.lr, bool):
+            raise TypeError(f"lr must be a float, got {self.lr!r}")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise ValueError(f"lr must be positive and finite, got {self.lr}")
+        if self.method not in METHODS:
+            raise ValueError(f"unknown method {self.method!r}; expected {' or '.join(METHODS)}")
+        get_path(self.path)
+        if self.batch % self.processes:
+            raise ValueError(
+                f"batch must be a multiple of the {self.processes} processes, got {self.batch}"
+            )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Config:
+        """The inverse of `asdict`; ValueError or TypeError for anything else."""
+        names = {field.name for field in fields(cls)}
+        if set(values) != names:
+            odd = ", ".join(sorted(map(str, names ^ set(values))))
+            raise ValueError(f"config has missing or unknown entries: {odd}")
+        return cls(**values)
+
+    def differences(self, other: Config) -> str:
+        """The settings in which `other` differs, in words; empty if it does not."""
+        mine, theirs = asdict(self), asdict(other)
+        return ", ".join(
+            f"{name} {theirs[name]!r} instead of {mine[name]!r}"
+            for name in mine
+            if mine[name] != theirs[name]
+        )

@@ -1,0 +1,282 @@
+"""The training loop of both methods, with checkpoints from which a killed run continues."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fastnode.datasets import Dataset
+from fastnode.nn import Recipe
+from fastnode.training import checkpoint
+from fastnode.training.batches import Batches, augment, derive_seed
+from fastnode.training.config import Config
+from fastnode.training.evaluation import DOPRI5, EULER_1, evaluate, predict, score
+from fastnode.training.metrics import summary
+from fastnode.training.models import (
+    build_model,
+    build_objective,
+    config_of,
+    load_optimizer,
+    load_parameters,
+    training_nfe,
+)
+
+CHECKPOINT = "checkpoint.pt"
+METRICS = "metrics.json"
+#: Parts of a run at whose ends the loss is recorded and progress reported.
+INTERVALS = 100
+
+
+class Progress(NamedTuple):
+    """What is reported at the end of each interval; the loss is the interval's mean."""
+
+    step: int
+    steps: int
+    loss: float
+    samples_per_second: float
+
+
+class Trainer:
+    """One run: `config` on `data` with the nets of `recipe`, its files in the folder `out`.
+
+    Args:
+        out: folder for checkpoint.pt and metrics.json; made if absent. Only rank 0 writes.
+        device: where the nets and the training data live.
+        checkpoint_every: steps between checkpoints; it does not change the result.
+        resume: continue from the checkpoint in `out`, if there is one.
+
+    Attributes:
+        model: the nets, with their present parameters.
+        step: optimiser steps taken.
+        finished: whether the run is at its end.
+
+    Raises:
+        ValueError: `out` holds a run already and `resume` is off; the checkpoint is damaged, or
+            of a run with other settings.
+        OSError: `out` cannot be written.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        data: Dataset,
+        recipe: Recipe,
+        out: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        checkpoint_every: int = 1000,
+        resume: bool = False,
+    ) -> None:
+        if checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every must be 1 or more, got {checkpoint_every}")
+        self.config, self.data, self.recipe, self.out = config, data, recipe, Path(out)
+        self.device, self.checkpoint_every = torch.device(device), checkpoint_every
+        self.distributed = config.processes > 1
+        self.rank = dist.get_rank() if self.distributed else 0
+
+        self.model = build_model(config, recipe).to(self.device)
+        self.clip = recipe.clip_simfree if config.method == "simfree" else recipe.clip_node
+        parameters = list(self.model.parameters())
+        self.optimizer = torch.optim.AdamW(parameters, config.lr, weight_decay=0.0, fused=True)
+        self.generator = torch.Generator(self.device)
+        self.x, self.y = data.x_train.to(self.device), data.y_train.to(self.device)
+        self.batches = Batches(len(self.x), config.batch, config.seed, self.rank, config.processes)
+        self.validates = recipe.patience is not None and len(data.x_valid) > 0
+
+        self.step = 0
+        self.best: dict[str, Any] = {"value": math.nan, "step": 0, "model": {}}
+        self.history: list[dict[str, float]] = []
+        self.finished = False
+        self._begin_interval()
+        self._open(resume)
+        self.objective = build_objective(self.model, recipe.task)
+        if self.distributed:
+            self.objective = DistributedDataParallel(self.objective)
+
+    def run(
+        self,
+        report: Callable[[Progress], None] = lambda progress: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> dict[str, Any] | None:
+        """Trains to the end, or until `stop()`; both ways leave a checkpoint.
+
+        Returns:
+            At the end the test results, as `evaluate` gives them (metrics.json holds them too);
+            None if stopped before, and on ranks other than 0.
+
+        Raises:
+            FloatingPointError: the loss is no longer finite; the last checkpoint stays.
+        """
+        config = self.config
+        every = max(1, config.steps // INTERVALS)
+        stopped = False
+        while not (self.finished or stopped):
+            until = min(config.steps, _next(self.step, every))
+            until = min(until, _next(self.step, self.checkpoint_every))
+            if self.validates:
+                until = min(until, _next(self.step, config.eval_every))
+            self._advance(until, stop)
+            self._check_loss()
+            at_end = self.step == config.steps
+            if at_end or self.step % every == 0:
+                report(self._end_interval())
+            if self.validates and (at_end or self.step % config.eval_every == 0):
+                self._validate()
+            self.finished = self._anywhere(at_end or self._out_of_patience())
+            stopped = not self.finished and self._anywhere(stop())
+            if self.finished or stopped or self.step % self.checkpoint_every == 0:
+                self._save()
+        if not self.finished or self.rank != 0:
+            return None
+        if self.best["model"]:
+            self.model.load_state_dict(self.best["model"])
+        results = evaluate(self.model, self.data)
+        self._write_metrics(results)
+        return results
+
+    def _advance(self, until: int, stop: Callable[[], bool]) -> None:
+        started = time.perf_counter()
+        # Several processes must stop at the same step, so they ask only between intervals.
+        while self.step < until and (self.distributed or not stop()):
+            self._train_step()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self._interval["seconds"] += time.perf_counter() - started
+
+    def _train_step(self) -> None:
+        config = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        self.generator.manual_seed(derive_seed(config.seed, "step", self.step, self.rank))
+        rows = self.batches.indices(self.step).to(self.device)
+        x, y = self.x.index_select(0, rows), self.y.index_select(0, rows)
+        if self.data.name == "cifar10":
+            x = augment(x, self.generator)
+        self.optimizer.zero_grad()
+        losses = self.objective(x, y, self.generator)
+        losses.total.backward()
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        self.optimizer.step()
+        self.step += 1
+        self._interval["steps"] += 1
+        self._interval["nfe"] += training_nfe(self.model)
+        for name, value in losses._asdict().items():
+            self._losses[name] = self._losses.get(name, 0) + value.detach()
+
+    def _check_loss(self) -> None:
+        total = float(self._losses.get("total", 0.0))
+        if not math.isfinite(total):
+            raise FloatingPointError(
+                f"the training loss became {total} before step {self.step}; try a lower lr"
+            )
+
+    def _learning_rate(self) -> float:
+        if self.recipe.schedule == "none":
+            return self.config.lr
+        return self.config.lr * 0.5 * (1 + math.cos(math.pi * self.step / self.config.steps))
+
+    def _validate(self) -> None:
+        if self.rank != 0:
+            return
+        # Each method is judged by the solver that it is trained for.
+        solver = EULER_1 if self.config.method == "simfree" else DOPRI5
+        outputs, _ = predict(self.model, self.data.x_valid, solver)
+        value = score(self.data, self.data.y_valid, outputs)
+        sign = 1 if self.data.task == "classification" else -1
+        if not self.best["model"] or sign * value > sign * self.best["value"]:
+            copy = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+            self.best = {"value": value, "step": self.step, "model": copy}
+
+    def _out_of_patience(self) -> bool:
+        if self.recipe.patience is None or not self.best["model"]:
+            return False
+        return self.step - self.best["step"] >= self.recipe.patience * self.config.eval_every
+
+    def _anywhere(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        if not self.distributed:
+            return flag
+        shared = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(shared, dist.ReduceOp.MAX)
+        return shared.item() > 0
+
+    def _begin_interval(self) -> None:
+        self._losses: dict[str, Any] = {}
+        self._interval: dict[str, Any] = {"steps": 0, "seconds": 0.0, "nfe": 0}
+
+    def _end_interval(self) -> Progress:
+        steps, seconds = self._interval["steps"], self._interval["seconds"]
+        sums = torch.stack(list(self._losses.values()))
+        if self.distributed:
+            dist.all_reduce(sums)
+        means = (sums / (steps * self.config.processes)).tolist()
+        losses = dict(zip(self._losses, means, strict=True))
+        rate = steps * self.config.batch / seconds
+        entry = {"step": self.step, "seconds": seconds, "samples_per_second": rate}
+        self.history.append(entry | {"nfe_per_step": self._interval["nfe"] / steps} | losses)
+        self._begin_interval()
+        return Progress(self.step, self.config.steps, losses["total"], rate)
+
+    def _open(self, resume: bool) -> None:
+        path = self.out / CHECKPOINT
+        if path.exists():
+            if not resume:
+                raise ValueError(f"{self.out} holds a run already; resume it or choose another")
+            self._restore(path)
+        elif self.rank == 0:
+            self._make_folder()
+            self._write_metrics(None)
+
+    def _make_folder(self) -> None:
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = f"cannot make the folder {self.out}: {error.strerror}"
+            raise OSError(error.errno, reason) from error
+
+    def _restore(self, path: Path) -> None:
+        state = checkpoint.load(path)
+        differences = config_of(path, state).differences(self.config)
+        if differences:
+            raise ValueError(f"{path} is of a run with other settings: {differences}")
+        for parameters in (state["best"]["model"] or state["model"], state["model"]):
+            load_parameters(path, self.model, parameters)
+        load_optimizer(path, self.optimizer, state["optimizer"])
+        self.step, self.best = state["step"], state["best"]
+        self.history, self.finished = state["history"], state["finished"]
+        self._interval = state["interval"]
+        self._losses = {name: value.to(self.device) for name, value in state["losses"].items()}
+
+    def _save(self) -> None:
+        if self.rank != 0:
+            return
+        state = {
+            "config": asdict(self.config),
+            "step": self.step,
+            "finished": self.finished,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+            "history": self.history,
+            "interval": self._interval,
+            "losses": self._losses,
+        }
+        checkpoint.save(self.out / CHECKPOINT, state)
+        self._write_metrics(None)
+
+    def _write_metrics(self, results: dict[str, Any] | None) -> None:
+        checkpoint.write_json(self.out / METRICS, summary(self, results))
+
+
+def _next(step: int, every: int) -> int:
+    return (step // every + 1) * every
