@@ -25,10 +25,10 @@ FASTNODE_HD A mix(A x, A y, A cx, A cy) {
 }
 
 // p and q for the elements [begin, end) of [batch, dim] tensors. y may be null (then it counts as
-// zero), and so may q (then it is not made).
+// zero), and so may q (then it is not made). `stream`: write past the cache (scalar.h).
 #define FASTNODE_DECLARE_MIX(T)                                                      \
   void mix_range(const T* x, const T* y, const MixRows<acc_t<T>>& rows, int64_t dim, \
-                 int64_t begin, int64_t end, T* p, T* q);
+                 int64_t begin, int64_t end, bool stream, T* p, T* q);
 FASTNODE_DECLARE_MIX(float)
 FASTNODE_DECLARE_MIX(double)
 FASTNODE_DECLARE_MIX(BFloat16)

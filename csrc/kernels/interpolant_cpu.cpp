@@ -8,28 +8,36 @@ namespace {
 
 // HasY and HasQ are template arguments so that each variant is one straight loop.
 template <bool HasY, bool HasQ, class T>
+FASTNODE_HD void mix_one(const T* x, const T* y, const acc_t<T> (&c)[4], int64_t i, T* p, T* q) {
+  using A = acc_t<T>;
+  const A xi = load(x[i]), yi = HasY ? A(load(y[i])) : A(0);
+  *p = store<T>(HasY ? mix(xi, yi, c[0], c[1]) : c[0] * xi);
+  if constexpr (HasQ) *q = store<T>(HasY ? mix(xi, yi, c[2], c[3]) : c[2] * xi);
+}
+
+template <bool HasY, bool HasQ, class T>
 FASTNODE_HD void mix_rows(const T* __restrict__ x, const T* __restrict__ y,
                           const MixRows<acc_t<T>>& rows, int64_t dim, int64_t begin, int64_t end,
-                          T* __restrict__ p, T* __restrict__ q) {
+                          bool stream, T* __restrict__ p, T* __restrict__ q) {
   using A = acc_t<T>;
   for (int64_t i = begin; i < end;) {
     const int64_t row = i / dim;
     const int64_t stop = std::min(end, (row + 1) * dim);
-    const A c0 = rows.c[0][row];
-    const A c1 = HasY ? rows.c[1][row] * rows.sign : A(0);
-    const A c2 = HasQ ? rows.c[2][row] : A(0);
-    const A c3 = HasY && HasQ ? rows.c[3][row] * rows.sign : A(0);
-    for (; i < stop; ++i) {
-      const A xi = load(x[i]);
-      if constexpr (HasY) {
-        const A yi = load(y[i]);
-        p[i] = store<T>(mix(xi, yi, c0, c1));
-        if constexpr (HasQ) q[i] = store<T>(mix(xi, yi, c2, c3));
-      } else {
-        p[i] = store<T>(c0 * xi);
-        if constexpr (HasQ) q[i] = store<T>(c2 * xi);
+    const A c[4] = {rows.c[0][row], HasY ? rows.c[1][row] * rows.sign : A(0),
+                    HasQ ? rows.c[2][row] : A(0), HasY && HasQ ? rows.c[3][row] * rows.sign : A(0)};
+    if (stream) {
+      // p and q are whole allocations, so that they are aligned at the same i.
+      for (; i < stop && !streamable(p + i); ++i) mix_one<HasY, HasQ>(x, y, c, i, p + i, q + i);
+      alignas(64) T p_block[kBlock], q_block[kBlock];
+      for (; i + kBlock <= stop; i += kBlock) {
+        for (int k = 0; k < kBlock; ++k) {
+          mix_one<HasY, HasQ>(x, y, c, i + k, p_block + k, q_block + k);
+        }
+        stream_block(p + i, p_block);
+        if constexpr (HasQ) stream_block(q + i, q_block);
       }
     }
+    for (; i < stop; ++i) mix_one<HasY, HasQ>(x, y, c, i, p + i, q + i);
   }
 }
 
@@ -38,17 +46,17 @@ FASTNODE_HD void mix_rows(const T* __restrict__ x, const T* __restrict__ y,
 #define FASTNODE_DEFINE_MIX(T)                                                       \
   FASTNODE_CLONES                                                                    \
   void mix_range(const T* x, const T* y, const MixRows<acc_t<T>>& rows, int64_t dim, \
-                 int64_t begin, int64_t end, T* p, T* q) {                           \
+                 int64_t begin, int64_t end, bool stream, T* p, T* q) {              \
     if (y != nullptr) {                                                              \
       if (q != nullptr) {                                                            \
-        mix_rows<true, true>(x, y, rows, dim, begin, end, p, q);                     \
+        mix_rows<true, true>(x, y, rows, dim, begin, end, stream, p, q);             \
       } else {                                                                       \
-        mix_rows<true, false>(x, y, rows, dim, begin, end, p, q);                    \
+        mix_rows<true, false>(x, y, rows, dim, begin, end, stream, p, q);            \
       }                                                                              \
     } else if (q != nullptr) {                                                       \
-      mix_rows<false, true>(x, y, rows, dim, begin, end, p, q);                      \
+      mix_rows<false, true>(x, y, rows, dim, begin, end, stream, p, q);              \
     } else {                                                                         \
-      mix_rows<false, false>(x, y, rows, dim, begin, end, p, q);                     \
+      mix_rows<false, false>(x, y, rows, dim, begin, end, stream, p, q);             \
     }                                                                                \
   }
 FASTNODE_DEFINE_MIX(float)

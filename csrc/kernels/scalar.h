@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 #if defined(__CUDACC__)
 #define FASTNODE_HD __host__ __device__ __forceinline__
 #else
@@ -92,6 +96,35 @@ FASTNODE_HD Half store<Half>(float x) {
   const uint32_t sum = bit_cast<uint32_t>(bit_cast<float>((bias >> 1) + 0x07800000u) + scaled);
   const uint32_t finite = ((sum >> 13) & 0x7C00u) + (sum & 0x0FFFu);
   return {uint16_t((sign >> 16) | (twice > 0xFF000000u ? 0x7E00u : finite))};
+}
+
+// Elements written at once by stream_block, and the bytes an op must touch for that to pay.
+//
+// An ordinary store first reads the line it writes, and pushes other data out of the cache. On two
+// cores with 32 MiB of L3, two inputs and two outputs of 16 MiB each took 2.0 ms with ordinary
+// stores and 0.6 to 1.3 ms past the cache; tensors that fit the cache are faster with ordinary
+// ones.
+constexpr int kBlock = 64;
+constexpr int64_t kStreamBytes = int64_t(32) << 20;
+
+// Copies kBlock elements past the cache; `to` is aligned to 16 bytes.
+template <class T>
+FASTNODE_HD void stream_block(T* to, const T* from) {
+#if defined(__SSE2__) && !defined(__CUDA_ARCH__)
+  for (size_t byte = 0; byte < kBlock * sizeof(T); byte += 16) {
+    const char* source = reinterpret_cast<const char*>(from) + byte;
+    char* target = reinterpret_cast<char*>(to) + byte;
+    _mm_stream_si128(reinterpret_cast<__m128i*>(target),
+                     _mm_load_si128(reinterpret_cast<const __m128i*>(source)));
+  }
+#else
+  memcpy(to, from, kBlock * sizeof(T));
+#endif
+}
+
+template <class T>
+FASTNODE_HD bool streamable(const T* to) {
+  return reinterpret_cast<uintptr_t>(to) % 16 == 0;
 }
 
 // The type in which values of T are combined and summed.

@@ -7,7 +7,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/full.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/engine.h>
 #include <torch/library.h>
@@ -55,11 +54,12 @@ std::tuple<Tensor, Tensor> flow_loss_cpu(const Tensor& v, const Tensor& /*stand_
   dispatch_floating(dtype, "flow_loss", [&]<class T>(T*) {
     using A = acc_t<T>;
     const A *da = data<A>(c) + 2 * batch, *db = data<A>(c) + 3 * batch;
+    const bool stream = with_grad && 4 * total * int64_t(sizeof(T)) >= kStreamBytes;
     at::parallel_for(0, int64_t(partial.size()), 1, [&](int64_t first, int64_t last) {
       for (int64_t piece = first; piece < last; ++piece) {
         partial[piece] = flow_loss_range(data<T>(vc), data<T>(x), data<T>(y), da, db, total / batch,
                                          piece * kGrain, std::min(total, (piece + 1) * kGrain),
-                                         A(grad_scale(dtype, total, mean)),
+                                         A(grad_scale(dtype, total, mean)), stream,
                                          with_grad ? mutable_data<T>(grad) : nullptr);
       }
     });
@@ -67,13 +67,16 @@ std::tuple<Tensor, Tensor> flow_loss_cpu(const Tensor& v, const Tensor& /*stand_
   double sum = 0;
   for (double part : partial) sum += part;
   if (mean) sum = total > 0 ? sum / double(total) : std::numeric_limits<double>::quiet_NaN();
-  return {at::full({}, sum, v.options().dtype(wide)), grad};
+  Tensor loss = at::detail::empty_cpu({}, wide);
+  if (wide == at::kDouble) {
+    *mutable_data<double>(loss) = sum;
+  } else {
+    *mutable_data<float>(loss) = float(sum);
+  }
+  return {loss, grad};
 }
 
-Tensor& scale_cpu(Tensor& x, const Tensor& factor) {
-  const double value = factor.item<double>();
-  return value == 1.0 ? x : x.mul_(value);
-}
+Tensor& scale_cpu(Tensor& x, const Tensor& factor) { return x.mul_(factor); }
 
 std::tuple<Tensor, Tensor> call_flow_loss(const Tensor& v, const Tensor& stand_in, const Tensor& z0,
                                           const Tensor& z1, const Tensor& coef, bool mean,
@@ -91,12 +94,16 @@ Tensor& call_scale(Tensor& x, const Tensor& factor) {
   return op.call(x, factor);
 }
 
+// The end points and coefficients, hidden from autograd: their gradients travel through stand_in.
+struct Constants {
+  const Tensor &z0, &z1, &coef;
+};
+
 struct FlowLoss : torch::autograd::Function<FlowLoss> {
   static variable_list forward(AutogradContext* ctx, const Tensor& v, const Tensor& stand_in,
-                               const Tensor& z0, const Tensor& z1, const Tensor& coef, bool mean,
-                               bool with_grad) {
+                               const Constants& path, bool mean, bool with_grad) {
     at::AutoDispatchBelowADInplaceOrView below;
-    auto [loss, grad] = call_flow_loss(v, stand_in, z0, z1, coef, mean, with_grad);
+    auto [loss, grad] = call_flow_loss(v, stand_in, path.z0, path.z1, path.coef, mean, with_grad);
     ctx->set_materialize_grads(false);
     ctx->saved_data["mean"] = mean;
     // grad is a result as well as a saved tensor: its own derivative is a constant times the
@@ -121,7 +128,8 @@ struct FlowLoss : torch::autograd::Function<FlowLoss> {
       // only when nobody will come back for it.
       if (plain && !torch::autograd::get_current_graph_task_keep_graph()) {
         dv = saved.detach();
-        call_scale(dv, factor);
+        const bool one = factor.is_cpu() && factor.item<double>() == 1.0;
+        if (!one) call_scale(dv, factor);
       } else {
         dv = saved * factor;
       }
@@ -145,8 +153,7 @@ struct FlowLoss : torch::autograd::Function<FlowLoss> {
 std::tuple<Tensor, Tensor> flow_loss_autograd(const Tensor& v, const Tensor& stand_in,
                                               const Tensor& z0, const Tensor& z1,
                                               const Tensor& coef, bool mean, bool with_grad) {
-  // Gradients for the end points and times travel through stand_in; here they are constants.
-  auto out = FlowLoss::apply(v, stand_in, z0.detach(), z1.detach(), coef.detach(), mean, with_grad);
+  auto out = FlowLoss::apply(v, stand_in, Constants{z0, z1, coef}, mean, with_grad);
   return {out[0], out[1]};
 }
 

@@ -14,6 +14,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <cstring>
+
 #include "ops/common.h"
 #include "ops/result_pool.h"
 
@@ -53,11 +55,21 @@ void mix(const Tensor& x, const Tensor& y, const Tensor& coef, const int (&rows)
     const MixRows<A> mix_rows{
         {c + rows[0] * batch, c + rows[1] * batch, c + rows[2] * batch, c + rows[3] * batch},
         A(sign)};
+    const int64_t tensors = 2 + y.defined() + q.defined();
+    const bool stream = tensors * total * int64_t(sizeof(T)) >= kStreamBytes;
     at::parallel_for(0, total, kGrain, [&](int64_t begin, int64_t end) {
-      mix_range(data<T>(x), data<T>(y), mix_rows, total / batch, begin, end, mutable_data<T>(p),
-                mutable_data<T>(q));
+      mix_range(data<T>(x), data<T>(y), mix_rows, total / batch, begin, end, stream,
+                mutable_data<T>(p), mutable_data<T>(q));
     });
   });
+}
+
+// A zero seen as a tensor of z's shape: 1 us against 3 us for zeros().expand().
+Tensor stand_in(const Tensor& z) {
+  const std::vector<int64_t> strides(z.dim(), 0);
+  Tensor zero = at::detail::empty_strided_cpu(z.sizes(), strides, z.scalar_type());
+  std::memset(zero.mutable_data_ptr(), 0, zero.element_size());
+  return zero;
 }
 
 std::tuple<Tensor, Tensor> interpolant_cpu(const Tensor& z0, const Tensor& z1, const Tensor& coef,
@@ -68,7 +80,7 @@ std::tuple<Tensor, Tensor> interpolant_cpu(const Tensor& z0, const Tensor& z1, c
   Tensor zt = empty_result(x), target;
   if (store_target) target = empty_result(x);
   mix(x, y, coef.contiguous(), {0, 1, 2, 3}, 1.0, zt, target);
-  if (!store_target) target = at::zeros({}, z0.options()).expand(z0.sizes());
+  if (!store_target) target = stand_in(z0);
   return {zt, target};
 }
 
@@ -85,8 +97,8 @@ std::tuple<Tensor, Tensor> interpolant_backward_cpu(const std::optional<Tensor>&
   if (y.defined()) check_alike(x, y, "grad_zt and grad_target");
   const Tensor c = coef.contiguous();
   // Rows of coef are a, b, a', b'. Where only the target has a gradient, it takes x's place.
-  Tensor none = at::empty({0}, x.options());
-  Tensor dz0 = need_z0 ? empty_result(x) : none, dz1 = need_z1 ? empty_result(x) : none;
+  auto result = [&](bool need) { return need ? empty_result(x) : at::empty({0}, x.options()); };
+  Tensor dz0 = result(need_z0), dz1 = result(need_z1);
   const int z0_x = has_zt ? 0 : 2, z1_x = has_zt ? 1 : 3;
   Tensor input = x;
   if (!has_zt && sign != 1.0) input = x.mul(sign);

@@ -76,7 +76,10 @@ class Path:
             TypeError: t is not a floating tensor.
         """
         ops.check_time(t)
-        if self._kind is not None and not t.requires_grad:
+        return self._coefficients(t, extrapolate)
+
+    def _coefficients(self, t: Tensor, extrapolate: bool) -> Tensor:
+        if self._kind is not None and not t.requires_grad and t.dtype in ops.ACCUMULATE:
             return ops.path_coefficients(t, self._kind, not extrapolate)
         if not extrapolate:
             ops.check_time_range(t)
@@ -121,9 +124,9 @@ class Path:
     ) -> tuple[Tensor, Tensor, Tensor]:
         z0, z1 = ops.check_end_points(z0, z1, t)
         accumulate = torch.float64 if z0.dtype == torch.float64 else torch.float32
-        if t.dtype != accumulate and t.is_floating_point():
+        if t.dtype != accumulate:
             t = t.to(accumulate)
-        return z0, z1, self.coefficients(t, extrapolate=extrapolate)
+        return z0, z1, self._coefficients(t, extrapolate)
 
 
 class Linear(Path):

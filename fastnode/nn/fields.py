@@ -131,7 +131,9 @@ class MLPField(nn.Module):
         if isinstance(hidden, Sequence):
             widths = tuple(hidden)
             if depth not in (None, len(widths) + 1):
-                raise ValueError(f"depth must be {len(widths) + 1} for hidden={hidden}, got {depth}")
+                raise ValueError(
+                    f"depth must be {len(widths) + 1} for hidden={hidden}, got {depth}"
+                )
             depth = len(widths) + 1
         else:
             depth = 3 if depth is None else depth

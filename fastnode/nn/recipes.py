@@ -102,7 +102,9 @@ def recipe(name: str, in_features: int | None = None) -> Recipe:
         raise ValueError(f"unknown recipe {name!r}, expected one of {known}")
     inputs, make = _CLASSIFICATION[name]
     if in_features not in (None, inputs):
-        raise ValueError(f"the recipe {name!r} takes {inputs} inputs, got in_features={in_features}")
+        raise ValueError(
+            f"the recipe {name!r} takes {inputs} inputs, got in_features={in_features}"
+        )
     return make()
 
 

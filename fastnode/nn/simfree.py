@@ -123,7 +123,9 @@ class SimulationFreeNODE(EncodedODE):
         shape, classes = tuple(y.shape), self.num_classes
         if isinstance(x, Tensor):
             if x.shape[:1] != y.shape[:1]:
-                raise ValueError(f"x and y must hold as many samples, got {tuple(x.shape)}, {shape}")
+                raise ValueError(
+                    f"x and y must hold as many samples, got {tuple(x.shape)}, {shape}"
+                )
             if x.device != y.device:
                 raise ValueError(f"x and y must be on one device, got {x.device} and {y.device}")
             if x.is_floating_point() and y.is_floating_point() and x.dtype != y.dtype:
@@ -140,7 +142,9 @@ class SimulationFreeNODE(EncodedODE):
             # Elsewhere the check would wait for the device, which checks one-hot indices itself.
             low, high = (int(value) for value in y.aminmax())
             if low < 0 or high >= classes:
-                raise ValueError(f"classes of y must lie in 0 to {classes - 1}, got {low} to {high}")
+                raise ValueError(
+                    f"classes of y must lie in 0 to {classes - 1}, got {low} to {high}"
+                )
 
     def extra_repr(self) -> str:
         return (

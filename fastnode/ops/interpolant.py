@@ -7,6 +7,8 @@ from torch import Tensor
 
 from fastnode.ops import dispatch
 
+#: In what the coefficients are computed and kept.
+ACCUMULATE = (torch.float32, torch.float64)
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
