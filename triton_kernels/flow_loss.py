@@ -7,9 +7,11 @@ import triton.language as tl
 from .tiling import (
     VECTORS,
     WARPS,
+    ceil_div,
     choose_tiling,
     count_tiles,
     locate_tile,
+    next_power_of_2,
     rows_and_columns,
     weigh,
 )
@@ -18,7 +20,7 @@ from .tiling import (
 # of them run at once and no remainder is left to run alone. A constant, not a multiple of the count
 # of multiprocessors, so that the order of a sum, and with it its last bits, is the same everywhere.
 MAX_PROGRAMS = 768
-SLOTS = triton.next_power_of_2(MAX_PROGRAMS)
+SLOTS = next_power_of_2(MAX_PROGRAMS)
 
 
 @triton.jit
@@ -129,7 +131,7 @@ def scale_(x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
         return x
     block = scale_block(x.element_size())
     # Few programs with a loop instead of one for each block: they usually have nothing to do.
-    programs = min(triton.cdiv(x.numel(), block), MAX_PROGRAMS)
+    programs = min(ceil_div(x.numel(), block), MAX_PROGRAMS)
     with torch.cuda.device_of(x):
         scale_kernel[(programs,)](x, g, x.numel(), block, num_warps=WARPS)
     return x

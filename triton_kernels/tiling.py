@@ -15,6 +15,14 @@ WARPS = 4
 VECTORS = 2
 
 
+def next_power_of_2(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
 class Tiling(NamedTuple):
     """Constants of one launch: tile shape, and the power of two (up to 16) that divides D."""
 
@@ -32,8 +40,8 @@ def choose_tiling(B: int, D: int, itemsize: int) -> Tiling:
     align = math.gcd(D, 16)
     # Without alignment the accesses are scalar, eight for each tensor.
     elements = WARPS * 32 * max(8, VECTORS * min(align, 16 // itemsize))
-    rows = min(VECTORS, triton.next_power_of_2(B))
-    block_d = min(triton.next_power_of_2(D), elements // rows)
+    rows = min(VECTORS, next_power_of_2(B))
+    block_d = min(next_power_of_2(D), elements // rows)
     return Tiling(elements // block_d, block_d, align)
 
 
@@ -43,7 +51,7 @@ def rows_and_columns(z: torch.Tensor) -> tuple[int, int]:
 
 
 def count_tiles(B: int, D: int, tiling: Tiling) -> int:
-    return triton.cdiv(B, tiling.BLOCK_B) * triton.cdiv(D, tiling.BLOCK_D)
+    return ceil_div(B, tiling.BLOCK_B) * ceil_div(D, tiling.BLOCK_D)
 
 
 @triton.jit

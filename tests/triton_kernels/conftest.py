@@ -10,7 +10,7 @@ def device():
     if os.environ.get("TRITON_INTERPRET") == "1":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        pytest.skip("no CUDA device; test_interpreted.py runs this on the CPU")
+        pytest.skip("no CUDA device; test_interpreted.py runs this test")
     return torch.device("cuda")
 
 

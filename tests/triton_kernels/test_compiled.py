@@ -38,16 +38,17 @@ def build(kernel, dtype, capability, sizes, constants, aligned):
     """Compiles as a launch would: a size of 1 is a constant, multiples of 16 are known as such."""
     constants = constants | {name: 1 for name, size in sizes.items() if size == 1}
 
+    names = kernel.arg_names
+
     def type_of(name):
         if name in constants:
             return "constexpr"
         if name in sizes:
             return "i32" if sizes[name] < 2**31 else "i64"
         if name in SCALARS:
-            return "fp64"
+            return kernel.params[names.index(name)].annotation_type
         return "*fp32" if name in ACCUMULATED and dtype != "fp64" else f"*{dtype}"
 
-    names = kernel.arg_names
     signature = {name: type_of(name) for name in names}
     attributes = {
         (place,): [["tt.divisibility", 16]]
@@ -78,6 +79,20 @@ def disassemble(compiled, tmp_path):
     assert stack == 0
     assert not [i for i in instructions if i.startswith(("LDL", "STL"))]
     return registers, instructions
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        interpolant.interpolant_bwd_kernel,
+        flow_loss.flow_loss_fwd_kernel,
+        flow_loss.sum_partials_kernel,
+    ],
+    ids=lambda kernel: kernel.__name__,
+)
+def test_scalars_arrive_in_double_precision(kernel):
+    scalars = {p.name: p.annotation_type for p in kernel.params if p.name in SCALARS}
+    assert set(scalars.values()) == {"fp64"}
 
 
 def count(instructions, name, width=""):

@@ -7,7 +7,10 @@ pytest.importorskip("triton")
 
 from fastnode.triton_kernels.interpolant import interpolant, interpolant_backward  # noqa: E402
 
-pytestmark = [] if os.environ.get("TRITON_INTERPRET") == "1" else [pytest.mark.gpu]
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
+if not INTERPRETED and not torch.cuda.is_available():
+    pytest.skip("no CUDA device; test_interpreted.py runs this file", allow_module_level=True)
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 # One element; columns of one; odd; several tiles of columns and rows; images; one short huge row.
