@@ -167,11 +167,11 @@ def _digits() -> Recipe:
         task="classification",
         num_classes=10,
         label_noise=3.0,
-        lr=1e-3,
+        lr=3e-3,
         schedule="cosine",
         steps=4000,
         batch=128,
-        make_nets=lambda: _dense_nets(64, 64, 256, 10),
+        make_nets=lambda: _dense_nets(64, 128, 256, 10),
     )
 
 
