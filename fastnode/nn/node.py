@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from fastnode.nn.fields import check_positive
 from fastnode.odeint import odeint
+from fastnode.tableaus import METHODS, Tableau
 
 #: Bound on the steps of an adaptive solve, as in the evaluation of arXiv 2410.22918.
 MAX_STEPS = 1000
-FIXED_STEP = ("euler", "midpoint", "heun2", "heun3", "rk4")
 
 
 def check_module(**modules: nn.Module) -> None:
@@ -34,9 +34,25 @@ class _Counted:
         return self.field(t, z)
 
 
-def _grid(t0: float, t1: float, steps: int, device: torch.device) -> Tensor:
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    return torch.linspace(t0, t1, steps + 1, dtype=dtype, device=device)
+def _find_method(method: str) -> Tableau:
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    return METHODS[method]
+
+
+def _grid(t0: float, t1: float, steps: int) -> Tensor:
+    return torch.linspace(t0, t1, steps + 1, dtype=torch.float64)
+
+
+def full_precision(z: Tensor) -> Tensor:
+    """An embedding in the precision it is worked with: under autocast at least float32.
+
+    Layers under autocast return bfloat16 or float16, too coarse for a state that is accumulated
+    over many steps and for a difference of two embeddings. The field still runs in autocast's type.
+    """
+    if z.dtype in (torch.bfloat16, torch.float16) and torch.is_autocast_enabled(z.device.type):
+        return z.float()
+    return z
 
 
 class NeuralODE(nn.Module):
@@ -57,7 +73,7 @@ class NeuralODE(nn.Module):
 
     Raises:
         TypeError: field is not a module.
-        ValueError: t0 and t1 are equal; in a call, what :func:`fastnode.odeint` raises.
+        ValueError: unknown method, t0 and t1 equal; in a call, what :func:`fastnode.odeint` raises.
 
     Source: Chen et al., NeurIPS 2018, arXiv 1806.07366.
     """
@@ -74,6 +90,7 @@ class NeuralODE(nn.Module):
     ) -> None:
         super().__init__()
         check_module(field=field)
+        _find_method(method)
         if t0 == t1:
             raise ValueError(f"t0 and t1 must differ, got {t0} for both")
         self.field = field
@@ -88,11 +105,15 @@ class NeuralODE(nn.Module):
         time of z0.
         """
         counted = _Counted(self.field)
-        grid = _grid(self.t0, self.t1, 1, z0.device) if ts is None else ts
         solution = odeint(
-            counted, z0, grid, rtol=self.rtol, atol=self.atol, method=self.method,
+            counted,
+            full_precision(z0),
+            _grid(self.t0, self.t1, 1) if ts is None else ts,
+            rtol=self.rtol,
+            atol=self.atol,
+            method=self.method,
             options=self.options,
-        )  # fmt: skip
+        )
         self.nfe = counted.nfe
         return solution[-1] if ts is None else solution
 
@@ -117,7 +138,8 @@ class EncodedODE(nn.Module):
 
     Raises:
         TypeError: a module is none.
-        ValueError: ``steps`` is below 1; in a call, what :func:`fastnode.odeint` raises.
+        ValueError: unknown method, ``steps`` below 1; in a call, what :func:`fastnode.odeint`
+            raises.
     """
 
     def __init__(
@@ -133,6 +155,7 @@ class EncodedODE(nn.Module):
         super().__init__()
         check_module(encoder=encoder, field=field, decoder=decoder)
         check_positive(steps=steps)
+        _find_method(method)
         self.encoder, self.field, self.decoder = encoder, field, decoder
         self.method, self.steps, self.rtol, self.atol = method, steps, rtol, atol
         self.nfe = 0
@@ -149,13 +172,12 @@ class EncodedODE(nn.Module):
         method = self.method if method is None else method
         steps = self.steps if steps is None else steps
         check_positive(steps=steps)
-        z0 = self.encoder(x)
-        fixed = method in FIXED_STEP
+        fixed = _find_method(method).error is None
         counted = _Counted(self.field)
         solution = odeint(
             counted,
-            z0,
-            _grid(0.0, 1.0, steps if fixed else 1, z0.device),
+            full_precision(self.encoder(x)),
+            _grid(0.0, 1.0, steps if fixed else 1),
             rtol=self.rtol if rtol is None else rtol,
             atol=self.atol if atol is None else atol,
             method=method,

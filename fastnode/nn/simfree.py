@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastnode.flow import Path, flow_loss, get_path, sample_time
 from fastnode.nn.fields import check_positive
-from fastnode.nn.node import EncodedODE, check_module
+from fastnode.nn.node import EncodedODE, check_module, full_precision
 
 
 class LossParts(NamedTuple):
@@ -92,19 +92,16 @@ class SimulationFreeNODE(EncodedODE):
             TypeError: targets that are no numbers, or of another floating dtype than x.
         """
         self._check_targets(x, y)
-        z0 = self.encoder(x)
+        z0 = full_precision(self.encoder(x))
         if not y.is_floating_point():
             y = F.one_hot(y.long(), self.num_classes or 0).to(z0.dtype)
-        z1 = self.label_encoder(y)
-        # Under autocast the two may differ, by what their last layers are.
-        dtype = torch.promote_types(z0.dtype, z1.dtype)
-        precise = torch.promote_types(dtype, torch.float32)
+        z1 = full_precision(self.label_encoder(y))
+        precise = torch.promote_types(z0.dtype, torch.float32)
         t = sample_time(
-            z0.shape[0], self.zero_probability, device=z0.device, dtype=precise,
-            generator=generator,
-        )  # fmt: skip
-        zt, target = self.path.interpolate(z0.to(dtype), z1.to(dtype), t, extrapolate=True)
-        flow = flow_loss(self.field(t, zt).to(dtype), target)
+            len(z0), self.zero_probability, device=z0.device, dtype=precise, generator=generator
+        )
+        zt, target = self.path.interpolate(z0, z1, t, extrapolate=True)
+        flow = flow_loss(self.field(t, zt).to(z0.dtype), target)
         noise = torch.randn(z1.shape, dtype=z1.dtype, device=z1.device, generator=generator)
         decoded = self.decoder(torch.add(z1, noise, alpha=self.label_noise))
         if decoded.shape != y.shape:
