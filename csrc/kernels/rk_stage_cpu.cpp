@@ -1,0 +1,42 @@
+#include <algorithm>
+
+#include "kernels/rk_stage.h"
+
+namespace fastnode {
+namespace {
+
+// Sums of this many elements stay in the first-level cache while the stages pass by one after the
+// other: any number of stages, and every loop is plain vector code.
+constexpr int64_t kBlock = 512;
+
+template <class T>
+FASTNODE_HD void rk_stage_blocks(const T* __restrict__ y, const Terms<T>& terms, int64_t begin,
+                                 int64_t end, T* __restrict__ out) {
+  using A = acc_t<T>;
+  A sum[kBlock];
+  for (int64_t start = begin; start < end; start += kBlock) {
+    const int64_t n = std::min(kBlock, end - start);
+    for (int64_t i = 0; i < n; ++i) sum[i] = load(y[start + i]);
+    for (int j = 0; j < terms.count; ++j) {
+      const T* __restrict__ k = terms.k[j] + start;
+      const A c = terms.c[j];
+      for (int64_t i = 0; i < n; ++i) sum[i] = add_term(sum[i], c, A(load(k[i])));
+    }
+    for (int64_t i = 0; i < n; ++i) out[start + i] = store<T>(sum[i]);
+  }
+}
+
+}  // namespace
+
+#define FASTNODE_DEFINE_RK_STAGE(T)                                                            \
+  FASTNODE_CLONES                                                                              \
+  void rk_stage_range(const T* y, const Terms<T>& terms, int64_t begin, int64_t end, T* out) { \
+    rk_stage_blocks(y, terms, begin, end, out);                                                \
+  }
+FASTNODE_DEFINE_RK_STAGE(float)
+FASTNODE_DEFINE_RK_STAGE(double)
+FASTNODE_DEFINE_RK_STAGE(BFloat16)
+FASTNODE_DEFINE_RK_STAGE(Half)
+#undef FASTNODE_DEFINE_RK_STAGE
+
+}  // namespace fastnode

@@ -1,0 +1,153 @@
+// Schema, checks, CPU implementation and autograd of `rk_error`.
+#include "kernels/rk_error.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/maximum.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <cmath>
+
+#include "ops/terms.h"
+
+namespace fastnode {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+Tensor rk_error_cpu(const Tensor& y0, const Tensor& y1, at::TensorList k, at::ArrayRef<double> c,
+                    double rtol, double atol, bool per_sample) {
+  check_like(y1, y0, "y1");
+  check_terms(k, c, y0);
+  TORCH_CHECK_VALUE(!per_sample || y0.dim() > 0,
+                    "per_sample needs a state of shape [B, ...], got a scalar");
+  const Tensor before = y0.contiguous(), after = y1.contiguous();
+  const ContiguousTerms terms(k, c);
+  const int64_t rows = per_sample ? y0.size(0) : 1;
+  const int64_t dim = rows == 0 ? 0 : y0.numel() / rows;
+  const auto options = y0.options().dtype(accumulate_type(y0.scalar_type()));
+  Tensor norm = per_sample ? at::empty({rows}, options) : at::empty({}, options);
+  // One partial sum for each piece of a row: the same result for any number of threads.
+  const int64_t pieces = std::max<int64_t>(1, (dim + kGrain - 1) / kGrain);
+  std::vector<double> partial(rows * pieces);
+  dispatch_floating(y0.scalar_type(), "rk_error", [&]<class T>(T*) {
+    using A = acc_t<T>;
+    const Terms<T> typed = terms.as<T>();
+    const int64_t rows_at_once = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, dim));
+    at::parallel_for(0, rows * pieces, rows_at_once, [&](int64_t first, int64_t last) {
+      for (int64_t item = first; item < last; ++item) {
+        const int64_t row = item / pieces, begin = row * dim + item % pieces * kGrain;
+        const int64_t end = std::min(begin + kGrain, (row + 1) * dim);
+        partial[item] =
+            rk_error_range(data<T>(before), data<T>(after), typed, A(rtol), A(atol), begin, end);
+      }
+    });
+    for (int64_t row = 0; row < rows; ++row) {
+      double sum = 0;
+      for (int64_t piece = 0; piece < pieces; ++piece) sum += partial[row * pieces + piece];
+      mutable_data<A>(norm)[row] = A(std::sqrt(sum / double(std::max<int64_t>(1, dim))));
+    }
+  });
+  return norm;
+}
+
+Tensor call_rk_error(const Tensor& y0, const Tensor& y1, at::TensorList k, at::ArrayRef<double> c,
+                     double rtol, double atol, bool per_sample) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("fastnode::rk_error", "")
+                             .typed<decltype(rk_error_cpu)>();
+  return op.call(y0, y1, k, c, rtol, atol, per_sample);
+}
+
+struct RkError : torch::autograd::Function<RkError> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& y0, const Tensor& y1, at::TensorList k,
+                        at::ArrayRef<double> c, double rtol, double atol, bool per_sample) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    Tensor norm = call_rk_error(y0, y1, k, c, rtol, atol, per_sample);
+    ctx->set_materialize_grads(false);
+    ctx->saved_data["c"] = c.vec();
+    ctx->saved_data["rtol"] = rtol;
+    ctx->saved_data["atol"] = atol;
+    ctx->saved_data["per_sample"] = per_sample;
+    variable_list saved = {norm, y0, y1};
+    saved.insert(saved.end(), k.begin(), k.end());
+    ctx->save_for_backward(std::move(saved));
+    return norm;
+  }
+
+  // With e = sum_j c_j k_j, s = atol + rtol max(|y0|, |y1|), r = e / s and norm = sqrt(mean r^2):
+  // d norm / d e = r / (N norm s) and d norm / d s = -r^2 / (N norm s), zero where norm is zero.
+  // Written in torch's operators, which know the derivatives of this in turn.
+  static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
+    const std::vector<double> c = ctx->saved_data["c"].toDoubleVector();
+    variable_list grads(c.size() + 6);
+    if (!upstream[0].defined()) return grads;
+    const variable_list saved = ctx->get_saved_variables();
+    const double rtol = ctx->saved_data["rtol"].toDouble();
+    const double atol = ctx->saved_data["atol"].toDouble();
+    const bool per_sample = ctx->saved_data["per_sample"].toBool();
+    const auto wide = saved[0].scalar_type();
+    const Tensor y0 = saved[1].to(wide), y1 = saved[2].to(wide);
+
+    Tensor error = at::zeros_like(y0);
+    for (size_t j = 0; j < c.size(); ++j) error = error + saved[3 + j].to(wide) * c[j];
+    const Tensor size0 = y0.abs(), size1 = y1.abs();
+    const Tensor scale = at::maximum(size0, size1) * rtol + atol;
+    const Tensor ratio = error / scale;
+
+    Tensor norm = saved[0], g = upstream[0];
+    c10::SymInt count = y0.sym_numel();
+    if (per_sample) {
+      std::vector<c10::SymInt> shape(y0.dim(), 1);
+      shape[0] = -1;
+      norm = norm.view_symint(shape);
+      g = g.view_symint(shape);
+      count = 1;
+      for (int64_t d = 1; d < y0.dim(); ++d) count = count * y0.sym_size(d);
+    }
+    const Tensor nonzero = norm.ne(0);
+    const Tensor divisor = at::where(nonzero, norm, 1.0);
+    const double elements = double(count.guard_int(__FILE__, __LINE__));
+    const Tensor slope = at::where(nonzero, g / divisor, 0.0) * (1.0 / std::max(1.0, elements));
+    const Tensor d_error = slope * ratio / scale;
+
+    if (rtol != 0 && (ctx->needs_input_grad(0) || ctx->needs_input_grad(1))) {
+      const Tensor d_size = d_error * ratio * -rtol;
+      // Where both are of one size each has half of it, as torch.maximum divides.
+      const Tensor share0 = size0.gt(size1).to(wide) + size0.eq(size1).to(wide) * 0.5;
+      const auto narrow = saved[1].scalar_type();
+      if (ctx->needs_input_grad(0)) grads[0] = (d_size * share0 * y0.sgn()).to(narrow);
+      if (ctx->needs_input_grad(1)) grads[1] = (d_size * (1.0 - share0) * y1.sgn()).to(narrow);
+    }
+    for (size_t j = 0; j < c.size(); ++j) {
+      if (ctx->needs_input_grad(2 + j)) {
+        grads[2 + j] = (d_error * c[j]).to(saved[3 + j].scalar_type());
+      }
+    }
+    return grads;
+  }
+};
+
+Tensor rk_error_autograd(const Tensor& y0, const Tensor& y1, at::TensorList k,
+                         at::ArrayRef<double> c, double rtol, double atol, bool per_sample) {
+  return RkError::apply(y0, y1, k, c, rtol, atol, per_sample);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(fastnode, m) {
+  m.def(
+      "rk_error(Tensor y0, Tensor y1, Tensor[] k, float[] c, float rtol, float atol,"
+      " bool per_sample) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(fastnode, CPU, m) { m.impl("rk_error", rk_error_cpu); }
+
+TORCH_LIBRARY_IMPL(fastnode, Autograd, m) { m.impl("rk_error", rk_error_autograd); }
+
+}  // namespace fastnode

@@ -1,0 +1,109 @@
+// Schema, checks, CPU and CUDA implementations and autograd of `rk_stage`.
+#include "kernels/rk_stage.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/empty_like.h>
+#include <c10/core/DeviceGuard.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "ops/terms.h"
+
+#ifdef FASTNODE_WITH_CUDA
+// torch's C shim, which exists in CUDA builds of torch alone: the weak reference lets one source
+// build and load everywhere, also beside a torch without CUDA.
+extern "C" __attribute__((weak)) int32_t aoti_torch_get_current_cuda_stream(int32_t device_index,
+                                                                            void** ret_stream);
+#endif
+
+namespace fastnode {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+Tensor rk_stage_cpu(const Tensor& y, at::TensorList k, at::ArrayRef<double> c) {
+  check_terms(k, c, y);
+  const Tensor state = y.contiguous();
+  const ContiguousTerms terms(k, c);
+  Tensor out = at::empty_like(state);
+  dispatch_floating(y.scalar_type(), "rk_stage", [&]<class T>(T*) {
+    const Terms<T> typed = terms.as<T>();
+    at::parallel_for(0, y.numel(), kGrain, [&](int64_t begin, int64_t end) {
+      rk_stage_range(data<T>(state), typed, begin, end, mutable_data<T>(out));
+    });
+  });
+  return out;
+}
+
+#ifdef FASTNODE_WITH_CUDA
+Tensor rk_stage_on_cuda(const Tensor& y, at::TensorList k, at::ArrayRef<double> c) {
+  check_terms(k, c, y);
+  TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
+              "rk_stage: this torch was built without CUDA");
+  const c10::DeviceGuard guard(y.device());
+  const Tensor state = y.contiguous();
+  const ContiguousTerms terms(k, c);
+  Tensor out = at::empty_like(state);
+  void* stream = nullptr;
+  TORCH_CHECK(aoti_torch_get_current_cuda_stream(y.device().index(), &stream) == 0,
+              "rk_stage: torch gave no CUDA stream");
+  dispatch_floating(y.scalar_type(), "rk_stage", [&]<class T>(T*) {
+    const int error =
+        rk_stage_cuda(data<T>(state), terms.as<T>(), y.numel(), mutable_data<T>(out), stream);
+    TORCH_CHECK(error == 0, "rk_stage: CUDA error ", error);
+  });
+  return out;
+}
+#endif
+
+Tensor call_rk_stage(const Tensor& y, at::TensorList k, at::ArrayRef<double> c) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("fastnode::rk_stage", "")
+                             .typed<decltype(rk_stage_cpu)>();
+  return op.call(y, k, c);
+}
+
+struct RkStage : torch::autograd::Function<RkStage> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& y, at::TensorList k,
+                        at::ArrayRef<double> c) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    ctx->set_materialize_grads(false);
+    ctx->saved_data["c"] = c.vec();
+    return call_rk_stage(y, k, c);
+  }
+
+  // Linear in everything, so torch's own products, which know their derivatives, will do.
+  static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
+    const std::vector<double> c = ctx->saved_data["c"].toDoubleVector();
+    const Tensor& g = upstream[0];
+    variable_list grads(c.size() + 2);
+    if (!g.defined()) return grads;
+    if (ctx->needs_input_grad(0)) grads[0] = g;
+    for (size_t j = 0; j < c.size(); ++j) {
+      if (ctx->needs_input_grad(1 + j)) grads[1 + j] = g * c[j];
+    }
+    return grads;
+  }
+};
+
+Tensor rk_stage_autograd(const Tensor& y, at::TensorList k, at::ArrayRef<double> c) {
+  return RkStage::apply(y, k, c);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(fastnode, m) {
+  m.def("rk_stage(Tensor y, Tensor[] k, float[] c) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(fastnode, CPU, m) { m.impl("rk_stage", rk_stage_cpu); }
+
+#ifdef FASTNODE_WITH_CUDA
+TORCH_LIBRARY_IMPL(fastnode, CUDA, m) { m.impl("rk_stage", rk_stage_on_cuda); }
+#endif
+
+TORCH_LIBRARY_IMPL(fastnode, Autograd, m) { m.impl("rk_stage", rk_stage_autograd); }
+
+}  // namespace fastnode
