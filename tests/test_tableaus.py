@@ -53,13 +53,7 @@ def density(tree: Tree) -> int:
 def stage_values(tableau: Tableau, tree: Tree) -> list[Fraction]:
     children = [stage_values(tableau, child) for child in tree]
     return [
-        prod(
-            (
-                sum((a * v for a, v in zip(row, child, strict=False)), Fraction(0))
-                for child in children
-            ),
-            start=Fraction(1),
-        )
+        prod((weighted(row, child[: len(row)]) for child in children), start=Fraction(1))
         for row in tableau.a
     ]
 
