@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "ops/result_pool.h"
 #include "ops/terms.h"
 
 #ifdef FASTNODE_WITH_CUDA
@@ -27,7 +28,7 @@ Tensor rk_stage_cpu(const Tensor& y, at::TensorList k, at::ArrayRef<double> c) {
   check_terms(k, c, y);
   const Tensor state = y.contiguous();
   const ContiguousTerms terms(k, c);
-  Tensor out = at::empty_like(state);
+  Tensor out = empty_result(state);
   dispatch_floating(y.scalar_type(), "rk_stage", [&]<class T>(T*) {
     const Terms<T> typed = terms.as<T>();
     at::parallel_for(0, y.numel(), kGrain, [&](int64_t begin, int64_t end) {

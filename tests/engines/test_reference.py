@@ -53,13 +53,14 @@ def test_fixed_methods_converge_with_their_order(method, backward):
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("method", ADAPTIVE)
 def test_adaptive_methods_converge_with_order_five(method, backward):
-    t = times(2.0, 0.0) if backward else times(0.0, 2.0)
+    t = torch.linspace(0, 2, 5, dtype=torch.float64)
+    t = t.flip(0) if backward else t
     errors = []
     for steps in (16, 32, 64):
         y = fastnode.odeint(
             swing, one() * solution(t[0]), t, method=method, options=steady(2 / steps)
         )
-        errors.append((y[-1] - solution(t[-1])).abs().item())
+        errors.append((y[:, 0] - solution(t)).abs().max().item())
     assert orders(errors)[-1] > 4.6
 
 
