@@ -20,7 +20,7 @@ bench: build
 lint: build
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/pyright
+	$(VENV)/bin/pyright --pythonpath $(PY)
 	$(VENV)/bin/clang-format --dry-run --Werror $(filter-out setup.py,$(SOURCES))
 
 # For a machine with a GPU and its own torch: builds for the device at hand, raw results into OUT.

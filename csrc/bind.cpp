@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include "ops/build_info.h"
+#include "ops/result_pool.h"
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels and driver of fastnode";
@@ -11,4 +12,13 @@ PYBIND11_MODULE(_C, m) {
     for (const auto& [key, value] : fastnode::build_info()) info[key] = value;
     return info;
   });
+  m.def("pool_statistics", [] {
+    const auto [in_use, kept, peak] = fastnode::pool_statistics();
+    pybind11::dict bytes;
+    bytes["in_use"] = in_use;
+    bytes["kept"] = kept;
+    bytes["peak"] = peak;
+    return bytes;
+  });
+  m.def("release_pool", fastnode::release_pool, "Returns kept memory to the system");
 }

@@ -29,3 +29,13 @@ def _load() -> tuple[bool, str]:
 
 #: Whether the C++ kernels are active, and the reason in words (``fastnode info`` prints it).
 AVAILABLE, REASON = _load()
+
+
+def empty_cache() -> None:
+    """Returns to the system what the CPU ops keep of their freed results for reuse.
+
+    What is kept plus what is in use never exceeds the most that was in use at once
+    (csrc/ops/result_pool.h); a program that is done with large solves can give it back.
+    """
+    if AVAILABLE:
+        importlib.import_module("fastnode._C").release_pool()

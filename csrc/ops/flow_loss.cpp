@@ -76,7 +76,7 @@ std::tuple<Tensor, Tensor> flow_loss_cpu(const Tensor& v, const Tensor& /*stand_
   return {loss, grad};
 }
 
-Tensor& scale_cpu(Tensor& x, const Tensor& factor) { return x.mul_(factor); }
+void scale_cpu(Tensor& x, const Tensor& factor) { x.mul_(factor); }
 
 std::tuple<Tensor, Tensor> call_flow_loss(const Tensor& v, const Tensor& stand_in, const Tensor& z0,
                                           const Tensor& z1, const Tensor& coef, bool mean,
@@ -87,11 +87,11 @@ std::tuple<Tensor, Tensor> call_flow_loss(const Tensor& v, const Tensor& stand_i
   return op.call(v, stand_in, z0, z1, coef, mean, with_grad);
 }
 
-Tensor& call_scale(Tensor& x, const Tensor& factor) {
+void call_scale(Tensor& x, const Tensor& factor) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("fastnode::scale_", "")
                              .typed<decltype(scale_cpu)>();
-  return op.call(x, factor);
+  op.call(x, factor);
 }
 
 // The end points and coefficients, hidden from autograd: their gradients travel through stand_in.
@@ -163,7 +163,7 @@ TORCH_LIBRARY_FRAGMENT(fastnode, m) {
   m.def(
       "flow_loss(Tensor v, Tensor stand_in, Tensor z0, Tensor z1, Tensor coef, bool mean,"
       " bool with_grad) -> (Tensor loss, Tensor grad)");
-  m.def("scale_(Tensor(a!) x, Tensor factor) -> Tensor(a!)");
+  m.def("scale_(Tensor(a!) x, Tensor factor) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(fastnode, CPU, m) {

@@ -68,7 +68,7 @@ void mix(const Tensor& x, const Tensor& y, const Tensor& coef, const int (&rows)
 Tensor stand_in(const Tensor& z) {
   const std::vector<int64_t> strides(z.dim(), 0);
   Tensor zero = at::detail::empty_strided_cpu(z.sizes(), strides, z.scalar_type());
-  std::memset(zero.mutable_data_ptr(), 0, zero.element_size());
+  if (z.numel() > 0) std::memset(zero.mutable_data_ptr(), 0, zero.element_size());
   return zero;
 }
 

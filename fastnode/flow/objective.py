@@ -34,22 +34,19 @@ def flow_loss(v: Tensor, target: Target | Tensor, reduction: str = "mean") -> Te
     """
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
-    if isinstance(target, Tensor):
-        velocity = target
-    elif isinstance(target, Target):
-        velocity = None
+    if isinstance(target, Target):
+        v = ops.check_velocity(v, target.z0)
+        if reduction != "none":
+            return ops.flow_loss(
+                v, target.stand_in, target.z0, target.z1, target.coef, reduction == "mean"
+            )
+        velocity = target.velocity()
+    elif isinstance(target, Tensor):
+        v, velocity = ops.check_velocity(v, target), target
     else:
         raise TypeError(f"target must be a Target or a Tensor, got {type(target).__name__}")
-    v = ops.check_velocity(v, target.z0 if velocity is None else velocity)
-    if velocity is None and reduction != "none":
-        return ops.flow_loss(
-            v, target.stand_in, target.z0, target.z1, target.coef, reduction == "mean"
-        )
-    if velocity is None:
-        velocity = target.velocity()
     residual = v - velocity
     if reduction == "none":
         return residual.square()
-    accumulate = torch.promote_types(v.dtype, torch.float32)
-    total = residual.to(accumulate).square()
+    total = residual.to(torch.promote_types(v.dtype, torch.float32)).square()
     return total.mean() if reduction == "mean" else total.sum()

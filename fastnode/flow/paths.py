@@ -129,8 +129,13 @@ class Path:
         return z0, z1, self._coefficients(t, extrapolate)
 
 
-class Linear(Path):
-    """a = 1 - t, b = t: straight lines at constant speed (METHODS: rectified flow, OT paths)."""
+class _BuiltIn(Path):
+    def __reduce__(self) -> tuple[type[Path], tuple[()]]:
+        return type(self), ()
+
+
+class Linear(_BuiltIn):
+    """a = 1 - t, b = t: straight lines at constant speed."""
 
     name = "linear"
     _kind = 0
@@ -141,7 +146,7 @@ class Linear(Path):
         )
 
 
-class Concave(Path):
+class Concave(_BuiltIn):
     """a = cos(pi t / 2), b = sin(pi t / 2): leaves z0 slowly and reaches z1 early."""
 
     name = "concave"
@@ -157,7 +162,7 @@ class Concave(Path):
         )
 
 
-class Convex(Path):
+class Convex(_BuiltIn):
     """a = 1 - sin(pi t / 2), b = 1 - cos(pi t / 2): leaves z0 early and reaches z1 late."""
 
     name = "convex"
@@ -173,7 +178,7 @@ class Convex(Path):
         )
 
 
-PATHS: dict[str, type[Path]] = {path.name: path for path in (Linear, Concave, Convex)}
+PATHS: dict[str, Callable[[], Path]] = {p.name: p for p in (Linear, Concave, Convex)}
 
 
 def get_path(path: str | Path) -> Path:

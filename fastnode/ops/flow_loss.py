@@ -83,14 +83,14 @@ def _flow_loss_fake(
     return loss, torch.empty_like(v, memory_format=torch.contiguous_format)
 
 
-def _scale_any(x: Tensor, factor: Tensor) -> Tensor:
+def _scale_any(x: Tensor, factor: Tensor) -> None:
     if dispatch.use_triton(x):
         from fastnode.triton_kernels.flow_loss import scale_ as launch
 
         launch(x, factor)
-        return x
-    return x.mul_(factor)
+    else:
+        x.mul_(factor)
 
 
 dispatch.register("flow_loss", _flow_loss_any, _flow_loss_fake)
-dispatch.register("scale_", _scale_any, lambda x, factor: x)
+dispatch.register("scale_", _scale_any, lambda x, factor: None)

@@ -31,7 +31,7 @@ def interpolant_reference(
 def path_coefficients_reference(t: Tensor, kind: int, check: bool) -> Tensor:
     from fastnode.flow.paths import PATHS
 
-    path = next(p for p in PATHS.values() if p._kind == kind)()
+    path = next(path for make in PATHS.values() if (path := make())._kind == kind)
     if check:
         check_time_range(t)
     return torch.stack([f(t) for f in (path.alpha, path.beta, path.dalpha, path.dbeta)])

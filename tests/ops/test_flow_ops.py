@@ -1,0 +1,127 @@
+"""The registered ops behind the flow functions: opcheck, references, memory."""
+
+import pytest
+import torch
+from torch.library import opcheck
+
+from fastnode import extension
+from fastnode.flow import Linear
+from fastnode.ops import flow_loss as loss_op
+from fastnode.ops import interpolant as path_op
+
+pytestmark = pytest.mark.skipif(not extension.AVAILABLE, reason=f"extension {extension.REASON}")
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def arguments(dtype=torch.float32, shape=(4, 6), grad=True):
+    z0, z1, v = (torch.randn(shape, dtype=dtype, requires_grad=grad) for _ in range(3))
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return z0, z1, v, Linear().coefficients(torch.rand(shape[0], dtype=wide))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("stored", [False, True], ids=["stand-in", "stored"])
+def test_interpolant_passes_opcheck(dtype, stored):
+    z0, z1, _, coef = arguments(dtype)
+    opcheck(torch.ops.fastnode.interpolant.default, (z0, z1, coef, stored))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("mean", [False, True], ids=["sum", "mean"])
+def test_flow_loss_passes_opcheck(dtype, mean):
+    z0, z1, v, coef = arguments(dtype)
+    stand_in = torch.zeros_like(v, requires_grad=True)
+    inputs = (v, stand_in, z0.detach(), z1.detach(), coef, mean, True)
+    opcheck(torch.ops.fastnode.flow_loss.default, inputs)
+
+
+def test_helper_ops_pass_opcheck():
+    z0, z1, _, coef = arguments(grad=False)
+    opcheck(torch.ops.fastnode.path_coefficients.default, (torch.rand(5), 1, True))
+    opcheck(torch.ops.fastnode.scale_.default, (z0, torch.tensor(2.0)))
+    for grads in ((z0, z1), (None, z1), (z0, None)):
+        backward = (*grads, coef, -1.0, True, False)
+        opcheck(torch.ops.fastnode.interpolant_backward.default, backward)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_kernels_agree_with_their_references(dtype, kind):
+    z0, z1, v, _ = arguments(dtype, (5, 129), grad=False)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    t = torch.rand(5, dtype=wide)
+    coef = path_op.path_coefficients(t, kind, True)
+    torch.testing.assert_close(coef, path_op.path_coefficients_reference(t, kind, True))
+    got = path_op.interpolant(z0, z1, coef, True)
+    want = path_op.interpolant_reference(z0, z1, coef, True)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b)
+    loss = loss_op.flow_loss(v, got[1], z0, z1, coef, True)
+    reference = loss_op.flow_loss_reference(v, z0, z1, coef, True)
+    # In low precision the reference rounds u before it subtracts, the kernel does not.
+    torch.testing.assert_close(loss, reference, rtol=1e-6 if v.element_size() > 2 else 1e-2, atol=0)
+
+
+def test_other_devices_get_the_plain_implementation():
+    z0, z1, v, coef = arguments(grad=False)
+    zt, _ = path_op._interpolant_any(z0, z1, coef, False)
+    torch.testing.assert_close(zt, path_op.interpolant(z0, z1, coef, False)[0])
+    for grads in ((z0, z1), (None, z1), (z0, None)):
+        got = path_op._interpolant_backward_any(*grads, coef, -1.0, True, True)
+        want = torch.ops.fastnode.interpolant_backward.default(*grads, coef, -1.0, True, True)
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b)
+    got = loss_op._flow_loss_any(v, zt, z0, z1, coef, True, True)
+    want = torch.ops.fastnode.flow_loss.default(v, zt, z0, z1, coef, True, True)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_16_bit_number_survives_loading_and_storing(dtype):
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    z = every.reshape(256, 256)
+    coef = Linear().coefficients(torch.zeros(256))
+    coef[1] = 0
+    back = torch.ops.fastnode.interpolant_backward.default(z, None, coef, 1.0, True, False)[0]
+    torch.testing.assert_close(back, z, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_storing_in_16_bits_rounds_as_torch_does(dtype):
+    z = torch.randn(64, 1024).to(dtype)
+    scales = torch.logspace(-9, 6, 64)
+    coef = torch.zeros(4, 64)
+    coef[0] = scales
+    got = torch.ops.fastnode.interpolant_backward.default(z, None, coef, 1.0, True, False)[0]
+    assert torch.equal(got, (z.float() * scales[:, None]).to(dtype))
+
+
+def test_direct_calls_with_bad_arguments_do_not_reach_the_kernels():
+    z0, z1, v, coef = arguments(grad=False)
+    with pytest.raises(ValueError, match="coef must have shape"):
+        torch.ops.fastnode.interpolant.default(z0, z1, coef[:3], False)
+    with pytest.raises(ValueError, match="one shape"):
+        torch.ops.fastnode.interpolant.default(z0, z1[:, 1:], coef, False)
+    with pytest.raises(TypeError, match="coef must be"):
+        torch.ops.fastnode.interpolant.default(z0, z1, coef.double(), False)
+    with pytest.raises(ValueError, match="one shape"):
+        torch.ops.fastnode.flow_loss.default(v[1:], v, z0, z1, coef, True, True)
+
+
+def test_freed_results_are_reused_and_never_pile_up():
+    from fastnode import _C
+
+    extension.empty_cache()
+    assert _C.pool_statistics()["kept"] == 0
+    before = _C.pool_statistics()["in_use"]
+    for size in (300_000, 400_000, 300_000, 500_000):
+        for _ in range(3):
+            z0, z1, _, coef = arguments(shape=(2, size // 2), grad=False)
+            zt, ut = path_op.interpolant(z0, z1, coef, True)
+            assert _C.pool_statistics()["in_use"] - before == 8 * size
+            del zt, ut
+        statistics = _C.pool_statistics()
+        assert statistics["in_use"] + statistics["kept"] <= statistics["peak"]
+    extension.empty_cache()
+    assert _C.pool_statistics() == {"in_use": before, "kept": 0, "peak": before}
