@@ -42,6 +42,17 @@ def architecture_flags() -> list[str]:
     return flags
 
 
+def cuda_library_folders(nvcc: str) -> list[str]:
+    """Where the CUDA runtime lies, by nvcc's own word: the nvcc on PATH may be a script or a link."""
+    plan = subprocess.run(
+        [nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=True
+    ).stderr
+    tops = [line.split("TOP=", 1)[1].strip() for line in plan.splitlines() if "TOP=" in line]
+    names = ("lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib")
+    folders = [Path(top, name) for top in tops for name in names]
+    return [str(folder) for folder in folders if (folder / "libcudart_static.a").exists()]
+
+
 def cuda_wanted(nvcc: str | None, torch_has_cuda: bool) -> bool:
     asked = os.environ.get("FASTNODE_CUDA")
     if asked not in (None, "", "0", "1"):
@@ -102,8 +113,8 @@ def extension() -> dict:
                     command += ["-I", str(ROOT / "csrc"), "-Xcompiler", "-fPIC"]
                     subprocess.check_call(command + architecture_flags())
                     ext.extra_objects.append(str(target))
-                lib = Path(nvcc).resolve().parent.parent / "lib64"
-                ext.extra_link_args += [f"-L{lib}", "-lcudart_static", "-lrt", "-ldl", "-lpthread"]
+                ext.extra_link_args += [f"-L{folder}" for folder in cuda_library_folders(nvcc)]
+                ext.extra_link_args += ["-lcudart_static", "-lrt", "-ldl", "-lpthread"]
             super().build_extensions()
 
     return {"ext_modules": [ext], "cmdclass": {"build_ext": Build}}
