@@ -43,7 +43,7 @@ def architecture_flags() -> list[str]:
 
 
 def cuda_library_folders(nvcc: str) -> list[str]:
-    """Where the CUDA runtime lies, by nvcc's own word: the nvcc on PATH may be a script or a link."""
+    """Where the CUDA runtime lies, by nvcc's own word: the nvcc on PATH may be only a script."""
     plan = subprocess.run(
         [nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=True
     ).stderr
