@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -67,10 +67,6 @@ class Path:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
-
-    def __reduce__(self) -> str | tuple[Any, ...]:
-        # The built-in paths hold lambdas, which pickle refuses; their class says it all.
-        return super().__reduce__() if self._kind is None else (type(self), ())
 
     def coefficients(self, t: Tensor, *, extrapolate: bool = False) -> Tensor:
         """The four coefficients a, b, a', b' at t as one tensor [4, B]; gradients reach t.
