@@ -1,0 +1,42 @@
+"""Shared by the benchmarks: what is recorded about the machine, and the table printed last."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+
+import fastnode
+from fastnode import extension
+
+
+def pytest_benchmark_update_machine_info(config, machine_info) -> None:
+    machine_info.pop("node", None)
+    machine_info["fastnode"] = fastnode.__version__
+    machine_info["torch"] = torch.__version__
+    machine_info["torch_threads"] = torch.get_num_threads()
+    machine_info["python"] = platform.python_version()
+    if extension.AVAILABLE:
+        from fastnode import _C
+
+        machine_info["fastnode_build"] = _C.build_info()
+    if torch.cuda.is_available():
+        machine_info["gpu"] = torch.cuda.get_device_name()
+
+
+def pytest_benchmark_update_json(config, benchmarks, output_json) -> None:
+    # The time of a commit says nothing about the run, and paths are nobody's business.
+    output_json.pop("commit_info", None)
+
+
+def pytest_terminal_summary(terminalreporter, config) -> None:
+    session = getattr(config, "_benchmarksession", None)
+    rows = [b.extra_info for b in getattr(session, "benchmarks", []) if "ratios" in b.extra_info]
+    if not rows:
+        return
+    terminalreporter.section("how many times faster (medians of interleaved rounds)")
+    for row in rows:
+        ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in row["ratios"].items())
+        terminalreporter.write_line(
+            f"{row['subject']:<28} {row['case']:<16} {row['microseconds']:>10.1f} us   {ratios}"
+        )

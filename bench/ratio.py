@@ -1,0 +1,69 @@
+"""Timing as a ratio: our code against references, interleaved in one run, after both agreed."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Call = Callable[[], Any]
+
+
+def seconds(call: Call, iterations: int) -> float:
+    start = time.perf_counter()
+    for _ in range(iterations):
+        call()
+    return (time.perf_counter() - start) / iterations
+
+
+def compare(
+    benchmark: Any,
+    subject: str,
+    case: str,
+    ours: Call,
+    references: Mapping[str, Call],
+    *,
+    rounds: int = 30,
+    budget: float = 0.02,
+    **facts: Any,
+) -> dict[str, float]:
+    """Times ``ours`` by pytest-benchmark and each reference in the setup of every round.
+
+    Each round times every contestant once for about ``budget`` seconds, so that a slow moment of
+    the machine falls on all of them. Returns how many times longer the median reference takes;
+    ratios and ``facts`` are kept in the JSON.
+    """
+    calls = {"fastnode": ours, **references}
+    for call in calls.values():
+        for _ in range(3):
+            call()
+    iterations = {
+        name: max(1, int(budget / max(seconds(call, 3), 1e-7))) for name, call in calls.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in references}
+
+    def setup() -> None:
+        gc.collect()
+        for name, call in references.items():
+            times[name].append(seconds(call, iterations[name]))
+
+    own: list[float] = []
+
+    def run() -> None:
+        own.append(seconds(ours, iterations["fastnode"]))
+
+    benchmark.pedantic(run, setup=setup, rounds=rounds, warmup_rounds=1)
+    own_median = statistics.median(own[1:])
+    medians = {name: statistics.median(values[1:]) for name, values in times.items()}
+    ratios = {name: median / own_median for name, median in medians.items()}
+    benchmark.extra_info.update(
+        subject=subject,
+        case=case,
+        ratios=ratios,
+        microseconds=1e6 * own_median,
+        reference_microseconds={name: 1e6 * median for name, median in medians.items()},
+        **facts,
+    )
+    return ratios
