@@ -194,10 +194,9 @@ def _processes(device_name: str | None) -> Iterator[tuple[torch.device, int, int
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield device, dist.get_rank(), processes
-    finally:
-        dist.destroy_process_group()
+    yield device, dist.get_rank(), processes
+    # Not after an error: the other processes may be waiting inside a collective.
+    dist.destroy_process_group()
 
 
 @contextlib.contextmanager

@@ -179,9 +179,9 @@ def _download(name: str, file: str, layout: str, url: str, sha256: str) -> Path:
 
 def _read(path: Path, *names: str) -> dict[str, np.ndarray]:
     fields = ", ".join(names)
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is not an npz file with {fields}")
     try:
+        if not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile("not a zip archive")
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in names}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:

@@ -7,7 +7,8 @@ import io
 import json
 import os
 import pickle
-import zipfile
+import struct
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,28 @@ LAYOUT = {
     "interval": {"steps": int, "seconds": float, "nfe": int},
     "losses": {str: torch.Tensor},
 }
+
+#: The restricted unpickler meets a malformed stream with whatever its own code happens to raise.
+MALFORMED = (
+    pickle.UnpicklingError,
+    struct.error,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    EOFError,
+    OverflowError,
+)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder unless it is there; OSError naming it if that cannot be done."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot make the folder {path}: {error.strerror}") from error
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -77,15 +100,17 @@ def load(path: str | Path) -> dict[str, Any]:
     """
     data = Path(path).read_bytes()
     # torch's older formats are not ours; their loader is left unreached.
-    if not zipfile.is_zipfile(io.BytesIO(data)):
+    if not data.startswith(b"PK\x03\x04"):
         raise ValueError(f"{path} is damaged or not a checkpoint: not a zip archive")
     try:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged or not a checkpoint: {_first_line(error)}") from error
-    except (KeyError, IndexError, AttributeError, AssertionError) as error:
-        # The restricted unpickler meets a malformed stream with whatever its stack gives.
-        raise ValueError(f"{path} is damaged: {type(error).__name__}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except MALFORMED as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"{path} is damaged or not a checkpoint: {type(error).__name__}: {reason}"
+        ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{path} is not a {FORMAT}")
     wrong = _mismatch(state, LAYOUT, "checkpoint")
@@ -116,7 +141,3 @@ def _mismatch(value: Any, layout: Any, name: str) -> str | None:
 
 def _first(found: Iterable[str | None]) -> str | None:
     return next((each for each in found if each is not None), None)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,8 +101,6 @@ class Trainer:
         self._begin_interval()
         self._open(resume)
         self.objective = build_objective(self.model, recipe.task)
-        if self.distributed:
-            self.objective = DistributedDataParallel(self.objective)
 
     def run(
         self,
@@ -116,6 +116,31 @@ class Trainer:
         Raises:
             FloatingPointError: the loss is no longer finite; the last checkpoint stays.
         """
+        with self._shared_gradients():
+            self._train(report, stop)
+        if not self.finished or self.rank != 0:
+            return None
+        if self.best["model"]:
+            self.model.load_state_dict(self.best["model"])
+        results = evaluate(self.model, self.data)
+        self._write_metrics(results)
+        return results
+
+    @contextlib.contextmanager
+    def _shared_gradients(self) -> Iterator[None]:
+        if not self.distributed:
+            yield
+            return
+        alone = self.objective
+        self.objective = DistributedDataParallel(alone)
+        try:
+            yield
+        finally:
+            # It would keep gloo's threads alive until the interpreter ends, where they abort.
+            self.objective = alone
+            gc.collect()
+
+    def _train(self, report: Callable[[Progress], None], stop: Callable[[], bool]) -> None:
         config = self.config
         every = max(1, config.steps // INTERVALS)
         stopped = False
@@ -135,13 +160,6 @@ class Trainer:
             stopped = not self.finished and self._anywhere(stop())
             if self.finished or stopped or self.step % self.checkpoint_every == 0:
                 self._save()
-        if not self.finished or self.rank != 0:
-            return None
-        if self.best["model"]:
-            self.model.load_state_dict(self.best["model"])
-        results = evaluate(self.model, self.data)
-        self._write_metrics(results)
-        return results
 
     def _advance(self, until: int, stop: Callable[[], bool]) -> None:
         started = time.perf_counter()
@@ -234,15 +252,8 @@ class Trainer:
                 raise ValueError(f"{self.out} holds a run already; resume it or choose another")
             self._restore(path)
         elif self.rank == 0:
-            self._make_folder()
+            checkpoint.make_folder(self.out)
             self._write_metrics(None)
-
-    def _make_folder(self) -> None:
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            reason = f"cannot make the folder {self.out}: {error.strerror}"
-            raise OSError(error.errno, reason) from error
 
     def _restore(self, path: Path) -> None:
         state = checkpoint.load(path)
