@@ -171,7 +171,7 @@ def _digits() -> Recipe:
         schedule="cosine",
         steps=4000,
         batch=128,
-        make_nets=lambda: _dense_nets(64, 128, 256, 10),
+        make_nets=lambda: _dense_nets(64, 128, 512, 10),
     )
 
 
