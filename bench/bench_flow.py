@@ -1,4 +1,4 @@
-"""The flow part of a training step on the CPU against plain PyTorch and torch.compile.
+"""The flow part of a training step against plain PyTorch and torch.compile.
 
 The part is: interpolant, a field that is one multiplication, loss, and backward to z0 and z1, all
 through autograd. Two compiled references stand beside each other:
@@ -24,8 +24,9 @@ from torch import Tensor
 
 from fastnode.flow import Linear, flow_loss
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [(128, 64), (1024, 512), (256, 3072), (64, 65536)]
-WEIGHT = torch.tensor(0.7)
+WEIGHT = torch.tensor(0.7, device=DEVICE)
 PATH = Linear()
 
 
@@ -67,8 +68,9 @@ def step(function, z0: Tensor, z1: Tensor, t: Tensor) -> tuple[Tensor, Tensor, T
 
 def batch(shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    z0, z1 = (torch.randn(shape, generator=generator, requires_grad=True) for _ in range(2))
-    return z0, z1, torch.rand(shape[0], generator=generator)
+    z0, z1 = (torch.randn(shape, generator=generator).to(DEVICE) for _ in range(2))
+    t = torch.rand(shape[0], generator=generator).to(DEVICE)
+    return z0.requires_grad_(), z1.requires_grad_(), t
 
 
 def agree(got, want) -> None:
@@ -121,7 +123,7 @@ def by_hand(z0: Tensor, z1: Tensor, t: Tensor, v: Tensor) -> tuple[Tensor, ...]:
 def test_kernels_alone(benchmark, shape):
     z0, z1, t = batch(shape)
     x0, x1 = z0.detach(), z1.detach()
-    v = torch.randn(shape)
+    v = torch.randn(shape, device=DEVICE)
     agree(kernels(x0, x1, t, v), by_hand(x0, x1, t, v))
     ratios = compare(
         benchmark,

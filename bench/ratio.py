@@ -8,13 +8,18 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
 Call = Callable[[], Any]
 
 
 def seconds(call: Call, iterations: int) -> float:
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
     start = time.perf_counter()
     for _ in range(iterations):
         call()
+    wait()
     return (time.perf_counter() - start) / iterations
 
 
