@@ -68,7 +68,12 @@ def _parser() -> Parser:
     add("--steps", type=int, help="optimiser steps")
     add("--batch", type=int, help="samples per step, over all processes")
     add("--lr", type=float, help="learning rate")
-    add("--eval-every", type=int, metavar="STEPS", help="between validations (default one epoch)")
+    add(
+        "--eval-every",
+        type=int,
+        metavar="STEPS",
+        help="between validations (default: an epoch or 50, the larger)",
+    )
     add("--device", help="cpu, cuda, ... (default cuda where there is one)")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for checkpoint and metrics")
     add("--checkpoint-every", type=int, default=1000, metavar="STEPS", help="default 1000")
@@ -120,7 +125,7 @@ def _config(arguments: argparse.Namespace, data: Dataset, processes: int) -> Con
 
     recipe = recipe_for(data)
     batch = recipe.batch if arguments.batch is None else arguments.batch
-    epoch = -(-len(data.x_train) // max(batch, 1))
+    every = Config.default_eval_every(len(data.x_train), batch)
     return Config(
         dataset=arguments.dataset,
         method=arguments.method,
@@ -130,7 +135,7 @@ def _config(arguments: argparse.Namespace, data: Dataset, processes: int) -> Con
         steps=recipe.steps if arguments.steps is None else arguments.steps,
         batch=batch,
         lr=recipe.lr if arguments.lr is None else arguments.lr,
-        eval_every=epoch if arguments.eval_every is None else arguments.eval_every,
+        eval_every=every if arguments.eval_every is None else arguments.eval_every,
         processes=processes,
     )
 

@@ -64,6 +64,11 @@ class Config:
                 f"batch must be a multiple of the {self.processes} processes, got {self.batch}"
             )
 
+    @staticmethod
+    def default_eval_every(rows: int, batch: int) -> int:
+        """An epoch, but at least 50 steps: on small sets the score of one epoch is mostly noise."""
+        return max(50, -(-rows // max(batch, 1)))
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
         """The inverse of `asdict`; ValueError or TypeError for anything else."""

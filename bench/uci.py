@@ -1,0 +1,161 @@
+"""RMSE on UCI sets, trained without simulation and through the solver: python bench/uci.py
+
+Both methods get the same nets, steps and early stopping (validation RMSE with dopri5, patience of
+the recipe). Each run has one thread; `--jobs` of them go side by side. Every row is kept as it
+ends, so a broken run continues where it was. FASTNODE_DATA names the folder with the data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+# Before torch is loaded, here and in the workers: the nets are too small for two threads.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
+
+from fastnode import datasets
+from fastnode.training import METHODS, Config, Trainer, recipe_for
+from fastnode.training.checkpoint import write_json
+
+SETS = ("boston", "concrete", "yacht", "energy")
+SOLVERS = ("euler-1", "euler-2", "euler-10", "euler-20", "dopri5")
+#: How far the RMSE of one Euler step may lie above that of dopri5.
+MARGIN = 1.05
+
+Key = tuple[str, int, str]
+
+
+def train(name: str, split: int, method: str, steps: int) -> dict[str, Any]:
+    data = datasets.load(f"uci/{name}", split)
+    recipe = recipe_for(data)
+    every = Config.default_eval_every(len(data.x_train), recipe.batch)
+    config = Config(data.name, method, steps, recipe.batch, recipe.lr, every, split=split)
+    with tempfile.TemporaryDirectory() as out:
+        run = Trainer(config, data, recipe, out, checkpoint_every=steps)
+        results = run.run()
+    assert results is not None
+    seconds = sum(row["seconds"] for row in run.history)
+    recorded = run.history[-1]["step"]
+    return {
+        "set": name,
+        "split": split,
+        "method": method,
+        "steps": run.step,
+        "best_step": run.best["step"],
+        "seconds": seconds,
+        "samples_per_second": recorded * config.batch / seconds,
+        "nfe_per_step": mean(row["nfe_per_step"] for row in run.history),
+        "rmse": {solver: results["solvers"][solver]["rmse"] for solver in SOLVERS},
+        "nfe": {solver: results["solvers"][solver]["nfe"] for solver in SOLVERS},
+    }
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def open_report(path: Path, steps: int) -> dict[str, Any]:
+    """The rows kept so far; SystemExit if they are of another budget or machine."""
+    head = {
+        "device": processor(),
+        "torch": torch.__version__,
+        "threads": 1,
+        "max_steps": steps,
+        "rows": [],
+    }
+    if not path.exists():
+        return head
+    report = json.loads(path.read_text())
+    for name in ("device", "torch", "max_steps"):
+        if report[name] != head[name]:
+            raise SystemExit(f"{path} is of {name} {report[name]!r}, this run of {head[name]!r}")
+    return report
+
+
+def missing(report: dict[str, Any], sets: list[str], splits: int) -> Iterator[Key]:
+    done = {(row["set"], row["split"], row["method"]) for row in report["rows"]}
+    for key in itertools.product(sets, range(splits), METHODS):
+        if key not in done:
+            yield key
+
+
+def table(report: dict[str, Any]) -> str:
+    """Means over the splits that both methods have finished."""
+    lines = [
+        "set        splits   RMSE, Euler 1          RMSE, dopri5           samples/s",
+        "                    simfree      node      simfree      node      simfree    node   holds",
+    ]
+    for name in dict.fromkeys(row["set"] for row in report["rows"]):
+        rows = {
+            method: {
+                row["split"]: row
+                for row in report["rows"]
+                if row["set"] == name and row["method"] == method
+            }
+            for method in METHODS
+        }
+        splits = sorted(rows["simfree"].keys() & rows["node"].keys())
+        if not splits:
+            continue
+        rmse = {
+            (method, solver): mean(rows[method][split]["rmse"][solver] for split in splits)
+            for method in METHODS
+            for solver in SOLVERS
+        }
+        speed = {m: mean(rows[m][split]["samples_per_second"] for split in splits) for m in METHODS}
+        one, exact = rmse["simfree", "euler-1"], rmse["simfree", "dopri5"]
+        holds = one <= rmse["node", "euler-1"] and one <= MARGIN * exact
+        lines.append(
+            f"{name:<10} {len(splits):>6}   {one:>7.3f}   {rmse['node', 'euler-1']:>7.3f}      "
+            f"{exact:>7.3f}   {rmse['node', 'dopri5']:>7.3f}      "
+            f"{speed['simfree']:>7,.0f} {speed['node']:>7,.0f}   {'yes' if holds else 'NO'}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sets", nargs="+", default=SETS, choices=datasets.UCI)
+    parser.add_argument("--splits", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=10_000, help="at most, for each run")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("bench/results/cpu/uci.json"))
+    arguments = parser.parse_args()
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    report = open_report(arguments.out, arguments.steps)
+    todo = list(missing(report, arguments.sets, arguments.splits))
+    with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
+        runs = [pool.submit(train, *key, arguments.steps) for key in todo]
+        for count, run in enumerate(as_completed(runs), 1):
+            row = run.result()
+            report["rows"].append(row)
+            report["rows"].sort(key=lambda row: (row["set"], row["split"], row["method"]))
+            write_json(arguments.out, report)
+            print(
+                f"{count}/{len(todo)} {row['set']} {row['split']} {row['method']}: Euler 1 "
+                f"{row['rmse']['euler-1']:.3f}, dopri5 {row['rmse']['dopri5']:.3f}, "
+                f"{row['steps']} steps in {row['seconds']:.0f} s",
+                flush=True,
+            )
+    print(table(report))
+
+
+if __name__ == "__main__":
+    main()
