@@ -229,16 +229,18 @@ def _stop_on_signals() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def _progress(step: int, shown: bool) -> Iterator[Callable[[Progress], None]]:
-    """A bar on stderr if tqdm is installed, else a line at each report."""
+    """A bar on stderr if that is a terminal and tqdm is installed, else a line at each report."""
     if not shown:
         yield lambda progress: None
         return
     try:
         from tqdm import tqdm
     except ImportError:
+        tqdm = None
+    if tqdm is None or not sys.stderr.isatty():
         yield _print_line
         return
-    with tqdm(initial=step, unit="step", disable=None, dynamic_ncols=True) as bar:
+    with tqdm(initial=step, unit="step", dynamic_ncols=True) as bar:
 
         def update(progress: Progress) -> None:
             bar.total = progress.steps

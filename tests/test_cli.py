@@ -226,11 +226,18 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
         cli.main(["info"])
 
 
-def test_progress_is_told_with_and_without_tqdm(tmp_path, monkeypatch, capsys):
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("tqdm")
     train = ["train", *DIGITS, "--steps", "2", "--out"]
+    line = r"step 2/2  loss \S+  [\d,]+ samples/s\n"
+    assert cli.main([*train, str(tmp_path / "file")]) == 0
+    assert re.search(line, capsys.readouterr().err)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert cli.main([*train, str(tmp_path / "terminal")]) == 0
+    assert re.search(r"2/2 .*loss \S+, [\d,]+ samples/s", capsys.readouterr().err)
     monkeypatch.setitem(sys.modules, "tqdm", None)
-    assert cli.main([*train, str(tmp_path / "line")]) == 0
-    assert re.search(r"step 2/2  loss \S+  [\d,]+ samples/s", capsys.readouterr().err)
+    assert cli.main([*train, str(tmp_path / "no tqdm")]) == 0
+    assert re.search(line, capsys.readouterr().err)
 
 
 def test_the_command_line_imports_nothing_it_does_not_need():
