@@ -30,7 +30,7 @@ def compare(
     ours: Call,
     references: Mapping[str, Call],
     *,
-    rounds: int = 30,
+    rounds: int = 20,
     budget: float = 0.02,
     **facts: Any,
 ) -> dict[str, float]:
