@@ -1,6 +1,8 @@
 """fastnode: custom kernels for Neural ODEs in PyTorch."""
 
+from fastnode import flow, nn
 from fastnode.errors import MaxStepsExceeded, NonFiniteState, SolverError, StepSizeUnderflow
+from fastnode.extension import empty_cache
 from fastnode.odeint import odeint
 
 __version__ = "0.1.0"
@@ -11,5 +13,8 @@ __all__ = [
     "SolverError",
     "StepSizeUnderflow",
     "__version__",
+    "empty_cache",
+    "flow",
+    "nn",
     "odeint",
 ]
