@@ -14,7 +14,7 @@ Call = Callable[[], Any]
 
 
 def seconds(call: Call, iterations: int) -> float:
-    # One call untimed: the heap is in the state that the call before left, not in that of its rival.
+    # One call untimed, so that the heap is as this contestant leaves it, and not as its rival did.
     call()
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     wait()
