@@ -19,6 +19,14 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 DIGITS = ["digits", "--batch", "32", "--device", "cpu", "--checkpoint-every", "20"]
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def start(*arguments, launcher=()):
     command = [sys.executable, "-m", *launcher, "fastnode", *map(str, arguments)]
     return subprocess.Popen(
