@@ -8,6 +8,8 @@ from torch import Tensor
 from fastnode.ops import dispatch
 from fastnode.ops.interpolant import combine
 
+_flow_loss = dispatch.overload("flow_loss")
+
 
 def flow_loss_reference(v: Tensor, z0: Tensor, z1: Tensor, coef: Tensor, mean: bool) -> Tensor:
     """What the op computes, in plain PyTorch."""
@@ -39,8 +41,7 @@ def flow_loss(
     if not dispatch.use_ops():
         return flow_loss_reference(v, z0, z1, coef, mean)
     with_grad = torch.is_grad_enabled() and (v.requires_grad or stand_in.requires_grad)
-    op = torch.ops.fastnode.flow_loss.default
-    return op(v, stand_in, z0, z1, coef, mean, with_grad)[0]
+    return _flow_loss(v, stand_in, z0, z1, coef, mean, with_grad)[0]
 
 
 def _flow_loss_any(

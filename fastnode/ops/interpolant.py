@@ -12,6 +12,10 @@ ACCUMULATE = (torch.float32, torch.float64)
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+_path_coefficients = dispatch.overload("path_coefficients")
+_interpolant = dispatch.overload("interpolant")
+
+
 def combine(z0: Tensor, z1: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """a z0 + b z1 with one coefficient a sample ([B]), in plain PyTorch."""
     shape = (-1,) + (1,) * (z0.dim() - 1)
@@ -86,7 +90,7 @@ def check_end_points(z0: Tensor, z1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]
 def path_coefficients(t: Tensor, kind: int, check: bool) -> Tensor:
     """The coefficients a, b, a', b' of a built-in path at t [B] as one tensor [4, B]."""
     if dispatch.use_ops():
-        return torch.ops.fastnode.path_coefficients.default(t, kind, check)
+        return _path_coefficients(t, kind, check)
     return path_coefficients_reference(t, kind, check)
 
 
@@ -96,7 +100,7 @@ def interpolant(z0: Tensor, z1: Tensor, coef: Tensor, store_target: bool) -> tup
     coef is [4, B] with rows a, b, a', b', float64 for float64 end points and float32 otherwise.
     """
     if dispatch.use_ops():
-        return torch.ops.fastnode.interpolant.default(z0, z1, coef, store_target)
+        return _interpolant(z0, z1, coef, store_target)
     return interpolant_reference(z0, z1, coef, store_target)
 
 
