@@ -25,11 +25,13 @@ PoolStatistics pool_statistics();
 // Returns all kept memory to the system and forgets the peak.
 void release_pool();
 
-// A contiguous tensor of like's shape, dtype and device. CPU only.
-inline at::Tensor empty_result(const at::Tensor& like) {
-  return at::detail::empty_generic(like.sizes(), result_allocator(),
+// A contiguous tensor of like's dtype and device. CPU only.
+inline at::Tensor empty_result(const at::Tensor& like, at::IntArrayRef shape) {
+  return at::detail::empty_generic(shape, result_allocator(),
                                    c10::DispatchKeySet(c10::DispatchKey::CPU), like.scalar_type(),
                                    std::nullopt);
 }
+
+inline at::Tensor empty_result(const at::Tensor& like) { return empty_result(like, like.sizes()); }
 
 }  // namespace fastnode

@@ -23,7 +23,7 @@ using torch::autograd::variable_list;
 Tensor rk_error_cpu(const Tensor& y0, const Tensor& y1, at::TensorList k, at::ArrayRef<double> c,
                     double rtol, double atol, bool per_sample) {
   check_like(y1, y0, "y1");
-  check_terms(k, c, y0);
+  check_terms(k, c.size(), y0);
   TORCH_CHECK_VALUE(!per_sample || y0.dim() > 0,
                     "per_sample needs a state of shape [B, ...], got a scalar");
   const Tensor before = y0.contiguous(), after = y1.contiguous();

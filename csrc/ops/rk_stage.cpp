@@ -7,15 +7,9 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "ops/cuda_stream.h"
 #include "ops/result_pool.h"
 #include "ops/terms.h"
-
-#ifdef FASTNODE_WITH_CUDA
-// torch's C shim, which exists in CUDA builds of torch alone: the weak reference lets one source
-// build and load everywhere, also beside a torch without CUDA.
-extern "C" __attribute__((weak)) int32_t aoti_torch_get_current_cuda_stream(int32_t device_index,
-                                                                            void** ret_stream);
-#endif
 
 namespace fastnode {
 namespace {
@@ -25,7 +19,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 Tensor rk_stage_cpu(const Tensor& y, at::TensorList k, at::ArrayRef<double> c) {
-  check_terms(k, c, y);
+  check_terms(k, c.size(), y);
   const Tensor state = y.contiguous();
   const ContiguousTerms terms(k, c);
   Tensor out = empty_result(state);
@@ -40,16 +34,12 @@ Tensor rk_stage_cpu(const Tensor& y, at::TensorList k, at::ArrayRef<double> c) {
 
 #ifdef FASTNODE_WITH_CUDA
 Tensor rk_stage_on_cuda(const Tensor& y, at::TensorList k, at::ArrayRef<double> c) {
-  check_terms(k, c, y);
-  TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
-              "rk_stage: this torch was built without CUDA");
+  check_terms(k, c.size(), y);
+  void* const stream = current_cuda_stream(y.device(), "rk_stage");
   const c10::DeviceGuard guard(y.device());
   const Tensor state = y.contiguous();
   const ContiguousTerms terms(k, c);
   Tensor out = at::empty_like(state);
-  void* stream = nullptr;
-  TORCH_CHECK(aoti_torch_get_current_cuda_stream(y.device().index(), &stream) == 0,
-              "rk_stage: torch gave no CUDA stream");
   dispatch_floating(y.scalar_type(), "rk_stage", [&]<class T>(T*) {
     const int error =
         rk_stage_cuda(data<T>(state), terms.as<T>(), y.numel(), mutable_data<T>(out), stream);

@@ -18,17 +18,19 @@ inline void check_like(const at::Tensor& x, const at::Tensor& like, const char* 
                     like.device(), ", got ", x.device());
 }
 
-inline void check_terms(at::TensorList k, at::ArrayRef<double> c, const at::Tensor& like) {
-  TORCH_CHECK_VALUE(k.size() == c.size() && k.size() <= size_t(kMaxTerms),
+// k against as many weights (a list of numbers, or the columns of a matrix).
+inline void check_terms(at::TensorList k, size_t weights, const at::Tensor& like) {
+  TORCH_CHECK_VALUE(k.size() == weights && k.size() <= size_t(kMaxTerms),
                     "k and c must have one length of at most ", kMaxTerms, ", got ", k.size(),
-                    " and ", c.size());
+                    " and ", weights);
   for (const at::Tensor& each : k) check_like(each, like, "each of k");
 }
 
-// Contiguous stages and their weights; owns the copies of those that were not contiguous.
+// Contiguous stages and their weights (none where a kernel takes them from elsewhere); owns the
+// copies of those stages that were not contiguous.
 class ContiguousTerms {
  public:
-  ContiguousTerms(at::TensorList k, at::ArrayRef<double> c) : c_(c) {
+  explicit ContiguousTerms(at::TensorList k, at::ArrayRef<double> c = {}) : c_(c) {
     for (const at::Tensor& each : k) k_.push_back(each.contiguous());
   }
 
@@ -36,10 +38,8 @@ class ContiguousTerms {
   Terms<T> as() const {
     Terms<T> terms{};
     terms.count = int(k_.size());
-    for (int j = 0; j < terms.count; ++j) {
-      terms.k[j] = data<T>(k_[j]);
-      terms.c[j] = acc_t<T>(c_[j]);
-    }
+    for (int j = 0; j < terms.count; ++j) terms.k[j] = data<T>(k_[j]);
+    for (size_t j = 0; j < c_.size(); ++j) terms.c[j] = acc_t<T>(c_[j]);
     return terms;
   }
 
