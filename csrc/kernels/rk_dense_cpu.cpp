@@ -21,25 +21,23 @@ FASTNODE_HD void rk_dense_blocks(const T* __restrict__ y, const Terms<T>& slopes
   const int count = slopes.count;
   for (int64_t start = begin; start < end; start += kBlock) {
     const int64_t n = std::min(kBlock, end - start);
-    const A* block[kMaxTerms + 1];  // of y, then of each stage
-    for (int j = 0; j <= count; ++j) {
-      const T* __restrict__ from = (j == 0 ? y : slopes.k[j - 1]) + start;
-      if constexpr (kNarrow) {
+    const A* state;
+    const A* k[kMaxTerms];
+    if constexpr (kNarrow) {
+      for (int j = 0; j <= count; ++j) {
+        const T* __restrict__ from = (j == 0 ? y : slopes.k[j - 1]) + start;
         A* __restrict__ to = converted + j * kBlock;
         for (int64_t i = 0; i < n; ++i) to[i] = load(from[i]);
-        block[j] = to;
-      } else {
-        block[j] = from;
+        if (j > 0) k[j - 1] = to;
       }
+      state = converted;
+    } else {
+      for (int j = 0; j < count; ++j) k[j] = slopes.k[j] + start;
+      state = y + start;
     }
     for (int64_t row = 0; row < m; ++row) {
-      const A* __restrict__ state = block[0];
       for (int64_t i = 0; i < n; ++i) sum[i] = state[i];
-      for (int j = 0; j < count; ++j) {
-        const A* __restrict__ k = block[j + 1];
-        const A weight = c[row * count + j];
-        for (int64_t i = 0; i < n; ++i) sum[i] = add_term(sum[i], weight, k[i]);
-      }
+      add_terms(sum, k, c + row * count, count, 0, n);
       T* __restrict__ to = out + row * out_stride + start;
       for (int64_t i = 0; i < n; ++i) to[i] = store<T>(sum[i]);
     }

@@ -20,11 +20,7 @@ FASTNODE_HD double rk_error_blocks(const T* __restrict__ y0, const T* __restrict
   for (int64_t start = begin; start < end; start += kBlock) {
     const int64_t n = std::min(kBlock, end - start);
     for (int64_t i = 0; i < n; ++i) error[i] = 0;
-    for (int j = 0; j < terms.count; ++j) {
-      const T* __restrict__ k = terms.k[j] + start;
-      const A c = terms.c[j];
-      for (int64_t i = 0; i < n; ++i) error[i] = add_term(error[i], c, A(load(k[i])));
-    }
+    add_terms(error, terms.k, terms.c, terms.count, start, n);
     for (int64_t i = 0; i < n; ++i) {
       const A a = load(y0[start + i]), b = load(y1[start + i]);
       const A ratio = over_tolerance(error[i], a, b, rtol, atol);

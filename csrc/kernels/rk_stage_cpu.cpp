@@ -17,11 +17,7 @@ FASTNODE_HD void rk_stage_blocks(const T* __restrict__ y, const Terms<T>& terms,
   for (int64_t start = begin; start < end; start += kBlock) {
     const int64_t n = std::min(kBlock, end - start);
     for (int64_t i = 0; i < n; ++i) sum[i] = load(y[start + i]);
-    for (int j = 0; j < terms.count; ++j) {
-      const T* __restrict__ k = terms.k[j] + start;
-      const A c = terms.c[j];
-      for (int64_t i = 0; i < n; ++i) sum[i] = add_term(sum[i], c, A(load(k[i])));
-    }
+    add_terms(sum, terms.k, terms.c, terms.count, start, n);
     for (int64_t i = 0; i < n; ++i) out[start + i] = store<T>(sum[i]);
   }
 }

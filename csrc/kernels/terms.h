@@ -20,4 +20,34 @@ FASTNODE_HD A add_term(A sum, A c, A k) {
   return sum + c * k;
 }
 
+template <int Group, class T>
+FASTNODE_HD void add_group(acc_t<T>* __restrict__ sum, const T* const* k, const acc_t<T>* c,
+                           int64_t start, int64_t n) {
+  const T* __restrict__ from[Group];
+  acc_t<T> weight[Group];
+  for (int j = 0; j < Group; ++j) {
+    from[j] = k[j] + start;
+    weight[j] = c[j];
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    acc_t<T> total = sum[i];
+    for (int j = 0; j < Group; ++j) {
+      total = add_term(total, weight[j], acc_t<T>(load(from[j][i])));
+    }
+    sum[i] = total;
+  }
+}
+
+// sum[i] += sum_j c[j] k[j][start + i] for n elements, in the order of j. With four stages a pass
+// the sums cross the first-level cache a quarter as often.
+template <class T>
+FASTNODE_HD void add_terms(acc_t<T>* sum, const T* const* k, const acc_t<T>* c, int count,
+                           int64_t start, int64_t n) {
+  int j = 0;
+  for (; j + 4 <= count; j += 4) add_group<4>(sum, k + j, c + j, start, n);
+  if (count - j == 3) add_group<3>(sum, k + j, c + j, start, n);
+  if (count - j == 2) add_group<2>(sum, k + j, c + j, start, n);
+  if (count - j == 1) add_group<1>(sum, k + j, c + j, start, n);
+}
+
 }  // namespace fastnode

@@ -102,11 +102,11 @@ def test_not_finite_numbers_pass_through():
 def test_first_and_second_derivatives():
     y, k, c = make((2, 3), terms=3, times=2)
     matrix = torch.tensor(c, dtype=torch.float64)
+    function = lambda y, *rest: rk_dense(y, rest[:-1], rest[-1])  # noqa: E731
+    squared = lambda *inputs: function(*inputs).square()  # noqa: E731
     for weights in (matrix, matrix.clone().requires_grad_()):
         inputs = [x.requires_grad_() for x in (y, *k)] + [weights]
-        function = lambda y, *rest: rk_dense(y, rest[:-1], rest[-1])  # noqa: E731
         assert torch.autograd.gradcheck(function, inputs)
-        squared = lambda *inputs: function(*inputs).square()  # noqa: E731
         assert torch.autograd.gradgradcheck(squared, inputs)
 
 
