@@ -1,43 +1,16 @@
-#include <cuda_runtime.h>
-
+#include "kernels/pack.h"
 #include "kernels/rk_stage.h"
 
 namespace fastnode {
 namespace {
 
-constexpr int kThreads = 256;
-// Enough blocks to fill the largest device several times over; the loop takes the rest.
-constexpr int64_t kMaxBlocks = 4096;
-
-// 16 bytes: the widest access of a thread.
-template <class T>
-struct alignas(16) Pack {
-  static constexpr int kSize = 16 / sizeof(T);
-  T values[kSize];
-};
-
-template <class T>
-__device__ T stage_value(const T* y, const Terms<T>& terms, int64_t i) {
-  acc_t<T> sum = load(y[i]);
-#pragma unroll 4
-  for (int j = 0; j < terms.count; ++j) sum = add_term(sum, terms.c[j], load(terms.k[j][i]));
-  return store<T>(sum);
-}
-
 template <class T>
 __device__ Pack<T> stage_pack(const T* y, const Terms<T>& terms, int64_t p) {
-  Pack<T> pack = reinterpret_cast<const Pack<T>*>(y)[p];
+  Pack<T> pack = load_pack(y, p);
   acc_t<T> sum[Pack<T>::kSize];
 #pragma unroll
   for (int i = 0; i < Pack<T>::kSize; ++i) sum[i] = load(pack.values[i]);
-#pragma unroll 4
-  for (int j = 0; j < terms.count; ++j) {
-    const Pack<T> k = reinterpret_cast<const Pack<T>*>(terms.k[j])[p];
-#pragma unroll
-    for (int i = 0; i < Pack<T>::kSize; ++i) {
-      sum[i] = add_term(sum[i], terms.c[j], load(k.values[i]));
-    }
-  }
+  add_packs(sum, terms, p);
 #pragma unroll
   for (int i = 0; i < Pack<T>::kSize; ++i) pack.values[i] = store<T>(sum[i]);
   return pack;
@@ -54,21 +27,16 @@ __global__ void __launch_bounds__(kThreads)
     reinterpret_cast<Pack<T>*>(out)[p] = stage_pack(y, terms, p);
   }
   for (int64_t i = packs * Pack<T>::kSize + first; i < numel; i += stride) {
-    out[i] = stage_value(y, terms, i);
+    out[i] = store<T>(add_elements<T>(load(y[i]), terms, i));
   }
 }
-
-bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
 template <class T>
 int launch(const T* y, const Terms<T>& terms, int64_t numel, T* out, void* cuda_stream) {
   if (numel == 0) return cudaSuccess;
-  bool wide = aligned(y) && aligned(out);
-  for (int j = 0; j < terms.count; ++j) wide = wide && aligned(terms.k[j]);
+  const bool wide = aligned(y) && aligned(out) && all_aligned(terms);
   const int64_t packs = wide ? numel / Pack<T>::kSize : 0;
-  const int64_t items = packs > 0 ? packs : numel;
-  const int64_t wanted = (items + kThreads - 1) / kThreads;
-  const int blocks = int(wanted < kMaxBlocks ? wanted : kMaxBlocks);
+  const int blocks = blocks_for(packs > 0 ? packs : numel);
   rk_stage_kernel<T><<<blocks, kThreads, 0, static_cast<cudaStream_t>(cuda_stream)>>>(
       y, terms, packs, numel, out);
   return cudaGetLastError();

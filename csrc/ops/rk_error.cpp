@@ -1,4 +1,4 @@
-// Schema, checks, CPU implementation and autograd of `rk_error`.
+// Schema, checks, CPU and CUDA implementations and autograd of `rk_error`.
 #include "kernels/rk_error.h"
 
 #include <ATen/TensorOperators.h>
@@ -6,11 +6,13 @@
 #include <ATen/ops/maximum.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
+#include <c10/core/DeviceGuard.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <cmath>
 
+#include "ops/cuda_stream.h"
 #include "ops/terms.h"
 
 namespace fastnode {
@@ -20,41 +22,82 @@ using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-Tensor rk_error_cpu(const Tensor& y0, const Tensor& y1, at::TensorList k, at::ArrayRef<double> c,
-                    double rtol, double atol, bool per_sample) {
+void check_inputs(const Tensor& y0, const Tensor& y1, at::TensorList k, at::ArrayRef<double> c,
+                  bool per_sample) {
   check_like(y1, y0, "y1");
   check_terms(k, c.size(), y0);
   TORCH_CHECK_VALUE(!per_sample || y0.dim() > 0,
                     "per_sample needs a state of shape [B, ...], got a scalar");
+}
+
+// The elements that share a norm: `count` rows of `dim`.
+struct Rows {
+  int64_t count, dim;
+};
+
+Rows rows_of(const Tensor& y0, bool per_sample) {
+  const int64_t count = per_sample ? y0.size(0) : 1;
+  return {count, count == 0 ? 0 : y0.numel() / count};
+}
+
+Tensor empty_norm(const Tensor& y0, bool per_sample) {
+  const auto options = y0.options().dtype(accumulate_type(y0.scalar_type()));
+  return per_sample ? at::empty({y0.size(0)}, options) : at::empty({}, options);
+}
+
+Tensor rk_error_cpu(const Tensor& y0, const Tensor& y1, at::TensorList k, at::ArrayRef<double> c,
+                    double rtol, double atol, bool per_sample) {
+  check_inputs(y0, y1, k, c, per_sample);
   const Tensor before = y0.contiguous(), after = y1.contiguous();
   const ContiguousTerms terms(k, c);
-  const int64_t rows = per_sample ? y0.size(0) : 1;
-  const int64_t dim = rows == 0 ? 0 : y0.numel() / rows;
-  const auto options = y0.options().dtype(accumulate_type(y0.scalar_type()));
-  Tensor norm = per_sample ? at::empty({rows}, options) : at::empty({}, options);
+  const Rows rows = rows_of(y0, per_sample);
+  Tensor norm = empty_norm(y0, per_sample);
   // One partial sum for each piece of a row: the same result for any number of threads.
-  const int64_t pieces = std::max<int64_t>(1, (dim + kGrain - 1) / kGrain);
-  std::vector<double> partial(rows * pieces);
+  const int64_t pieces = std::max<int64_t>(1, (rows.dim + kGrain - 1) / kGrain);
+  std::vector<double> partial(rows.count * pieces);
   dispatch_floating(y0.scalar_type(), "rk_error", [&]<class T>(T*) {
     using A = acc_t<T>;
     const Terms<T> typed = terms.as<T>();
-    const int64_t rows_at_once = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, dim));
-    at::parallel_for(0, rows * pieces, rows_at_once, [&](int64_t first, int64_t last) {
+    const int64_t rows_at_once = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, rows.dim));
+    at::parallel_for(0, rows.count * pieces, rows_at_once, [&](int64_t first, int64_t last) {
       for (int64_t item = first; item < last; ++item) {
-        const int64_t row = item / pieces, begin = row * dim + item % pieces * kGrain;
-        const int64_t end = std::min(begin + kGrain, (row + 1) * dim);
+        const int64_t row = item / pieces, begin = row * rows.dim + item % pieces * kGrain;
+        const int64_t end = std::min(begin + kGrain, (row + 1) * rows.dim);
         partial[item] =
             rk_error_range(data<T>(before), data<T>(after), typed, A(rtol), A(atol), begin, end);
       }
     });
-    for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t row = 0; row < rows.count; ++row) {
       double sum = 0;
       for (int64_t piece = 0; piece < pieces; ++piece) sum += partial[row * pieces + piece];
-      mutable_data<A>(norm)[row] = A(std::sqrt(sum / double(std::max<int64_t>(1, dim))));
+      mutable_data<A>(norm)[row] = A(std::sqrt(sum / double(std::max<int64_t>(1, rows.dim))));
     }
   });
   return norm;
 }
+
+#ifdef FASTNODE_WITH_CUDA
+Tensor rk_error_on_cuda(const Tensor& y0, const Tensor& y1, at::TensorList k,
+                        at::ArrayRef<double> c, double rtol, double atol, bool per_sample) {
+  check_inputs(y0, y1, k, c, per_sample);
+  void* const stream = current_cuda_stream(y0.device(), "rk_error");
+  const c10::DeviceGuard guard(y0.device());
+  const Tensor before = y0.contiguous(), after = y1.contiguous();
+  const ContiguousTerms terms(k, c);
+  const Rows rows = rows_of(y0, per_sample);
+  Tensor norm = empty_norm(y0, per_sample);
+  const Tensor partial =
+      at::empty({rk_error_cuda_partials(rows.count, rows.dim)}, y0.options().dtype(at::kDouble));
+  dispatch_floating(y0.scalar_type(), "rk_error", [&]<class T>(T*) {
+    using A = acc_t<T>;
+    const int error =
+        rk_error_cuda(data<T>(before), data<T>(after), terms.as<T>(), A(rtol), A(atol), rows.count,
+                      rows.dim, mutable_data<A>(norm), mutable_data<double>(partial), stream);
+    TORCH_CHECK(error == 0, "rk_error: CUDA error ", error);
+  });
+  return norm;
+}
+#endif
 
 Tensor call_rk_error(const Tensor& y0, const Tensor& y1, at::TensorList k, at::ArrayRef<double> c,
                      double rtol, double atol, bool per_sample) {
@@ -147,6 +190,10 @@ TORCH_LIBRARY_FRAGMENT(fastnode, m) {
 }
 
 TORCH_LIBRARY_IMPL(fastnode, CPU, m) { m.impl("rk_error", rk_error_cpu); }
+
+#ifdef FASTNODE_WITH_CUDA
+TORCH_LIBRARY_IMPL(fastnode, CUDA, m) { m.impl("rk_error", rk_error_on_cuda); }
+#endif
 
 TORCH_LIBRARY_IMPL(fastnode, Autograd, m) { m.impl("rk_error", rk_error_autograd); }
 

@@ -1,0 +1,172 @@
+#include <algorithm>
+
+#include "kernels/pack.h"
+#include "kernels/rk_error.h"
+
+namespace fastnode {
+namespace {
+
+constexpr int kWarp = 32;
+// Rows up to this long are summed by one warp or a part of it, longer ones in pieces of at least
+// this, each by a block.
+constexpr int64_t kShortRow = 1024;
+constexpr int64_t kPiece = 8192;
+constexpr int64_t kMaxPieces = 4096;
+
+int64_t piece_length(int64_t dim) {
+  const int64_t pieces = std::min(kMaxPieces, (dim + kPiece - 1) / kPiece);
+  const int64_t length = (dim + pieces - 1) / pieces;
+  return (length + kPiece - 1) / kPiece * kPiece;
+}
+
+template <class T>
+struct Step {
+  const T* y0;
+  const T* y1;
+  Terms<T> terms;
+  acc_t<T> rtol, atol;
+  bool wide;  // every row starts at a multiple of 16 bytes
+};
+
+template <class A>
+__device__ __forceinline__ A square_of_ratio(A error, A y0, A y1, A rtol, A atol) {
+  const A ratio = over_tolerance(error, y0, y1, rtol, atol);
+  return ratio * ratio;
+}
+
+// The squares of the elements [begin, end) that fall to one of `lanes` threads.
+template <class T>
+__device__ double lane_sum(const Step<T>& step, int64_t begin, int64_t end, int lane, int lanes) {
+  using A = acc_t<T>;
+  constexpr int kSize = Pack<T>::kSize;
+  A squares = 0;
+  int64_t tail = begin;
+  if (step.wide) {
+    const int64_t last = begin / kSize + (end - begin) / kSize;
+    for (int64_t p = begin / kSize + lane; p < last; p += lanes) {
+      A error[kSize] = {};
+      add_packs(error, step.terms, p);
+      const Pack<T> y0 = load_pack(step.y0, p), y1 = load_pack(step.y1, p);
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) {
+        squares += square_of_ratio(error[i], A(load(y0.values[i])), A(load(y1.values[i])),
+                                   step.rtol, step.atol);
+      }
+    }
+    tail = last * kSize;
+  }
+  for (int64_t i = tail + lane; i < end; i += lanes) {
+    squares += square_of_ratio(add_elements<T>(0, step.terms, i), A(load(step.y0[i])),
+                               A(load(step.y1[i])), step.rtol, step.atol);
+  }
+  return double(squares);
+}
+
+// Over groups of `width` threads of a warp, in one order; the first of each group has the sum.
+__device__ __forceinline__ double group_sum(double value, int width) {
+  for (int offset = width / 2; offset > 0; offset /= 2) {
+    value += __shfl_down_sync(0xFFFFFFFFu, value, offset, width);
+  }
+  return value;
+}
+
+// Over the block, in one order; thread 0 has the sum.
+__device__ __forceinline__ double block_sum(double value) {
+  __shared__ double of_warp[kThreads / kWarp];
+  value = group_sum(value, kWarp);
+  __syncthreads();
+  if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (int warp = 1; warp < kThreads / kWarp; ++warp) value += of_warp[warp];
+  }
+  return value;
+}
+
+// `width` threads a row, a power of two up to a warp.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    short_rows_kernel(Step<T> step, int64_t rows, int64_t dim, int width, acc_t<T>* norm) {
+  const int lane = threadIdx.x % width;
+  const int64_t here = kThreads / width;
+  // All threads of a warp take part in each sum, those past the last row with nothing.
+  for (int64_t base = blockIdx.x * here; base < rows; base += gridDim.x * here) {
+    const int64_t row = base + threadIdx.x / width;
+    double sum = row < rows ? lane_sum(step, row * dim, (row + 1) * dim, lane, width) : 0.0;
+    sum = group_sum(sum, width);
+    if (lane == 0 && row < rows) norm[row] = acc_t<T>(sqrt(sum / double(dim > 0 ? dim : 1)));
+  }
+}
+
+// One block a piece of a row.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    pieces_kernel(Step<T> step, int64_t rows, int64_t dim, int64_t length, int64_t pieces,
+                  double* partial) {
+  for (int64_t item = blockIdx.x; item < rows * pieces; item += gridDim.x) {
+    const int64_t stop = (item / pieces + 1) * dim;
+    const int64_t begin = item / pieces * dim + item % pieces * length;
+    const int64_t end = begin + length < stop ? begin + length : stop;
+    const double sum = block_sum(lane_sum(step, begin, end, int(threadIdx.x), kThreads));
+    if (threadIdx.x == 0) partial[item] = sum;
+  }
+}
+
+template <class A>
+__global__ void __launch_bounds__(kThreads)
+    finish_kernel(const double* partial, int64_t rows, int64_t dim, int64_t pieces, A* norm) {
+  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+    double sum = 0;
+    for (int64_t i = threadIdx.x; i < pieces; i += kThreads) sum += partial[row * pieces + i];
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) norm[row] = A(sqrt(sum / double(dim)));
+  }
+}
+
+template <class T>
+int launch(const T* y0, const T* y1, const Terms<T>& terms, acc_t<T> rtol, acc_t<T> atol,
+           int64_t rows, int64_t dim, acc_t<T>* norm, double* partial, void* cuda_stream) {
+  if (rows == 0) return cudaSuccess;
+  const cudaStream_t stream = static_cast<cudaStream_t>(cuda_stream);
+  const bool wide =
+      aligned(y0) && aligned(y1) && all_aligned(terms) && (rows == 1 || dim % Pack<T>::kSize == 0);
+  const Step<T> step{y0, y1, terms, rtol, atol, wide};
+  if (dim <= kShortRow) {
+    const int64_t items = wide ? (dim + Pack<T>::kSize - 1) / Pack<T>::kSize : dim;
+    int width = 1;
+    while (width < kWarp && width < items) width *= 2;
+    short_rows_kernel<T>
+        <<<blocks_for(rows * width), kThreads, 0, stream>>>(step, rows, dim, width, norm);
+    return cudaGetLastError();
+  }
+  const int64_t length = piece_length(dim), pieces = (dim + length - 1) / length;
+  pieces_kernel<T><<<int(std::min(rows * pieces, kMaxBlocks)), kThreads, 0, stream>>>(
+      step, rows, dim, length, pieces, partial);
+  const int error = cudaGetLastError();
+  if (error != cudaSuccess) return error;
+  finish_kernel<<<int(std::min(rows, kMaxBlocks)), kThreads, 0, stream>>>(partial, rows, dim,
+                                                                          pieces, norm);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+int64_t rk_error_cuda_partials(int64_t rows, int64_t dim) {
+  if (dim <= kShortRow) return 0;
+  const int64_t length = piece_length(dim);
+  return rows * ((dim + length - 1) / length);
+}
+
+#define FASTNODE_DEFINE_RK_ERROR(T)                                                                \
+  int rk_error_cuda(const T* y0, const T* y1, const Terms<T>& terms, acc_t<T> rtol, acc_t<T> atol, \
+                    int64_t rows, int64_t dim, acc_t<T>* norm, double* partial,                    \
+                    void* cuda_stream) {                                                           \
+    return launch(y0, y1, terms, rtol, atol, rows, dim, norm, partial, cuda_stream);               \
+  }
+FASTNODE_DEFINE_RK_ERROR(float)
+FASTNODE_DEFINE_RK_ERROR(double)
+FASTNODE_DEFINE_RK_ERROR(BFloat16)
+FASTNODE_DEFINE_RK_ERROR(Half)
+#undef FASTNODE_DEFINE_RK_ERROR
+
+}  // namespace fastnode
