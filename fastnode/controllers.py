@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -13,25 +14,39 @@ from fastnode.norms import ErrorNorm
 
 
 @dataclass(frozen=True)
-class IController:
-    """The elementary controller, with torchdiffeq's limits.
+class Controller:
+    """PID control of the step size with torchdiffeq's limits; by default the elementary controller.
 
-    ``h_next = h clip(safety / ratio^(1/order), dfactor, ifactor)``, never shrinking after an
-    accepted step. Source: E. Hairer, S. P. Norsett, G. Wanner, Solving Ordinary Differential
-    Equations I, 2nd edition, section II.4, equation (4.13).
+    With r_n the error of step n over its tolerance and k the order of the method,
+
+        h_next = h clip(safety r_n^(-b1 / k) r_{n-1}^(-b2 / k) r_{n-2}^(-b3 / k), dfactor, ifactor),
+        b1 = p + i + d,  b2 = -(p + 2 d),  b3 = d,
+
+    r_{n-1} and r_{n-2} being those of the accepted steps before. It never shrinks after an accepted
+    step. (p, i, d) = (0, 1, 0) is the elementary controller I; (0.4, 0.3, 0) a PI controller.
+    Sources: E. Hairer, S. P. Norsett, G. Wanner, Solving Ordinary Differential Equations I, 2nd
+    edition, section II.4, equation (4.13); G. Soederlind, Automatic control and adaptive
+    time-stepping, Numer. Algorithms 31 (2002).
 
     Args:
-        order: order of the method.
         safety, ifactor, dfactor: safety factor, largest growth, largest shrinkage.
         min_step, max_step: limits for the size of a step; a step at the lower one is accepted.
+        proportional, integral, derivative: p, i and d.
     """
 
-    order: int
     safety: float = 0.9
     ifactor: float = 10.0
     dfactor: float = 0.2
     min_step: float = 0.0
     max_step: float = math.inf
+    proportional: float = 0.0
+    integral: float = 1.0
+    derivative: float = 0.0
+
+    @cached_property
+    def exponents(self) -> tuple[float, float, float]:
+        p, i, d = self.proportional, self.integral, self.derivative
+        return p + i + d, -(p + 2 * d), d
 
     def clip(self, h: float) -> float:
         return min(max(h, self.min_step), self.max_step)
@@ -39,15 +54,21 @@ class IController:
     def accepts(self, h: float, ratio: float) -> bool:
         return ratio <= 1 or (h <= self.min_step and math.isfinite(ratio))
 
-    def next_step(self, h: float, ratio: float) -> float:
+    def next_step(self, h: float, ratio: float, history: tuple[float, float], order: int) -> float:
         """Size of the step after one of size h whose error came out as ``ratio`` tolerances."""
         if not math.isfinite(ratio):
             factor = self.dfactor
         elif ratio == 0:
             factor = self.ifactor
         else:
+            b1, b2, b3 = self.exponents
+            factor = self.safety * ratio ** (-b1 / order)
+            if b2 or b3:
+                # A step that was by chance nearly exact says nothing of the next.
+                before, earlier = (max(r, 1e-4) for r in history)
+                factor *= before ** (-b2 / order) * earlier ** (-b3 / order)
             floor = 1.0 if ratio < 1 else self.dfactor
-            factor = min(self.ifactor, max(self.safety * ratio ** (-1 / self.order), floor))
+            factor = min(self.ifactor, max(factor, floor))
         return self.clip(h * factor)
 
 

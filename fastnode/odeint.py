@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fastnode.controllers import IController
-from fastnode.engines.reference import integrate_adaptive, integrate_fixed
+from fastnode.controllers import Controller
+from fastnode.engines.adaptive import AdaptiveStepper, integrate_adaptive
+from fastnode.engines.fixed import integrate_fixed
 from fastnode.norms import ErrorNorm
 from fastnode.options import AdaptiveOptions, FixedOptions, parse
 from fastnode.problem import State, as_times, make_problem
@@ -75,13 +76,15 @@ def odeint(
         )
     else:
         adaptive = parse(AdaptiveOptions, tableau.name, options)
-        solution = integrate_adaptive(
+        if len(times) == 1:
+            return problem.layout.unpack(problem.y0.clone().unsqueeze(0))
+        stepper = AdaptiveStepper(
             problem.field,
             tableau,
+            times[0],
             problem.y0,
-            times,
-            controller=IController(
-                tableau.order,
+            end=times[-1],
+            controller=Controller(
                 adaptive.safety,
                 adaptive.ifactor,
                 adaptive.dfactor,
@@ -92,6 +95,7 @@ def odeint(
             first_step=adaptive.first_step,
             max_num_steps=adaptive.max_num_steps,
         )
+        solution = integrate_adaptive(stepper, times)
     return problem.layout.unpack(solution)
 
 

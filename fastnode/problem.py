@@ -100,6 +100,23 @@ class VectorField:
         return value
 
 
+def _nothing(t: Time, y: Tensor, h: Time) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What is called with (t, packed state, signed step): before a step is tried, and once it has
+    been accepted or rejected."""
+
+    step: Callable[[Time, Tensor, Time], None] = _nothing
+    accept: Callable[[Time, Tensor, Time], None] = _nothing
+    reject: Callable[[Time, Tensor, Time], None] = _nothing
+
+
+NO_CALLBACKS = Callbacks()
+
+
 @dataclass(frozen=True)
 class Problem:
     """An initial value problem, checked and packed."""
@@ -117,6 +134,10 @@ class Problem:
 
 def to_float(t: Time) -> float:
     return t.detach().item() if isinstance(t, Tensor) else t
+
+
+def reached(t: Time, target: Time, direction: float) -> bool:
+    return (to_float(t) - to_float(target)) * direction >= 0
 
 
 def as_times(t: Tensor) -> list[Time]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastnode
-from fastnode.engines import reference
+from fastnode.engines import adaptive as reference
 
 ADAPTIVE = ["dopri5", "tsit5"]
 FIXED = {"euler": 1, "midpoint": 2, "rk4": 4}

@@ -1,0 +1,89 @@
+"""One explicit Runge-Kutta step in pure PyTorch, differentiable by autograd, and its dense output.
+
+Times are Python floats. Where the caller wants gradients for times they are 0-dim tensors instead;
+then rk_stage runs on plain tensor arithmetic, which knows their gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fastnode.ops.rk_stage import rk_stage
+from fastnode.problem import Time, VectorField, to_float
+from fastnode.tableaus import Tableau, Weights
+
+
+def combine(y: Tensor, k: Sequence[Tensor], h: Time, weights: Weights) -> Tensor:
+    """y + h sum_j w_j k_j."""
+    return rk_stage(y, [k[j] for j in weights.stages], [h * w for w in weights.values])
+
+
+@dataclass
+class Step:
+    """A step from (t, y) to (t1, y1) with its stages.
+
+    ``error`` is the norm of its local error relative to the tolerances, where there is one.
+    """
+
+    tableau: Tableau
+    t: Time
+    t1: Time
+    y: Tensor
+    y1: Tensor
+    k: list[Tensor]
+    error: float | None = None
+
+    def at(self, t: Time) -> Tensor:
+        """Dense output of the method itself at a time inside the step."""
+        if isinstance(t, float) and t == self.t1:
+            return self.y1
+        h = self.t1 - self.t
+        x = (t - self.t) / h
+        rows = self.tableau.dense_weights
+        slopes = [self.k[i] for i, _ in rows]
+        return rk_stage(self.y, slopes, [h * _polynomial(row, x) for _, row in rows])
+
+    def linear_at(self, t: Time) -> Tensor:
+        if to_float(t) == to_float(self.t1):
+            return self.y1
+        return self.y + (t - self.t) / (self.t1 - self.t) * (self.y1 - self.y)
+
+    def cubic_at(self, t: Time, f1: Tensor) -> Tensor:
+        """The cubic with the values and slopes of both ends."""
+        h = self.t1 - self.t
+        x = (t - self.t) / h
+        rise, square = x * x * (3 - 2 * x), x * (1 - x)
+        slopes = [self.y1 - self.y, self.k[0], f1]
+        return rk_stage(self.y, slopes, [rise, h * square * (1 - x), -h * square * x])
+
+
+def _polynomial(coefficients: Sequence[float], x: Time) -> Time:
+    """sum_p coefficients_p x^(p + 1)."""
+    total = coefficients[-1] * x
+    for coefficient in reversed(coefficients[:-1]):
+        total = (total + coefficient) * x
+    return total
+
+
+def take_step(
+    field: VectorField,
+    tableau: Tableau,
+    t: Time,
+    t1: Time,
+    y: Tensor,
+    f: Tensor,
+    perturb: bool,
+) -> Step:
+    """One step of a method. ``f`` is the field at (t, y); ``perturb`` has stages at the end of the
+    step evaluated just before it, on this side of a jump there."""
+    h = t1 - t
+    k = [f]
+    stage = y
+    for c, weights in zip(tableau.stage_times[1:], tableau.stage_weights[1:], strict=True):
+        stage = combine(y, k, h, weights)
+        k.append(field(t1, stage, -1 if perturb else 0) if c == 1 else field(t + c * h, stage))
+    y1 = stage if tableau.fsal else combine(y, k, h, tableau.solution_weights)
+    return Step(tableau, t, t1, y, y1, k)
