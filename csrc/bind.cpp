@@ -2,6 +2,7 @@
 // when this library is loaded; only what is not a tensor op is bound here.
 #include <pybind11/pybind11.h>
 
+#include "driver/bindings.h"
 #include "ops/build_info.h"
 #include "ops/result_pool.h"
 
@@ -20,5 +21,6 @@ PYBIND11_MODULE(_C, m) {
     bytes["peak"] = peak;
     return bytes;
   });
+  fastnode::bind_driver(m);
   m.def("release_pool", fastnode::release_pool, "Returns kept memory to the system");
 }

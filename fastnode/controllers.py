@@ -9,8 +9,9 @@ from functools import cached_property
 
 from torch import Tensor
 
-from fastnode.errors import NonFiniteState
+from fastnode.errors import not_finite_at_start
 from fastnode.norms import ErrorNorm
+from fastnode.ops.rk_stage import rk_stage
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,12 @@ def initial_step(
     """
     d0, d1 = norm.size(y, y), norm.size(f, y)
     if not (math.isfinite(d0) and math.isfinite(d1)):
-        raise NonFiniteState(f"the state or the vector field is not finite at t = {t:g}", time=t)
+        not_finite_at_start(t, y, f)
     h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
     h0 = min(h0, abs(span))
     signed = math.copysign(h0, span)
-    trial = field(t + signed, y + signed * f)
-    d2 = norm.size(trial - f, y) / h0
+    trial = field(t + signed, rk_stage(y, [f], [signed]))
+    d2 = norm(y, y, [trial, f], [1.0, -1.0]) / h0
     if not math.isfinite(d2):
         return h0
     if d1 <= 1e-15 and d2 <= 1e-15:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NoReturn
+
+from torch import Tensor
+
 
 class SolverError(RuntimeError):
     """A solve could not be finished.
@@ -28,3 +33,53 @@ class MaxStepsExceeded(SolverError, AssertionError):
 
 class NonFiniteState(SolverError, AssertionError):
     """The state or the vector field is NaN or infinite, whatever the size of the step."""
+
+
+def cannot_continue(
+    t: float, h: float, attempts: int, max_num_steps: int, ratio: float, slopes: Sequence[Tensor]
+) -> NoReturn:
+    """Raises what keeps a solve from trying a step of signed size h at t.
+
+    ``attempts`` counts the steps tried since the last output time, ``ratio`` is the error over the
+    tolerance of the one before and ``slopes`` what the vector field returned during it.
+    """
+    if attempts >= max_num_steps:
+        raise MaxStepsExceeded(
+            f"max_num_steps exceeded: {attempts} steps tried since the last output time; at "
+            f"t = {t:g} the next step is {h:g}",
+            time=t,
+            step=h,
+        )
+    if not -float("inf") < ratio < float("inf"):
+        raise NonFiniteState(
+            f"{describe_nonfinite(slopes)} near t = {t:.9g}, however small the step (h = {h:g})",
+            time=t,
+            step=h,
+        )
+    raise StepSizeUnderflow(
+        f"underflow in dt: at t = {t:.9g} the tolerances ask for a step of {h:g}; the problem may "
+        "be stiff or singular there, or the tolerances below the precision of the state",
+        time=t,
+        step=h,
+    )
+
+
+def not_finite_at_start(t: float, y: Tensor, f: Tensor) -> NoReturn:
+    """Raises for a solve whose state or vector field is not finite where it begins."""
+    cause = describe_nonfinite([f]) if bool(y.isfinite().all()) else "the state is not finite"
+    raise NonFiniteState(f"{cause} at t = {t:g}", time=t)
+
+
+def describe_nonfinite(slopes: Sequence[Tensor]) -> str:
+    """Says whether it was NaN or infinity that the vector field returned."""
+    kinds = [
+        name
+        for name, found in (
+            ("NaN", any(bool(k.isnan().any()) for k in slopes)),
+            ("infinity", any(bool(k.isinf().any()) for k in slopes)),
+        )
+        if found
+    ]
+    if not kinds:
+        return "the error estimate is not finite"
+    return f"the vector field returned {' and '.join(kinds)}"

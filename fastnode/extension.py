@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from typing import Any
 
 # Its C++ shared libraries must be in the process before ours, which links against them.
 import torch  # noqa: F401
+
+
+def native() -> Any:
+    """The module ``fastnode._C``; only where AVAILABLE."""
+    return importlib.import_module("fastnode._C")
 
 
 def _load() -> tuple[bool, str]:
     if importlib.util.find_spec("fastnode._C") is None:
         return False, "not built: no C++ compiler was found when fastnode was installed"
     try:
-        importlib.import_module("fastnode._C")
+        native()
     except ImportError as error:
         raise ImportError(
             "fastnode._C is there but does not load; it was probably built for another torch or "
@@ -38,4 +44,4 @@ def empty_cache() -> None:
     (csrc/ops/result_pool.h); a program that is done with large solves can give it back.
     """
     if AVAILABLE:
-        importlib.import_module("fastnode._C").release_pool()
+        native().release_pool()

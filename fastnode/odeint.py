@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fastnode import engines
 from fastnode.controllers import Controller
-from fastnode.engines.adaptive import AdaptiveStepper, integrate_adaptive
-from fastnode.engines.fixed import integrate_fixed
 from fastnode.norms import ErrorNorm
 from fastnode.options import AdaptiveOptions, FixedOptions, parse
 from fastnode.problem import State, as_times, make_problem
@@ -65,7 +64,8 @@ def odeint(
     if tableau.error is None:
         fixed = parse(FixedOptions, tableau.name, options)
         grid = fixed.grid(func, y0, problem.t)
-        solution = integrate_fixed(
+        solution = engines.integrate_fixed(
+            "auto",
             problem.field,
             tableau,
             problem.y0,
@@ -78,7 +78,8 @@ def odeint(
         adaptive = parse(AdaptiveOptions, tableau.name, options)
         if len(times) == 1:
             return problem.layout.unpack(problem.y0.clone().unsqueeze(0))
-        stepper = AdaptiveStepper(
+        stepper = engines.make_stepper(
+            "auto",
             problem.field,
             tableau,
             times[0],
@@ -95,7 +96,7 @@ def odeint(
             first_step=adaptive.first_step,
             max_num_steps=adaptive.max_num_steps,
         )
-        solution = integrate_adaptive(stepper, times)
+        solution = engines.integrate(stepper, times)
     return problem.layout.unpack(solution)
 
 

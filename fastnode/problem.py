@@ -51,11 +51,18 @@ class VectorField:
         self.device = y0.device
         self.shape = y0.shape
         self.direction = direction
+        self.args: tuple[Any, ...] = ()
+        #: How often func was called.
+        self.evaluations = 0
 
     def __call__(self, t: Time, y: Tensor, side: int = 0) -> Tensor:
         """dy/dt at (t, y); side -1 or 1 moves t to the next number before or after it on the way,
         so that a field with a jump at t is evaluated on the right side of it."""
-        result = self.func(self._time(t, side), self.layout.unpack(y))
+        self.evaluations += 1
+        return self.accept(self.func(self._time(t, side), self.layout.unpack(y), *self.args))
+
+    def accept(self, result: Any) -> Tensor:
+        """What func returned, packed, once it is found to have the state's form."""
         if self.layout.shapes is None:
             return self._checked("func", result, self.shape)
         shapes = self.layout.shapes
@@ -100,8 +107,8 @@ class VectorField:
         return value
 
 
-def _nothing(t: Time, y: Tensor, h: Time) -> None:
-    pass
+def silent(t: Time, y: Tensor, h: Time) -> None:
+    """A callback that does nothing."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +116,9 @@ class Callbacks:
     """What is called with (t, packed state, signed step): before a step is tried, and once it has
     been accepted or rejected."""
 
-    step: Callable[[Time, Tensor, Time], None] = _nothing
-    accept: Callable[[Time, Tensor, Time], None] = _nothing
-    reject: Callable[[Time, Tensor, Time], None] = _nothing
+    step: Callable[[Time, Tensor, Time], None] = silent
+    accept: Callable[[Time, Tensor, Time], None] = silent
+    reject: Callable[[Time, Tensor, Time], None] = silent
 
 
 NO_CALLBACKS = Callbacks()

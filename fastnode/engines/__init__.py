@@ -1,1 +1,60 @@
-"""Engines: the loops that carry a state through time. They know no adjoint and no caller."""
+"""The loops of a solve, and which of them runs.
+
+``reference`` is pure PyTorch and the definition of right; ``native`` is the same loop in C++.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from fastnode import extension
+from fastnode.engines import adaptive, fixed, native
+from fastnode.problem import Time
+
+NAMES = ("auto", "reference", "native")
+
+
+def is_native(engine: str, y: Tensor, times: Sequence[Time]) -> bool:
+    """Whether the C++ loop runs a solve from ``y``; ``auto`` takes it wherever it can.
+
+    Raises:
+        ValueError: ``engine`` is unknown, or is "native" where that cannot run.
+    """
+    if engine not in NAMES:
+        raise ValueError(f"engine must be one of {', '.join(NAMES)}, got {engine!r}")
+    able = engine != "reference" and native.available(y, times)
+    if engine == "native" and not able:
+        why = (
+            "times that need gradients, torch.func transforms, forward-mode differentiation, "
+            "torch.compile and subclasses of Tensor need engine='reference'"
+        )
+        raise ValueError(
+            f"engine 'native' cannot run this solve: {why if extension.AVAILABLE else ''}"
+            f"{'' if extension.AVAILABLE else 'the extension is ' + extension.REASON}"
+        )
+    return able
+
+
+def make_stepper(engine: str, field: Any, tableau: Any, t: Time, y: Tensor, **options: Any) -> Any:
+    """An AdaptiveStepper of the chosen engine (see engines.adaptive for the arguments)."""
+    if is_native(engine, y, (t, options["end"])):
+        return native.make_stepper(field, tableau, t, y, **options)
+    return adaptive.AdaptiveStepper(field, tableau, t, y, **options)
+
+
+def integrate_fixed(
+    engine: str, field: Any, tableau: Any, y: Tensor, times: Any, grid: Any, **options: Any
+) -> Tensor:
+    """engines.fixed.integrate_fixed by the chosen engine."""
+    run = native if is_native(engine, y, (*times, *grid)) else fixed
+    return run.integrate_fixed(field, tableau, y, times, grid, **options)
+
+
+def integrate(stepper: Any, times: Sequence[Time]) -> Tensor:
+    """The solution [T, ...] at ``times``, of which the stepper stands at the first."""
+    if isinstance(stepper, adaptive.AdaptiveStepper):
+        return adaptive.integrate_adaptive(stepper, times)
+    return stepper.integrate(times)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from fastnode.controllers import Controller, initial_step
 from fastnode.engines.step import Step, take_step
-from fastnode.errors import MaxStepsExceeded, NonFiniteState, StepSizeUnderflow
+from fastnode.errors import cannot_continue
 from fastnode.norms import ErrorNorm
 from fastnode.problem import NO_CALLBACKS, Callbacks, Time, VectorField, reached, to_float
 from fastnode.tableaus import Tableau
@@ -65,6 +64,7 @@ class AdaptiveStepper:
         self._history = (1.0, 1.0)
         self._ratio = 0.0
         self._stuck = False
+        self._slopes: Sequence[Tensor] = ()
         self.f = field(t, y)
         if first_step is None:
             with torch.no_grad():
@@ -91,6 +91,7 @@ class AdaptiveStepper:
             self.callbacks.step(self.t, self.y, h)
             trial = take_step(self.field, self.tableau, self.t, t1, self.y, self.f, perturb=True)
             weights = [to_float(h) * w for w in self.tableau.error_weights.values]
+            self._slopes = trial.k
             slopes = [trial.k[j] for j in self.tableau.error_weights.stages]
             trial.error = self._ratio = ratio = self.norm(self.y, trial.y1, slopes, weights)
             following = self.controller.next_step(taken, ratio, self._history, self.tableau.order)
@@ -122,27 +123,9 @@ class AdaptiveStepper:
 
     def _check_progress(self) -> None:
         """Raises if a step of size h cannot be tried."""
-        start, h = to_float(self.t), self.h
-        where = {"time": start, "step": h * self.field.direction}
-        if self.attempts >= self.max_num_steps:
-            raise MaxStepsExceeded(
-                f"max_num_steps exceeded: {self.attempts} steps tried since the last output time; "
-                f"at t = {start:g} the next step is {h:g}",
-                **where,
-            )
-        if start + h * self.field.direction != start and not self._stuck:
-            return
-        if not math.isfinite(self._ratio):
-            raise NonFiniteState(
-                f"the vector field is not finite near t = {start:.9g}, however small the step",
-                **where,
-            )
-        raise StepSizeUnderflow(
-            f"underflow in dt: at t = {start:.9g} the tolerances ask for a step of {h:g}; the "
-            "problem may be stiff or singular there, or the tolerances below the precision of the "
-            "state",
-            **where,
-        )
+        start, h = to_float(self.t), self.h * self.field.direction
+        if self.attempts >= self.max_num_steps or start + h == start or self._stuck:
+            cannot_continue(start, h, self.attempts, self.max_num_steps, self._ratio, self._slopes)
 
 
 def integrate_adaptive(stepper: AdaptiveStepper, times: Sequence[Time]) -> Tensor:

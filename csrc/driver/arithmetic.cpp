@@ -1,0 +1,146 @@
+#include "driver/arithmetic.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/view_as_complex.h>
+#include <ATen/ops/view_as_real.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <cmath>
+
+#include "kernels/rk_stage.h"
+#include "ops/common.h"
+#include "ops/error_norm.h"
+
+namespace fastnode {
+namespace {
+
+bool kernels_take(at::ScalarType dtype) {
+  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
+         dtype == at::kHalf;
+}
+
+template <class T>
+Terms<T> terms_of(const Slopes& k, const std::vector<int>& stages, const double* c) {
+  Terms<T> terms;
+  terms.count = int(stages.size());
+  for (int j = 0; j < terms.count; ++j) {
+    terms.k[j] = data<T>(k[stages[j]]);
+    terms.c[j] = acc_t<T>(c[j]);
+  }
+  return terms;
+}
+
+at::Tensor call_rk_stage(const at::Tensor& y, at::TensorList k, at::ArrayRef<double> c) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("fastnode::rk_stage", "")
+          .typed<at::Tensor(const at::Tensor&, at::TensorList, at::ArrayRef<double>)>();
+  return op.call(y, k, c);
+}
+
+// The ops take real numbers; weights are real, so a complex state is two real ones.
+at::Tensor combine_by_op(const at::Tensor& y, const Slopes& k, const std::vector<int>& stages,
+                         const double* c) {
+  c10::SmallVector<at::Tensor, 16> chosen;
+  for (int stage : stages) chosen.push_back(k[stage]);
+  const at::ArrayRef<double> weights(c, stages.size());
+  if (!y.is_complex()) return call_rk_stage(y, chosen, weights);
+  for (at::Tensor& each : chosen) each = at::view_as_real(each.resolve_conj());
+  return at::view_as_complex(call_rk_stage(at::view_as_real(y.resolve_conj()), chosen, weights));
+}
+
+constexpr size_t kMostWeights = kMaxTerms;
+
+}  // namespace
+
+WithoutGil::WithoutGil(int64_t elements)
+    : state_(elements >= kGrain ? PyEval_SaveThread() : nullptr) {}
+
+WithoutGil::~WithoutGil() {
+  if (state_ != nullptr) PyEval_RestoreThread(static_cast<PyThreadState*>(state_));
+}
+
+Arithmetic::Arithmetic(const at::Tensor& like)
+    : on_memory_(like.is_cpu() && kernels_take(c10::toRealValueType(like.scalar_type()))),
+      dtype_(c10::toRealValueType(like.scalar_type())),
+      numel_(like.numel() * (like.is_complex() ? 2 : 1)) {}
+
+bool Arithmetic::raw(const at::Tensor& y, const Slopes& k, const std::vector<int>& stages) const {
+  if (!on_memory_) return false;
+  if (!at::GradMode::is_enabled()) return true;
+  if (y.requires_grad()) return false;
+  for (int stage : stages) {
+    if (k[stage].requires_grad()) return false;
+  }
+  return true;
+}
+
+void Arithmetic::combine(const at::Tensor& y, const Slopes& k, const std::vector<int>& stages,
+                         const double* c, Handle& out) const {
+  if (raw(y, k, stages)) {
+    combine_into(y, k, stages, c, out.writable(y).mutable_data_ptr());
+  } else {
+    out = Handle(combine_by_op(y, k, stages, c));
+  }
+}
+
+void Arithmetic::combine(const at::Tensor& y, const Slopes& k, const Weights& weights, double h,
+                         Handle& out) const {
+  double c[kMostWeights];
+  for (size_t j = 0; j < weights.values.size(); ++j) c[j] = h * weights.values[j];
+  combine(y, k, weights.stages, c, out);
+}
+
+void Arithmetic::combine_into(const at::Tensor& y, const Slopes& k, const std::vector<int>& stages,
+                              const double* c, void* out) const {
+  dispatch_floating(dtype_, "combine", [&]<class T>(T*) {
+    const Terms<T> terms = terms_of<T>(k, stages, c);
+    const T* from = data<T>(y);
+    const WithoutGil nogil(numel_);
+    at::parallel_for(0, numel_, kGrain, [&](int64_t begin, int64_t end) {
+      rk_stage_range(from, terms, begin, end, static_cast<T*>(out));
+    });
+  });
+}
+
+ErrorNorm::ErrorNorm(py::object norm, const at::Tensor& like, const Layout& layout)
+    : norm_(norm),
+      on_memory_(like.is_cpu() && kernels_take(like.scalar_type()) &&
+                 norm.attr("plain").cast<bool>()),
+      dtype_(like.scalar_type()),
+      sizes_(layout.sizes) {
+  if (!layout.is_tuple) sizes_ = {like.numel()};
+  if (on_memory_) {
+    rtol_ = norm.attr("rtol").cast<std::vector<double>>();
+    atol_ = norm.attr("atol").cast<std::vector<double>>();
+  }
+}
+
+double ErrorNorm::operator()(const at::Tensor& y0, const at::Tensor& y1, const Slopes& k,
+                             const std::vector<int>& stages, const double* c) const {
+  if (!on_memory_) {
+    py::list slopes;
+    for (int stage : stages) slopes.append(wrap(k[stage]));
+    const std::vector<double> weights(c, c + stages.size());
+    return norm_(wrap(y0), wrap(y1), slopes, weights).cast<double>();
+  }
+  double largest = 0;
+  dispatch_floating(dtype_, "error norm", [&]<class T>(T*) {
+    const Terms<T> terms = terms_of<T>(k, stages, c);
+    const T *before = data<T>(y0), *after = data<T>(y1);
+    const WithoutGil nogil(y0.numel());
+    int64_t offset = 0;
+    for (size_t part = 0; part < sizes_.size(); ++part) {
+      const double norm =
+          error_norm(before, after, terms, rtol_[part], atol_[part], offset, offset + sizes_[part]);
+      // Not std::max, which would lose a NaN.
+      if (!(norm <= largest)) largest = norm;
+      if (std::isnan(largest)) break;
+      offset += sizes_[part];
+    }
+  });
+  return largest;
+}
+
+}  // namespace fastnode

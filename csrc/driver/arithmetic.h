@@ -1,0 +1,63 @@
+// Combinations of stages and norms of errors on the packed state.
+#pragma once
+
+#include "driver/handle.h"
+#include "driver/tableau.h"
+
+namespace fastnode {
+
+using Slopes = std::vector<at::Tensor>;
+
+// Straight on memory for CPU states, through the ops where a graph is recorded or elsewhere.
+class Arithmetic {
+ public:
+  explicit Arithmetic(const at::Tensor& like);
+
+  // y + sum_j c_j k[stages_j] into `out`.
+  void combine(const at::Tensor& y, const Slopes& k, const std::vector<int>& stages,
+               const double* c, Handle& out) const;
+  // The same with c_j = h w_j.
+  void combine(const at::Tensor& y, const Slopes& k, const Weights& weights, double h,
+               Handle& out) const;
+  // The same into memory at `out`, for states without a graph.
+  void combine_into(const at::Tensor& y, const Slopes& k, const std::vector<int>& stages,
+                    const double* c, void* out) const;
+  // Whether these can be combined on memory alone.
+  bool raw(const at::Tensor& y, const Slopes& k, const std::vector<int>& stages) const;
+
+ private:
+  bool on_memory_;
+  at::ScalarType dtype_;
+  int64_t numel_;
+};
+
+// sqrt(mean((sum_j c_j k_j / (atol + rtol max(|y0|, |y1|)))^2)): of the whole state, or the largest
+// of the parts of a tuple.
+class ErrorNorm {
+ public:
+  // `norm` is a fastnode.norms.ErrorNorm, which is called where tolerances are tensors, the norm is
+  // the caller's own, or the state is not in this machine's memory.
+  ErrorNorm(py::object norm, const at::Tensor& like, const Layout& layout);
+
+  double operator()(const at::Tensor& y0, const at::Tensor& y1, const Slopes& k,
+                    const std::vector<int>& stages, const double* c) const;
+
+ private:
+  py::object norm_;
+  bool on_memory_;
+  at::ScalarType dtype_;
+  std::vector<int64_t> sizes_;
+  std::vector<double> rtol_, atol_;
+};
+
+// Lets other Python threads run while a kernel works on many elements.
+class WithoutGil {
+ public:
+  explicit WithoutGil(int64_t elements);
+  ~WithoutGil();
+
+ private:
+  void* state_;
+};
+
+}  // namespace fastnode

@@ -1,0 +1,10 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace fastnode {
+
+// The loops of a solve, as fastnode.engines.native uses them.
+void bind_driver(pybind11::module_& m);
+
+}  // namespace fastnode

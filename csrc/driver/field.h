@@ -1,0 +1,36 @@
+// A Python vector field over the packed state.
+#pragma once
+
+#include "driver/handle.h"
+
+namespace fastnode {
+
+class Field {
+ public:
+  // `field` is a fastnode.problem.VectorField: it says how results that are not plainly right are
+  // converted or refused.
+  Field(py::object field, const at::Tensor& y0);
+
+  // dy/dt at (t, y) into k, whose memory is used again where it is ours; side -1 or 1 moves t to
+  // the next number before or after it on the way. The GIL must be held.
+  void operator()(double t, Handle& y, int side, at::Tensor& k);
+
+  double direction() const { return direction_; }
+  const Layout& layout() const { return layout_; }
+  int64_t evaluations() const { return evaluations_; }
+
+ private:
+  PyObject* time(double t, int side);
+  bool plainly_right(PyObject* result, at::IntArrayRef shape) const;
+  void pack(PyObject* results, at::Tensor& k) const;
+
+  py::object field_, func_;
+  std::vector<py::object> extra_;
+  Layout layout_;
+  at::Tensor like_, time_like_;
+  double direction_;
+  Handle time_;
+  int64_t evaluations_ = 0;
+};
+
+}  // namespace fastnode

@@ -1,0 +1,84 @@
+#include "driver/solve_loop.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/stack.h>
+
+#include <cstring>
+
+namespace fastnode {
+
+void dense_weights(const Tableau& tableau, double t, double t1, double time,
+                   std::vector<int>& stages, std::vector<double>& c) {
+  const double h = t1 - t, x = (time - t) / h;
+  stages.clear();
+  c.clear();
+  for (const Polynomial& row : tableau.dense) {
+    stages.push_back(row.stage);
+    c.push_back(h * row.at(x));
+  }
+}
+
+at::Tensor Step::at(double time) const {
+  if (time == t1) return y1;
+  std::vector<int> stages;
+  std::vector<double> c;
+  dense_weights(*tableau, t, t1, time, stages, c);
+  Handle out;
+  Arithmetic(y).combine(y, k, stages, c.data(), out);
+  return out.tensor();
+}
+
+void take_stages(Field& field, const Tableau& tableau, const Arithmetic& arithmetic, double t,
+                 double t1, const at::Tensor& y, Slopes& k, Handle& stage, bool perturb) {
+  const double h = t1 - t;
+  for (size_t i = 1; i < tableau.stages.size(); ++i) {
+    arithmetic.combine(y, k, tableau.stages[i], h, stage);
+    const double c = tableau.times[i];
+    if (c == 1) {
+      field(t1, stage, perturb ? -1 : 0, k[i]);
+    } else {
+      field(t + c * h, stage, 0, k[i]);
+    }
+  }
+}
+
+void* Outputs::next() {
+  if (!block_.defined()) {
+    std::vector<int64_t> shape = {count_};
+    shape.insert(shape.end(), like_.sizes().begin(), like_.sizes().end());
+    block_ = at::empty(shape, like_.options());
+  }
+  const int64_t bytes = int64_t(like_.nbytes());
+  return static_cast<char*>(block_.mutable_data_ptr()) + bytes * filled_++;
+}
+
+void Outputs::add(const at::Tensor& y) {
+  const bool graph = at::GradMode::is_enabled() && y.requires_grad();
+  if (graph || !nodes_.empty() || !y.is_cpu()) {
+    nodes_.push_back(y);
+  } else if (void* out = next(); y.nbytes() > 0) {
+    std::memcpy(out, y.const_data_ptr(), y.nbytes());
+  }
+}
+
+void Outputs::add(const Arithmetic& arithmetic, const at::Tensor& y, const Slopes& k,
+                  const std::vector<int>& stages, const double* c) {
+  if (nodes_.empty() && arithmetic.raw(y, k, stages)) {
+    arithmetic.combine_into(y, k, stages, c, next());
+  } else {
+    Handle out;
+    arithmetic.combine(y, k, stages, c, out);
+    nodes_.push_back(out.tensor());
+  }
+}
+
+at::Tensor Outputs::finish() {
+  if (nodes_.empty()) return block_;
+  std::vector<at::Tensor> all;
+  for (int64_t i = 0; i < filled_; ++i) all.push_back(block_.select(0, i));
+  all.insert(all.end(), nodes_.begin(), nodes_.end());
+  return at::stack(all);
+}
+
+}  // namespace fastnode
