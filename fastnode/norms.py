@@ -85,6 +85,8 @@ def _per_part(name: str, tolerance: Any, layout: Layout, shapes: Sequence[torch.
 
 
 def _tolerance(name: str, value: Any, shape: torch.Size, y0: Tensor) -> Tolerance:
+    if isinstance(value, (int, float)) and value >= 0:
+        return float(value)
     try:
         tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
