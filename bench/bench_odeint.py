@@ -1,0 +1,236 @@
+"""Solving without gradients: against torchdiffeq, torchode and diffrax.
+
+The vector field is an ordinary nn.Module, Linear - activation - Linear, called from Python once per
+stage. ``overhead`` is the time of a solve less the time spent inside the field, divided by the
+number of evaluations: what a library costs by itself.
+
+torchode is compiled the way its authors recommend, diffrax is jitted with the same weights, and
+both are called warm. They are optional: ``pip install torchode diffrax``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+import time
+
+import pytest
+import torch
+import torchdiffeq
+from ratio import compare
+
+import fastnode
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# (state, hidden, batch): from all overhead to all arithmetic.
+SIZES = [(2, 16, 1), (2, 64, 32), (64, 128, 32), (64, 128, 128), (512, 512, 1024)]
+TIMES = torch.tensor([0.0, 1.0])
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+ACTIVATIONS = {"tanh": torch.nn.Tanh, "silu": torch.nn.SiLU}
+
+
+class Field(torch.nn.Module):
+    """A two-layer network."""
+
+    def __init__(self, state: int, hidden: int, activation: str = "tanh"):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = torch.nn.Sequential(
+            torch.nn.Linear(state, hidden),
+            ACTIVATIONS[activation](),
+            torch.nn.Linear(hidden, state),
+        ).to(DEVICE)
+
+    def forward(self, t, y):
+        return self.net(y)
+
+
+class Timed:
+    """A field that counts its evaluations and the seconds inside it."""
+
+    def __init__(self, field: Field):
+        self.field = field
+        self.reset()
+
+    def reset(self) -> None:
+        self.evaluations, self.seconds = 0, 0.0
+
+    def __call__(self, t, y):
+        start = time.perf_counter()
+        out = self.field(t, y)
+        self.seconds += time.perf_counter() - start
+        self.evaluations += 1
+        return out
+
+
+def initial(state: int, batch: int):
+    return torch.randn(batch, state, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+
+
+def solver(library, y0: torch.Tensor, t: torch.Tensor, method: str = "dopri5", options=None):
+    """Function of a field: its solution by a library."""
+    arguments = {"method": method, "options": options, **TOLERANCE}
+    return lambda field: library.odeint(field, y0, t, **arguments)[-1]
+
+
+def evaluations(field: Field, solve) -> int:
+    timed = Timed(field)
+    solve(timed)
+    return timed.evaluations
+
+
+def with_torchode(field: Field, y0: torch.Tensor):
+    import torchode
+
+    def plain(t, y):
+        return field.net(y)
+
+    term = torchode.ODETerm(plain)
+    controller = torchode.IntegralController(1e-5, 1e-5, term=term)
+    solver = torchode.AutoDiffAdjoint(torchode.Dopri5(term), controller)
+    problem = torchode.InitialValueProblem(
+        y0=y0, t_eval=TIMES.to(y0).expand(len(y0), -1).contiguous()
+    )
+    torch._dynamo.reset()
+    compiled = torch.compile(solver.solve)
+    return lambda: compiled(problem).ys[:, -1]
+
+
+def with_diffrax(field: Field, y0: torch.Tensor):
+    import diffrax
+    import jax
+    import jax.numpy as jnp
+
+    weights = [
+        (jnp.asarray(layer.weight.detach().cpu().numpy()), jnp.asarray(layer.bias.detach().cpu()))
+        for layer in (field.net[0], field.net[2])
+    ]
+    activation = jnp.tanh if isinstance(field.net[1], torch.nn.Tanh) else jax.nn.silu
+    state = jnp.asarray(y0.cpu().numpy())
+
+    def f(t, y, args):
+        (a, b), (c, d) = args
+        return activation(y @ a.T + b) @ c.T + d
+
+    @jax.jit
+    def solve(y, args):
+        return diffrax.diffeqsolve(
+            diffrax.ODETerm(f),
+            diffrax.Dopri5(),
+            t0=0.0,
+            t1=1.0,
+            dt0=None,
+            y0=y,
+            args=args,
+            stepsize_controller=diffrax.PIDController(rtol=1e-5, atol=1e-5),
+            max_steps=4096,
+        ).ys[-1]
+
+    return lambda: solve(state, weights).block_until_ready()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_solve(benchmark, size, activation):
+    state, hidden, batch = size
+    field, y0 = Field(state, hidden, activation), initial(state, batch)
+    ours, theirs = (solver(lib, y0, TIMES.to(DEVICE)) for lib in (fastnode, torchdiffeq))
+    references = {"torchdiffeq": lambda: theirs(field)}
+    if activation == "tanh":
+        for name, make in (("torchode", with_torchode), ("diffrax", with_diffrax)):
+            if importlib.util.find_spec(name) is not None:
+                references[f"{name}, compiled"] = make(field, y0)
+    exact = fastnode.odeint(
+        field.double(),
+        y0.double(),
+        TIMES.double().to(DEVICE),
+        method="dopri5",
+        rtol=1e-11,
+        atol=1e-11,
+    )[-1].float()
+    field.float()
+    errors = {}
+    for name, solve in {"fastnode": lambda: ours(field), **references}.items():
+        result = torch.as_tensor(solve().tolist()).to(DEVICE)
+        torch.testing.assert_close(result, exact, rtol=1e-3, atol=1e-3)
+        errors[name] = (result - exact).abs().max().item()
+    ratios = compare(
+        benchmark,
+        f"dopri5 {activation}",
+        str(size),
+        lambda: ours(field),
+        references,
+        rounds=10,
+        errors=errors,
+        evaluations={
+            "fastnode": evaluations(field, ours),
+            "torchdiffeq": evaluations(field, theirs),
+        },
+    )
+    assert all(ratio > 0 for ratio in ratios.values())
+
+
+def overhead(field: Field, solve, rounds: int) -> tuple[float, float]:
+    """Medians of seconds per evaluation outside the field, and of seconds per solve."""
+    timed = Timed(field)
+    outside, whole = [], []
+    for _ in range(rounds):
+        timed.reset()
+        start = time.perf_counter()
+        solve(timed)
+        taken = time.perf_counter() - start
+        outside.append((taken - timed.seconds) / timed.evaluations)
+        whole.append(taken)
+    return statistics.median(outside), statistics.median(whole)
+
+
+@torch.no_grad()
+@pytest.mark.skipif(DEVICE != "cpu", reason="the field times itself, which needs a synchronous CPU")
+@pytest.mark.parametrize("batch", [1, 32, 128, 1024])
+@pytest.mark.parametrize("state", [2, 16, 64, 512])
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+def test_overhead(benchmark, method, state, batch):
+    field, y0 = Field(state, max(16, state)), initial(state, batch)
+    options = {"step_size": 0.1} if method == "rk4" else None
+    ours, theirs = (solver(lib, y0, TIMES, method, options) for lib in (fastnode, torchdiffeq))
+    torch.testing.assert_close(ours(field), theirs(field), rtol=1e-3, atol=1e-3)
+    rounds = 5 if state * batch > 2**17 else 15
+    found: dict[str, list[tuple[float, float]]] = {"fastnode": [], "torchdiffeq": []}
+
+    def measure():
+        found["fastnode"].append(overhead(field, ours, rounds))
+
+    benchmark.pedantic(
+        measure,
+        setup=lambda: found["torchdiffeq"].append(overhead(field, theirs, rounds)),
+        rounds=3,
+        warmup_rounds=1,
+    )
+    (own, own_whole), (other, other_whole) = (
+        [statistics.median(column) for column in zip(*found[name][1:], strict=True)]
+        for name in ("fastnode", "torchdiffeq")
+    )
+    benchmark.extra_info.update(
+        subject=f"{method} overhead per evaluation",
+        case=str((state, batch)),
+        ratios={"torchdiffeq": other / own, "whole solve": other_whole / own_whole},
+        microseconds=1e6 * own,
+        reference_microseconds={"torchdiffeq": 1e6 * other},
+    )
+
+
+@torch.no_grad()
+def test_step_with_a_field_that_costs_nothing(benchmark):
+    y0, answer = torch.ones(2), torch.zeros(2)
+    steps = 100
+    options = {"first_step": 1 / steps, "max_step": 1 / steps}
+    arguments = {"method": "dopri5", "rtol": 0.1, "atol": 0.1, "options": options}
+    compare(
+        benchmark,
+        "dopri5, 100 steps of nothing",
+        "(2,)",
+        lambda: fastnode.odeint(lambda t, y: answer, y0, TIMES, **arguments),
+        {"torchdiffeq": lambda: torchdiffeq.odeint(lambda t, y: answer, y0, TIMES, **arguments)},
+        rounds=10,
+    )
