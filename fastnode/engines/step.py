@@ -1,4 +1,4 @@
-"""One explicit Runge-Kutta step in pure PyTorch, differentiable by autograd, and its dense output.
+"""One step in pure PyTorch, differentiable by autograd, and what lies inside it.
 
 Times are Python floats. Where the caller wants gradients for times they are 0-dim tensors instead;
 then rk_stage runs on plain tensor arithmetic, which knows their gradients.
@@ -23,12 +23,15 @@ def combine(y: Tensor, k: Sequence[Tensor], h: Time, weights: Weights) -> Tensor
 
 @dataclass
 class Step:
-    """A step from (t, y) to (t1, y1) with its stages.
+    """A step from (t, y) to (t1, y1).
 
-    ``error`` is the norm of its local error relative to the tolerances, where there is one.
+    ``k`` begins with the slope at (t, y), where the method knows it, followed by the further stages
+    of an explicit Runge-Kutta method; ``tableau`` is None for other methods. ``error`` is the norm
+    of the local error relative to the tolerances, where there is one.
     """
 
-    tableau: Tableau
+    field: VectorField
+    tableau: Tableau | None
     t: Time
     t1: Time
     y: Tensor
@@ -40,9 +43,14 @@ class Step:
         """Dense output of the method itself at a time inside the step."""
         if isinstance(t, float) and t == self.t1:
             return self.y1
+        assert self.tableau is not None
         h = self.t1 - self.t
         x = (t - self.t) / h
         rows = self.tableau.dense_weights
+        # Further stages are evaluated once, by the first output time inside the step.
+        done = len(self.k) - len(self.tableau.a)
+        for c, weights in self.tableau.further_stages[done:]:
+            self.k.append(self.field(self.t + c * h, combine(self.y, self.k, h, weights)))
         slopes = [self.k[i] for i, _ in rows]
         return rk_stage(self.y, slopes, [h * _polynomial(row, x) for _, row in rows])
 
@@ -86,4 +94,4 @@ def take_step(
         stage = combine(y, k, h, weights)
         k.append(field(t1, stage, -1 if perturb else 0) if c == 1 else field(t + c * h, stage))
     y1 = stage if tableau.fsal else combine(y, k, h, tableau.solution_weights)
-    return Step(tableau, t, t1, y, y1, k)
+    return Step(field, tableau, t, t1, y, y1, k)
