@@ -1,7 +1,13 @@
 """fastnode: custom kernels for Neural ODEs in PyTorch."""
 
 from fastnode import flow, nn
-from fastnode.errors import MaxStepsExceeded, NonFiniteState, SolverError, StepSizeUnderflow
+from fastnode.errors import (
+    MaxStepsExceeded,
+    NonFiniteState,
+    SolverError,
+    StagesNotSolved,
+    StepSizeUnderflow,
+)
 from fastnode.extension import empty_cache
 from fastnode.odeint import odeint
 
@@ -11,6 +17,7 @@ __all__ = [
     "MaxStepsExceeded",
     "NonFiniteState",
     "SolverError",
+    "StagesNotSolved",
     "StepSizeUnderflow",
     "__version__",
     "empty_cache",

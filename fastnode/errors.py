@@ -35,6 +35,10 @@ class NonFiniteState(SolverError, AssertionError):
     """The state or the vector field is NaN or infinite, whatever the size of the step."""
 
 
+class StagesNotSolved(SolverError):
+    """The equations of an implicit step were not solved to the precision of the state."""
+
+
 def cannot_continue(
     t: float, h: float, attempts: int, max_num_steps: int, ratio: float, slopes: Sequence[Tensor]
 ) -> NoReturn:

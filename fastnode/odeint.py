@@ -9,10 +9,11 @@ from torch import Tensor
 
 from fastnode import engines
 from fastnode.controllers import Controller
+from fastnode.engines.scipy_solver import integrate_scipy
+from fastnode.methods import ADAPTIVE, FIXED, NAMES, fixed_method
 from fastnode.norms import ErrorNorm
-from fastnode.options import AdaptiveOptions, FixedOptions, parse
+from fastnode.options import AdaptiveOptions, ScipyOptions, parse
 from fastnode.problem import State, as_times, make_problem
-from fastnode.tableaus import METHODS, Tableau
 
 
 def odeint(
@@ -58,30 +59,30 @@ def odeint(
     """
     if event_fn is not None:
         raise ValueError("event_fn must be None: this version does not locate events")
-    tableau = _find_method(method)
+    name = _find_method(method)
     problem = make_problem(func, y0, t)
     times = problem.times
-    if tableau.error is None:
-        fixed = parse(FixedOptions, tableau.name, options)
+    if name in FIXED:
+        fixed, step = fixed_method(name, options, problem, rtol, atol)
         grid = fixed.grid(func, y0, problem.t)
         solution = engines.integrate_fixed(
             "auto",
             problem.field,
-            tableau,
+            step,
             problem.y0,
             times,
             as_times(grid),
             interp=fixed.interp,
             perturb=fixed.perturb,
         )
-    else:
-        adaptive = parse(AdaptiveOptions, tableau.name, options)
+    elif name in ADAPTIVE:
+        adaptive = parse(AdaptiveOptions, name, options)
         if len(times) == 1:
             return problem.layout.unpack(problem.y0.clone().unsqueeze(0))
         stepper = engines.make_stepper(
             "auto",
             problem.field,
-            tableau,
+            ADAPTIVE[name],
             times[0],
             problem.y0,
             end=times[-1],
@@ -97,11 +98,22 @@ def odeint(
             max_num_steps=adaptive.max_num_steps,
         )
         solution = engines.integrate(stepper, times)
+    else:
+        scipy = parse(ScipyOptions, name, options)
+        solution = integrate_scipy(
+            problem.field,
+            problem.y0,
+            times,
+            ErrorNorm(problem.layout, problem.y0, rtol, atol),
+            solver=scipy.solver,
+            min_step=scipy.min_step,
+            max_step=scipy.max_step,
+        )
     return problem.layout.unpack(solution)
 
 
-def _find_method(method: str | None) -> Tableau:
+def _find_method(method: str | None) -> str:
     name = "dopri5" if method is None else method
-    if not isinstance(name, str) or name not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    return METHODS[name]
+    if not isinstance(name, str) or name not in NAMES:
+        raise ValueError(f"method must be one of {', '.join(NAMES)}, got {method!r}")
+    return name

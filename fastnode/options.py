@@ -95,7 +95,66 @@ def _even_grid(t: Tensor, step_size: float) -> Tensor:
     return torch.cat([inner, end.reshape(1)])
 
 
-T = TypeVar("T", AdaptiveOptions, FixedOptions)
+@dataclass
+class ImplicitOptions(FixedOptions):
+    #: Newton iterations for each system of stages.
+    max_iters: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.max_iters = _positive("max_iters", self.max_iters)
+
+
+@dataclass
+class AdamsOptions(FixedOptions):
+    #: None for the method's own default.
+    max_order: int | None = None
+    #: Iterations of the corrector in a step.
+    max_iters: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.max_iters = _positive("max_iters", self.max_iters)
+        if self.max_order is None:
+            return
+        self.max_order = _positive("max_order", self.max_order)
+        if self.max_order > 12:
+            raise ValueError(f"max_order must be at most 12, got {self.max_order}")
+        if self.max_order < 4:
+            warnings.warn(
+                f"max_order {self.max_order} is below 4: every step is one of rk4", stacklevel=5
+            )
+
+    def order(self, explicit: bool) -> int:
+        """max_order, by default 12 for the implicit method and 5 for the explicit one.
+
+        Adams-Bashforth of order 4 is stable for -h lambda up to 0.3, and each further order about
+        halves that: torchdiffeq's default, order 11, diverges for nearly every step in use.
+        """
+        return self.max_order if self.max_order is not None else 5 if explicit else 12
+
+
+@dataclass
+class ScipyOptions:
+    #: A name or class that scipy.integrate.solve_ivp takes as its method.
+    solver: Any = "LSODA"
+    min_step: float = 0.0
+    max_step: float = math.inf
+    #: Accepted by every method, used by adaptive ones.
+    norm: Callable[[Any], Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.min_step = _number("min_step", self.min_step)
+        self.max_step = _number("max_step", self.max_step)
+        if not 0 <= self.min_step <= self.max_step:
+            raise ValueError(
+                "min_step and max_step must satisfy 0 <= min_step <= max_step, "
+                f"got {self.min_step} and {self.max_step}"
+            )
+        _check_norm(self.norm)
+
+
+T = TypeVar("T", bound="AdaptiveOptions | FixedOptions | ScipyOptions")
 
 
 def parse(kind: type[T], method: str, options: Mapping[str, Any] | None) -> T:
@@ -123,6 +182,13 @@ def _number(name: str, value: Any) -> float:
     if math.isnan(number):
         raise ValueError(f"{name} must be a number, got NaN")
     return number
+
+
+def _positive(name: str, value: Any) -> int:
+    number = _number(name, value)
+    if number != int(number) or number < 1:
+        raise ValueError(f"{name} must be a whole number above 0, got {value}")
+    return int(number)
 
 
 def _check_norm(norm: Any) -> None:

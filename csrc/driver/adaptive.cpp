@@ -18,10 +18,10 @@ AdaptiveStepper::AdaptiveStepper(py::object field, std::shared_ptr<const Tableau
                                  at::Tensor y, double end, Controller controller, py::object norm,
                                  std::optional<double> first_step, int64_t max_num_steps,
                                  std::vector<Stop> stops, Callbacks callbacks)
-    : field_(field, y),
+    : field_(std::make_shared<Field>(field, y)),
       tableau_(std::move(tableau)),
       arithmetic_(y),
-      norm_(norm, y, field_.layout()),
+      norm_(norm, y, field_->layout()),
       controller_(controller),
       max_num_steps_(max_num_steps),
       stops_(stops.rbegin(), stops.rend()),
@@ -30,7 +30,7 @@ AdaptiveStepper::AdaptiveStepper(py::object field, std::shared_ptr<const Tableau
       end_(end),
       y_(y.contiguous()),
       k_(tableau_->stages.size()) {
-  field_(t_, y_, 0, f_);
+  (*field_)(t_, y_, 0, f_);
   h_ = controller_.clip(first_step ? *first_step : initial_step());
 }
 
@@ -49,7 +49,7 @@ double AdaptiveStepper::initial_step() {
   Handle trial;
   at::Tensor f1;
   arithmetic_.combine(y, {f}, {0}, &signed_h, trial);
-  field_(t_ + signed_h, trial, 0, f1);
+  (*field_)(t_ + signed_h, trial, 0, f1);
   const double d2 = norm_(y, y, {f1, f}, {0, 1}, difference) / h0;
   if (!std::isfinite(d2)) return h0;
   const double h1 = d1 <= 1e-15 && d2 <= 1e-15
@@ -66,7 +66,7 @@ double AdaptiveStepper::norm_of(const at::Tensor& y0, const at::Tensor& y1, cons
 }
 
 void AdaptiveStepper::check_progress() const {
-  const double signed_h = h_ * field_.direction();
+  const double signed_h = h_ * field_->direction();
   if (attempts < max_num_steps_ && t_ + signed_h != t_ && !stuck_) return;
   py::list slopes;
   for (const at::Tensor& k : k_) {
@@ -83,12 +83,13 @@ void AdaptiveStepper::advance() {
     const double limit = stops_.empty() ? end_ : stops_.back().time;
     const double room = std::abs(limit - t_);
     const double taken = std::min(h_, room);
-    const double t1 = h_ < room ? t_ + h_ * field_.direction() : limit;
+    const double t1 = h_ < room ? t_ + h_ * field_->direction() : limit;
     const double h = t1 - t_;
     tell(callbacks_.step, t_, y_.tensor(), h);
 
+    k_.resize(tableau_->stages.size());
     k_[0] = f_;
-    take_stages(field_, *tableau_, arithmetic_, t_, t1, y_.tensor(), k_, stage_, true);
+    take_stages(*field_, *tableau_, arithmetic_, t_, t1, y_.tensor(), k_, stage_, true);
     if (!tableau_->fsal) arithmetic_.combine(y_.tensor(), k_, tableau_->solution, h, stage_);
     ratio_ = norm_of(y_.tensor(), stage_.tensor(), tableau_->error, h);
     const double following = controller_.next_step(taken, ratio_, before_, earlier_);
@@ -110,8 +111,8 @@ void AdaptiveStepper::advance() {
     std::swap(y_before_, y_);
     std::swap(y_, stage_);
     f_ = k_.back();
-    if (!stops_.empty() && (t_ - stops_.back().time) * field_.direction() >= 0) {
-      if (stops_.back().jump) field_(t_, y_, 1, f_);
+    if (!stops_.empty() && (t_ - stops_.back().time) * field_->direction() >= 0) {
+      if (stops_.back().jump) (*field_)(t_, y_, 1, f_);
       stops_.pop_back();
     }
     return;
@@ -119,7 +120,7 @@ void AdaptiveStepper::advance() {
 }
 
 Step AdaptiveStepper::last() const {
-  return {tableau_, t_before_, t_, y_before_.tensor(), y_.tensor(), k_, accepted_ratio_};
+  return {field_, tableau_, t_before_, t_, y_before_.tensor(), y_.tensor(), k_, accepted_ratio_};
 }
 
 at::Tensor AdaptiveStepper::integrate(const std::vector<double>& times) {
@@ -129,10 +130,11 @@ at::Tensor AdaptiveStepper::integrate(const std::vector<double>& times) {
   std::vector<double> c;
   for (size_t i = 1; i < times.size(); ++i) {
     attempts = 0;
-    while ((t_ - times[i]) * field_.direction() < 0) advance();
+    while ((t_ - times[i]) * field_->direction() < 0) advance();
     if (times[i] == t_) {
       outputs.add(y_.tensor());
     } else {
+      take_further_stages(*field_, *tableau_, arithmetic_, t_before_, t_, y_before_.tensor(), k_);
       dense_weights(*tableau_, t_before_, t_, times[i], stages, c);
       outputs.add(arithmetic_, y_before_.tensor(), k_, stages, c.data());
     }

@@ -34,7 +34,7 @@ class AdaptiveStepper {
   const at::Tensor& y() const { return y_.tensor(); }
   const at::Tensor& f() const { return f_; }
   double h() const { return h_; }
-  int64_t evaluations() const { return field_.evaluations(); }
+  int64_t evaluations() const { return field_->evaluations(); }
 
   int64_t attempts = 0, rejected = 0;
 
@@ -43,8 +43,7 @@ class AdaptiveStepper {
   double norm_of(const at::Tensor& y0, const at::Tensor& y1, const Weights& weights, double h);
   void check_progress() const;
 
-  Field field_;
-  py::object python_field_;
+  std::shared_ptr<Field> field_;
   std::shared_ptr<const Tableau> tableau_;
   Arithmetic arithmetic_;
   ErrorNorm norm_;

@@ -12,10 +12,11 @@ using Row = std::pair<std::vector<int>, std::vector<double>>;
 
 Weights weights(const Row& row) { return {row.first, row.second}; }
 
-std::shared_ptr<Tableau> make_tableau(
-    int order, bool fsal, std::vector<double> times, const std::vector<Row>& stages,
-    const Row& solution, const std::optional<Row>& error,
-    const std::vector<std::pair<int, std::vector<double>>>& dense) {
+std::shared_ptr<Tableau> make_tableau(int order, bool fsal, std::vector<double> times,
+                                      const std::vector<Row>& stages, const Row& solution,
+                                      const std::optional<Row>& error,
+                                      const std::vector<std::pair<int, std::vector<double>>>& dense,
+                                      const std::vector<std::pair<double, Row>>& further) {
   auto tableau = std::make_shared<Tableau>();
   tableau->order = order;
   tableau->fsal = fsal;
@@ -24,6 +25,10 @@ std::shared_ptr<Tableau> make_tableau(
   tableau->solution = weights(solution);
   if (error) tableau->error = weights(*error);
   for (const auto& [stage, coefficients] : dense) tableau->dense.push_back({stage, coefficients});
+  for (const auto& [time, row] : further) {
+    tableau->further_times.push_back(time);
+    tableau->further.push_back(weights(row));
+  }
   return tableau;
 }
 

@@ -19,8 +19,21 @@ void dense_weights(const Tableau& tableau, double t, double t1, double time,
   }
 }
 
-at::Tensor Step::at(double time) const {
+void take_further_stages(Field& field, const Tableau& tableau, const Arithmetic& arithmetic,
+                         double t, double t1, const at::Tensor& y, Slopes& k) {
+  const double h = t1 - t;
+  Handle stage;
+  for (size_t i = k.size() - tableau.stages.size(); i < tableau.further.size(); ++i) {
+    arithmetic.combine(y, k, tableau.further[i], h, stage);
+    at::Tensor slope;
+    field(t + tableau.further_times[i] * h, stage, 0, slope);
+    k.push_back(std::move(slope));
+  }
+}
+
+at::Tensor Step::at(double time) {
   if (time == t1) return y1;
+  take_further_stages(*field, *tableau, Arithmetic(y), t, t1, y, k);
   std::vector<int> stages;
   std::vector<double> c;
   dense_weights(*tableau, t, t1, time, stages, c);

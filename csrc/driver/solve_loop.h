@@ -10,6 +10,7 @@ namespace fastnode {
 
 // A step from (t, y) to (t1, y1) with its stages, as the caller keeps it.
 struct Step {
+  std::shared_ptr<Field> field;
   std::shared_ptr<const Tableau> tableau;
   double t, t1;
   at::Tensor y, y1;
@@ -17,7 +18,7 @@ struct Step {
   double error;
 
   // Dense output of the method itself at a time inside the step.
-  at::Tensor at(double time) const;
+  at::Tensor at(double time);
 };
 
 // Weights of the stages in y(time) for a step from t to t1.
@@ -28,6 +29,11 @@ void dense_weights(const Tableau& tableau, double t, double t1, double time,
 // the field was evaluated; `perturb` has stages at t1 evaluated just before it.
 void take_stages(Field& field, const Tableau& tableau, const Arithmetic& arithmetic, double t,
                  double t1, const at::Tensor& y, Slopes& k, Handle& stage, bool perturb);
+
+// The further stages of a step from t to t1, which dense output inside it needs, behind those in k;
+// once they are there they stay.
+void take_further_stages(Field& field, const Tableau& tableau, const Arithmetic& arithmetic,
+                         double t, double t1, const at::Tensor& y, Slopes& k);
 
 // The result [T, ...]: one block of memory, or a stack of graph nodes once there is a graph.
 class Outputs {

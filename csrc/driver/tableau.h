@@ -32,6 +32,9 @@ struct Tableau {
   std::vector<Weights> stages;
   Weights solution, error;  // error is empty for methods without an embedded one
   std::vector<Polynomial> dense;
+  // Stages that only dense output needs, and their times.
+  std::vector<Weights> further;
+  std::vector<double> further_times;
 };
 
 }  // namespace fastnode

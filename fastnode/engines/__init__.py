@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastnode import extension
 from fastnode.engines import adaptive, fixed, native
+from fastnode.engines.step import ExplicitSteps, StepFunction
 from fastnode.problem import Time
 
 NAMES = ("auto", "reference", "native")
@@ -46,11 +47,13 @@ def make_stepper(engine: str, field: Any, tableau: Any, t: Time, y: Tensor, **op
 
 
 def integrate_fixed(
-    engine: str, field: Any, tableau: Any, y: Tensor, times: Any, grid: Any, **options: Any
+    engine: str, field: Any, step: StepFunction, y: Tensor, times: Any, grid: Any, **options: Any
 ) -> Tensor:
-    """engines.fixed.integrate_fixed by the chosen engine."""
-    run = native if is_native(engine, y, (*times, *grid)) else fixed
-    return run.integrate_fixed(field, tableau, y, times, grid, **options)
+    """engines.fixed.integrate_fixed by the chosen engine; the C++ loop knows explicit Runge-Kutta
+    methods, the others are run by the reference."""
+    if isinstance(step, ExplicitSteps) and is_native(engine, y, (*times, *grid)):
+        return native.integrate_fixed(field, step.tableau, y, times, grid, **options)
+    return fixed.integrate_fixed(field, step, y, times, grid, **options)
 
 
 def integrate(stepper: Any, times: Sequence[Time]) -> Tensor:

@@ -98,4 +98,5 @@ def _compiled(tableau: Tableau) -> Any:
         tableau.solution_weights,
         None if tableau.error is None else tableau.error_weights,
         [] if tableau.dense is None else tableau.dense_weights,
+        tableau.further_stages,
     )

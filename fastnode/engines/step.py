@@ -6,7 +6,7 @@ then rk_stage runs on plain tensor arithmetic, which knows their gradients.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -95,3 +95,18 @@ def take_step(
         k.append(field(t1, stage, -1 if perturb else 0) if c == 1 else field(t + c * h, stage))
     y1 = stage if tableau.fsal else combine(y, k, h, tableau.solution_weights)
     return Step(field, tableau, t, t1, y, y1, k)
+
+
+#: (field, t, t1, y, perturb) -> a step of a method for given steps; made anew for each solve, as it
+#: may remember the steps before.
+StepFunction = Callable[[VectorField, Time, Time, Tensor, bool], Step]
+
+
+@dataclass(frozen=True)
+class ExplicitSteps:
+    """Steps of an explicit Runge-Kutta method."""
+
+    tableau: Tableau
+
+    def __call__(self, field: VectorField, t: Time, t1: Time, y: Tensor, perturb: bool) -> Step:
+        return take_step(field, self.tableau, t, t1, y, field(t, y, int(perturb)), perturb)

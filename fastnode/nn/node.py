@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastnode.methods import ADAPTIVE, FIXED, NAMES
 from fastnode.nn.fields import check_positive
 from fastnode.odeint import odeint
-from fastnode.tableaus import METHODS, Tableau
 
 #: Bound on the steps of an adaptive solve, as in the evaluation of arXiv 2410.22918.
 MAX_STEPS = 1000
@@ -34,10 +34,9 @@ class _Counted:
         return self.field(t, z)
 
 
-def _find_method(method: str) -> Tableau:
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    return METHODS[method]
+def _check_method(method: str) -> None:
+    if method not in NAMES:
+        raise ValueError(f"method must be one of {', '.join(NAMES)}, got {method!r}")
 
 
 def _grid(t0: float, t1: float, steps: int) -> Tensor:
@@ -90,7 +89,7 @@ class NeuralODE(nn.Module):
     ) -> None:
         super().__init__()
         check_module(field=field)
-        _find_method(method)
+        _check_method(method)
         if t0 == t1:
             raise ValueError(f"t0 and t1 must differ, got {t0} for both")
         self.field = field
@@ -155,7 +154,7 @@ class EncodedODE(nn.Module):
         super().__init__()
         check_module(encoder=encoder, field=field, decoder=decoder)
         check_positive(steps=steps)
-        _find_method(method)
+        _check_method(method)
         self.encoder, self.field, self.decoder = encoder, field, decoder
         self.method, self.steps, self.rtol, self.atol = method, steps, rtol, atol
         self.nfe = 0
@@ -172,7 +171,8 @@ class EncodedODE(nn.Module):
         method = self.method if method is None else method
         steps = self.steps if steps is None else steps
         check_positive(steps=steps)
-        fixed = _find_method(method).error is None
+        _check_method(method)
+        fixed = method in FIXED
         counted = _Counted(self.field)
         solution = odeint(
             counted,
@@ -181,7 +181,7 @@ class EncodedODE(nn.Module):
             rtol=self.rtol if rtol is None else rtol,
             atol=self.atol if atol is None else atol,
             method=method,
-            options=None if fixed else {"max_num_steps": MAX_STEPS},
+            options={"max_num_steps": MAX_STEPS} if method in ADAPTIVE else None,
         )
         self.nfe = counted.nfe
         return self.decoder(solution[-1])

@@ -37,7 +37,8 @@ def _nonzero(row: Sequence[Fraction]) -> Weights:
     return Weights(stages, tuple(float(row[j]) for j in stages))
 
 
-@dataclass(frozen=True)
+# Compared by identity: hashing a hundred fractions costs more than a small solve.
+@dataclass(frozen=True, eq=False)
 class Tableau:
     """An explicit Runge-Kutta method; rows of ``a`` are strictly lower triangular.
 

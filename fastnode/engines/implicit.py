@@ -1,0 +1,117 @@
+"""Implicit Runge-Kutta steps in pure PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastnode.engines.newton import ImplicitSlopes, NewtonSolver, StageEquations
+from fastnode.engines.step import Step, combine
+from fastnode.errors import StagesNotSolved
+from fastnode.problem import Time, VectorField, to_float
+from fastnode.tableaus import ImplicitTableau, Weights
+
+
+class ImplicitSteps:
+    """Steps of an implicit method, for one solve: it remembers slopes and Newton matrices.
+
+    Methods whose stages depend on no later one are solved stage by stage, the others all at once.
+    Gradients are those of the exact solution of the stage equations (``ImplicitSlopes``), first
+    derivatives only.
+
+    Args:
+        tableau: the method.
+        max_iters: most Newton iterations for each system.
+
+    Raises (when called):
+        StagesNotSolved: Newton's method does not converge to the precision of the state.
+    """
+
+    def __init__(self, tableau: ImplicitTableau, max_iters: int):
+        self.tableau = tableau
+        stages = range(len(tableau.b))
+        groups = [[i] for i in stages] if tableau.diagonal else [list(stages)]
+        a = [[float(value) for value in row] for row in tableau.a]
+        self._a = a
+        self._groups = [
+            (group, NewtonSolver([[a[i][j] for j in group] for i in group], max_iters))
+            for group in groups
+        ]
+        self._guess: Tensor | None = None
+        self._differentiable = False
+
+    def __call__(self, field: VectorField, t: Time, t1: Time, y: Tensor, perturb: bool) -> Step:
+        h = t1 - t
+        points = [self._point(c, t, t1, perturb) for c in map(float, self.tableau.c)]
+        k: list[Tensor] = []
+        for group, solver in self._groups:
+            bases = [combine(y, k, h, _nonzero(self._a[i][: len(k)])) for i in group]
+            if group == [0] and self._a[0][0] == 0:
+                k.append(field(points[0][0], y, points[0][1]))
+                self._remember(k[0], t, y)
+                continue
+            if self._guess is None:
+                self._remember(field(points[group[0]][0], y, points[group[0]][1]), t, y)
+            chosen = [points[i] for i in group]
+            k += self._solve(field, solver, chosen, bases, t, h, y)
+            self._guess = k[-1].detach()
+        y1 = combine(y, k, h, _nonzero([float(b) for b in self.tableau.b]))
+        return Step(field, None, t, t1, y, y1, k[:1] if self.tableau.c[0] == 0 else [])
+
+    def _point(self, c: float, t: Time, t1: Time, perturb: bool) -> tuple[Time, int]:
+        if c == 0:
+            return t, int(perturb)
+        return (t1, -int(perturb)) if c == 1 else (t + c * (t1 - t), 0)
+
+    def _remember(self, slope: Tensor, t: Time, y: Tensor) -> None:
+        # A time is a tensor only where it needs a gradient.
+        timed = isinstance(t, torch.Tensor)
+        self._differentiable = slope.requires_grad or y.requires_grad or timed
+        self._guess = slope.detach()
+
+    def _solve(
+        self,
+        field: VectorField,
+        solver: NewtonSolver,
+        points: list[tuple[Time, int]],
+        bases: list[Tensor],
+        t: Time,
+        h: Time,
+        y: Tensor,
+    ) -> list[Tensor]:
+        assert self._guess is not None
+        wide = torch.promote_types(field.time_dtype, torch.float32)
+        real = [torch.view_as_real(base) if base.is_complex() else base for base in bases]
+        guess = torch.view_as_real(self._guess) if self._guess.is_complex() else self._guess
+        width = to_float(h)
+        with torch.no_grad():
+            plain = StageEquations(
+                field,
+                [(to_float(time), side) for time, side in points],
+                [base.detach() for base in real],
+                width,
+                solver.a,
+            )
+            start = guess.reshape(1, -1).to(wide).repeat(len(points), 1)
+            size = y.abs().max().item() if y.numel() else 0.0
+            k = solver.solve(plain, width, start, size, torch.finfo(field.time_dtype).eps)
+        if k is None:
+            begin = to_float(t)
+            raise StagesNotSolved(
+                f"the stage equations of {self.tableau.name} were not solved at t = {begin:g} with "
+                f"h = {width:g}: Newton's method did not converge in {solver.max_iters} iterations "
+                "(max_iters), or the vector field is not finite there",
+                time=begin,
+                step=width,
+            )
+        if self._differentiable and torch.is_grad_enabled():
+            leaf = k.clone().requires_grad_()
+            k = ImplicitSlopes.apply(StageEquations(field, points, real, h, solver.a)(leaf), leaf)
+            assert isinstance(k, Tensor)
+        shaped = [row.reshape(real[0].shape).to(field.time_dtype) for row in k]
+        return [torch.view_as_complex(row) if y.is_complex() else row for row in shaped]
+
+
+def _nonzero(row: list[float]) -> Weights:
+    stages = tuple(j for j, value in enumerate(row) if value)
+    return Weights(stages, tuple(row[j] for j in stages))
