@@ -3,8 +3,6 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/maximum.h>
-#include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -13,6 +11,7 @@
 #include <cmath>
 
 #include "ops/cuda_stream.h"
+#include "ops/norm_gradients.h"
 #include "ops/terms.h"
 
 namespace fastnode {
@@ -123,9 +122,6 @@ struct RkError : torch::autograd::Function<RkError> {
     return norm;
   }
 
-  // With e = sum_j c_j k_j, s = atol + rtol max(|y0|, |y1|), r = e / s and norm = sqrt(mean r^2):
-  // d norm / d e = r / (N norm s) and d norm / d s = -r^2 / (N norm s), zero where norm is zero.
-  // Written in torch's operators, which know the derivatives of this in turn.
   static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
     const std::vector<double> c = ctx->saved_data["c"].toDoubleVector();
     variable_list grads(c.size() + 6);
@@ -139,37 +135,15 @@ struct RkError : torch::autograd::Function<RkError> {
 
     Tensor error = at::zeros_like(y0);
     for (size_t j = 0; j < c.size(); ++j) error = error + saved[3 + j].to(wide) * c[j];
-    const Tensor size0 = y0.abs(), size1 = y1.abs();
-    const Tensor scale = at::maximum(size0, size1) * rtol + atol;
-    const Tensor ratio = error / scale;
-
-    Tensor norm = saved[0], g = upstream[0];
-    c10::SymInt count = y0.sym_numel();
-    if (per_sample) {
-      std::vector<c10::SymInt> shape(y0.dim(), 1);
-      shape[0] = -1;
-      norm = norm.view_symint(shape);
-      g = g.view_symint(shape);
-      count = 1;
-      for (int64_t d = 1; d < y0.dim(); ++d) count = count * y0.sym_size(d);
-    }
-    const Tensor nonzero = norm.ne(0);
-    const Tensor divisor = at::where(nonzero, norm, 1.0);
-    const double elements = double(count.guard_int(__FILE__, __LINE__));
-    const Tensor slope = at::where(nonzero, g / divisor, 0.0) * (1.0 / std::max(1.0, elements));
-    const Tensor d_error = slope * ratio / scale;
-
-    if (rtol != 0 && (ctx->needs_input_grad(0) || ctx->needs_input_grad(1))) {
-      const Tensor d_size = d_error * ratio * -rtol;
-      // Where both are of one size each has half of it, as torch.maximum divides.
-      const Tensor share0 = size0.gt(size1).to(wide) + size0.eq(size1).to(wide) * 0.5;
-      const auto narrow = saved[1].scalar_type();
-      if (ctx->needs_input_grad(0)) grads[0] = (d_size * share0 * y0.sgn()).to(narrow);
-      if (ctx->needs_input_grad(1)) grads[1] = (d_size * (1.0 - share0) * y1.sgn()).to(narrow);
-    }
+    const bool for_states = rtol != 0 && (ctx->needs_input_grad(0) || ctx->needs_input_grad(1));
+    const NormGradients made =
+        norm_gradients(saved[0], upstream[0], y0, y1, error, rtol, atol, per_sample, for_states);
+    const auto narrow = saved[1].scalar_type();
+    if (for_states && ctx->needs_input_grad(0)) grads[0] = made.y0.to(narrow);
+    if (for_states && ctx->needs_input_grad(1)) grads[1] = made.y1.to(narrow);
     for (size_t j = 0; j < c.size(); ++j) {
       if (ctx->needs_input_grad(2 + j)) {
-        grads[2 + j] = (d_error * c[j]).to(saved[3 + j].scalar_type());
+        grads[2 + j] = (made.error * c[j]).to(narrow);
       }
     }
     return grads;

@@ -41,13 +41,16 @@ def rk_error_reference(
 ) -> Tensor:
     """What the op computes, in plain PyTorch."""
     _check_samples(y0, per_sample)
-    ratio = scaled_error(y0, y1, k, c, rtol, atol)
-    size = _elements(y0, per_sample)
+    return root_mean_square(scaled_error(y0, y1, k, c, rtol, atol), per_sample)
+
+
+def root_mean_square(ratio: Tensor, per_sample: bool) -> Tensor:
+    size = math.prod(ratio.shape[1:]) if per_sample else ratio.numel()
     rows = ratio.reshape(-1, size) if per_sample and size else ratio.reshape(1, -1)
     norm = torch.linalg.vector_norm(rows, dim=1) / max(size, 1) ** 0.5
     if not per_sample:
         return norm[0]
-    return norm if size else norm.expand(y0.shape[0]).clone()
+    return norm if size else norm.expand(ratio.shape[0]).clone()
 
 
 def rk_error(
@@ -87,11 +90,6 @@ def rk_error(
 def _check_samples(y0: Tensor, per_sample: bool) -> None:
     if per_sample and y0.dim() == 0:
         raise ValueError("per_sample needs a state of shape [B, ...], got a scalar")
-
-
-def _elements(y0: Tensor, per_sample: bool) -> int:
-    """How many elements share a norm."""
-    return math.prod(y0.shape[1:]) if per_sample else y0.numel()
 
 
 def _fake(
