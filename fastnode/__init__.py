@@ -1,7 +1,10 @@
 """fastnode: custom kernels for Neural ODEs in PyTorch."""
 
 from fastnode import flow, nn
+from fastnode.adjoint import odeint_adjoint
+from fastnode.dense import odeint_dense
 from fastnode.errors import (
+    EventNotFound,
     MaxStepsExceeded,
     NonFiniteState,
     SolverError,
@@ -9,11 +12,12 @@ from fastnode.errors import (
     StepSizeUnderflow,
 )
 from fastnode.extension import empty_cache
-from fastnode.odeint import odeint
+from fastnode.odeint import odeint, odeint_event
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "EventNotFound",
     "MaxStepsExceeded",
     "NonFiniteState",
     "SolverError",
@@ -24,4 +28,7 @@ __all__ = [
     "flow",
     "nn",
     "odeint",
+    "odeint_adjoint",
+    "odeint_dense",
+    "odeint_event",
 ]

@@ -22,7 +22,7 @@ class SolverError(RuntimeError):
         self.step = step
 
 
-# torchdiffeq reports these three by assert: `except AssertionError` written for it keeps working.
+# What torchdiffeq reports by assert is an AssertionError here too: old `except` clauses hold.
 class StepSizeUnderflow(SolverError, AssertionError):
     """The step that the tolerances ask for is too small to change the time."""
 
@@ -37,6 +37,18 @@ class NonFiniteState(SolverError, AssertionError):
 
 class StagesNotSolved(SolverError):
     """The equations of an implicit step were not solved to the precision of the state."""
+
+
+class EventNotFound(SolverError):
+    """No event happened as far as the solve could go."""
+
+
+class InvalidValue(ValueError, AssertionError):
+    """An argument has a value that it must not have."""
+
+
+class InvalidType(TypeError, AssertionError):
+    """An argument is of a kind that it must not be."""
 
 
 def cannot_continue(

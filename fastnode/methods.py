@@ -7,7 +7,7 @@ from typing import Any
 
 from fastnode.engines.adams import AdamsSteps
 from fastnode.engines.implicit import ImplicitSteps
-from fastnode.engines.step import StepFunction, ExplicitSteps
+from fastnode.engines.step import ExplicitSteps, StepFunction
 from fastnode.norms import ErrorNorm
 from fastnode.options import AdamsOptions, FixedOptions, ImplicitOptions, parse
 from fastnode.problem import Problem

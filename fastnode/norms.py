@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnode.errors import InvalidValue
 from fastnode.ops.rk_error import rk_error, scaled_error
 from fastnode.problem import Layout
 
@@ -76,7 +77,7 @@ def _per_part(name: str, tolerance: Any, layout: Layout, shapes: Sequence[torch.
     if layout.shapes is None or not is_sequence:
         return [(name, tolerance, shape) for shape in shapes]
     if len(tolerance) != len(shapes):
-        raise ValueError(
+        raise InvalidValue(
             f"{name} must have one entry for each of the {len(shapes)} tensors of y0, "
             f"got {len(tolerance)}"
         )
@@ -93,7 +94,7 @@ def _tolerance(name: str, value: Any, shape: torch.Size, y0: Tensor) -> Toleranc
         kind = type(value).__name__
         raise TypeError(f"{name} must be a number or a tensor, got {kind}") from error
     if tensor.requires_grad:
-        raise ValueError(f"{name} must not require a gradient")
+        raise InvalidValue(f"{name} must not require a gradient")
     if tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"{name} must be real, got {tensor.dtype}")
     if not bool((tensor >= 0).all()):

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastnode import engines
-from fastnode.controllers import Controller
 from fastnode.engines.scipy_solver import integrate_scipy
-from fastnode.methods import ADAPTIVE, FIXED, NAMES, fixed_method
+from fastnode.events import link_found, solve_until_event
+from fastnode.methods import ADAPTIVE, FIXED, fixed_method
 from fastnode.norms import ErrorNorm
 from fastnode.options import AdaptiveOptions, ScipyOptions, parse
-from fastnode.problem import State, as_times, make_problem
+from fastnode.problem import Problem, State, as_times, make_problem
+from fastnode.steppers import adaptive_stepper, find_method, fixed_callbacks, no_callbacks
 
 
 def odeint(
@@ -26,41 +28,52 @@ def odeint(
     method: str | None = None,
     options: Mapping[str, Any] | None = None,
     event_fn: Callable[..., Any] | None = None,
+    args: tuple[Any, ...] = (),
 ) -> Any:
-    """Solves dy/dt = func(t, y) with y(t[0]) = y0; arguments and result are torchdiffeq's.
+    """Solves dy/dt = func(t, y, *args) with y(t[0]) = y0; arguments and result are torchdiffeq's.
 
     Gradients flow to y0, to what func closes over and to t, through the operations of the solve.
 
     Args:
         func: takes a scalar tensor (in the real dtype of y0) and the state, returns dy/dt in the
-            state's form.
-        y0: state, a floating or complex tensor of any shape, or a tuple of such of one dtype.
+            state's form. Its attributes callback_step, callback_accept_step and
+            callback_reject_step, where it has them, are called with (t0, y0, dt), the time and
+            state at the start of a step and its length (positive): before each step is tried and
+            once it is accepted or rejected. Methods with given steps know the first one only.
+        y0: state, a floating or complex tensor of any shape, or a tuple of tensors, which are
+            promoted to one dtype.
         t: times [T], floating, strictly increasing or strictly decreasing.
         rtol, atol: relative and absolute tolerance of adaptive methods: a number, a tensor that
             broadcasts to the state, or for a tuple state one of these for each element.
         method: ``dopri5`` (default) or ``tsit5``, adaptive; ``euler``, ``midpoint`` or ``rk4`` (the
             3/8 rule), one step between neighbours of t unless an option says otherwise.
         options: for adaptive methods first_step, min_step, max_step, safety, ifactor, dfactor,
-            max_num_steps (steps tried between two output times) and norm (takes the error over the
-            tolerance in the state's form, returns a number; 1 is just acceptable); for the others
-            step_size or grid_constructor (takes func, y0, t, returns the grid), interp ("linear" or
-            "cubic", between the points of the grid) and perturb (evaluate just inside the step at
-            both of its ends). Unknown ones are named in a warning.
-        event_fn: must be None.
+            max_num_steps (steps tried between two output times), step_t (times at which steps end),
+            jump_t (the same, and func jumps there: it is evaluated anew just after), norm (takes
+            the error over the tolerance in the state's form, returns a number; 1 is just
+            acceptable) and dtype (without effect: times are float64); for the others step_size or
+            grid_constructor (takes func, y0, t, returns the grid), interp ("linear" or "cubic",
+            between the points of the grid) and perturb (evaluate just inside the step at both of
+            its ends). Unknown ones are named in a warning.
+        event_fn: ends the solve at the first sign change of an element of what it returns for a
+            time (0-dim, float64; in the real dtype of y0 with given steps) and a state; see
+            odeint_event. t then holds two times, the start and any later one for the direction.
+        args: further arguments of func.
 
     Returns:
         The state at each time, [T, *y0.shape], a tuple of such for a tuple state. Adaptive methods
         step freely up to t[-1], never beyond it, and interpolate with their own dense output.
+        With event_fn, (time of the event, states at the start and at the event).
 
     Raises:
         ValueError, TypeError: an argument is wrong; named before any work is done, except for what
             func returns.
         StepSizeUnderflow, MaxStepsExceeded, NonFiniteState: the solve cannot go on.
     """
+    name = find_method(method)
+    problem = make_problem(func, y0, t, args)
     if event_fn is not None:
-        raise ValueError("event_fn must be None: this version does not locate events")
-    name = _find_method(method)
-    problem = make_problem(func, y0, t)
+        return solve_until_event(problem, name, event_fn, options, rtol, atol)
     times = problem.times
     if name in FIXED:
         fixed, step = fixed_method(name, options, problem, rtol, atol)
@@ -74,46 +87,84 @@ def odeint(
             as_times(grid),
             interp=fixed.interp,
             perturb=fixed.perturb,
+            callbacks=fixed_callbacks(problem, name),
         )
-    elif name in ADAPTIVE:
-        adaptive = parse(AdaptiveOptions, name, options)
-        if len(times) == 1:
-            return problem.layout.unpack(problem.y0.clone().unsqueeze(0))
-        stepper = engines.make_stepper(
-            "auto",
-            problem.field,
-            ADAPTIVE[name],
-            times[0],
-            problem.y0,
-            end=times[-1],
-            controller=Controller(
-                adaptive.safety,
-                adaptive.ifactor,
-                adaptive.dfactor,
-                adaptive.min_step,
-                adaptive.max_step,
-            ),
-            norm=ErrorNorm(problem.layout, problem.y0, rtol, atol, adaptive.norm),
-            first_step=adaptive.first_step,
-            max_num_steps=adaptive.max_num_steps,
-        )
-        solution = engines.integrate(stepper, times)
+    elif name not in ADAPTIVE:
+        solution = _by_scipy(problem, name, options, rtol, atol)
+    elif len(times) == 1:
+        parse(AdaptiveOptions, name, options)
+        solution = problem.y0.clone().unsqueeze(0)
     else:
-        scipy = parse(ScipyOptions, name, options)
-        solution = integrate_scipy(
-            problem.field,
-            problem.y0,
-            times,
-            ErrorNorm(problem.layout, problem.y0, rtol, atol),
-            solver=scipy.solver,
-            min_step=scipy.min_step,
-            max_step=scipy.max_step,
-        )
+        stepper = adaptive_stepper(problem, name, times[-1], options, rtol, atol)
+        solution = engines.integrate(stepper, times)
     return problem.layout.unpack(solution)
 
 
-def _find_method(method: str | None) -> str:
-    name = "dopri5" if method is None else method
-    if not isinstance(name, str) or name not in NAMES:
-        raise ValueError(f"method must be one of {', '.join(NAMES)}, got {method!r}")
-    return name
+def _by_scipy(
+    problem: Problem, name: str, options: Mapping[str, Any] | None, rtol: Any, atol: Any
+) -> Tensor:
+    scipy = parse(ScipyOptions, name, options)
+    no_callbacks(problem, name)
+    return integrate_scipy(
+        problem.field,
+        problem.y0,
+        problem.times,
+        ErrorNorm(problem.layout, problem.y0, rtol, atol),
+        solver=scipy.solver,
+        min_step=scipy.min_step,
+        max_step=scipy.max_step,
+    )
+
+
+def odeint_event(
+    func: Callable[..., Any],
+    y0: State,
+    t0: Tensor,
+    *,
+    event_fn: Callable[..., Any],
+    reverse_time: bool = False,
+    odeint_interface: Callable[..., Any] = odeint,
+    **kwargs: Any,
+) -> tuple[Tensor, Any]:
+    """Solves from t0 until an element of event_fn(t, y) changes its sign.
+
+    The event lies where the solution between the points of the solver (its dense output; with given
+    steps, the interpolation that ``interp`` names) changes the sign, to the last digits of float64
+    times; how near that is to the exact event is up to rtol and atol, or to the step size. Elements
+    of event_fn are watched one by one, and of several sign changes the first one counts, but two
+    within one step cancel out: set max_step below their distance. Signs are compared with those
+    just after t0, so a solve that starts where an event ended another one, or with event_fn exactly
+    zero, runs to the next event.
+
+    The time and the state of the event carry gradients to all that shapes them (y0, t0, parameters
+    of func and of event_fn), by the implicit function theorem.
+
+    Args:
+        func, y0: as in odeint.
+        t0: time at the start, a floating tensor with one element.
+        event_fn: takes a time (0-dim, float64; in the real dtype of y0 with given steps) and a
+            state, returns a real tensor of any shape.
+        reverse_time: solve towards earlier times.
+        odeint_interface: what solves: odeint, odeint_adjoint or a function with their arguments.
+        kwargs: passed to it. Methods with given steps need step_size among the options.
+
+    Returns:
+        Time of the event, 0-dim, in the dtype of t0, and the states at t0 and at the event, [2,
+        *y0.shape], or a tuple of such.
+
+    Raises:
+        EventNotFound: there is no event in the first 20000 given steps, or as long as times are
+            finite numbers.
+        ValueError, TypeError, SolverError: as odeint does.
+    """
+    if not isinstance(t0, Tensor):
+        raise TypeError(f"t0 must be a tensor, got {type(t0).__name__}")
+    if t0.numel() != 1:
+        raise ValueError(f"t0 must hold one time, got shape {tuple(t0.shape)}")
+    start = t0.reshape(1)
+    t = torch.cat([start, start.detach() + (-1 if reverse_time else 1)])
+    event_t, solution = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
+    if odeint_interface is odeint:
+        return event_t, solution
+    problem = make_problem(func, y0, t, kwargs.get("args", ()))
+    return link_found(problem, event_fn, event_t, solution)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from fastnode.engines.adaptive import Stop
+from fastnode.errors import InvalidValue
 from fastnode.problem import check_times
 
 
@@ -24,6 +27,10 @@ class AdaptiveOptions:
     dfactor: float = 0.2
     max_num_steps: int = 2**31 - 1
     norm: Callable[[Any], Any] | None = None
+    step_t: Tensor | Sequence[float] | None = None
+    jump_t: Tensor | Sequence[float] | None = None
+    #: Accepted and unused: times are float64.
+    dtype: torch.dtype = torch.float64
 
     def __post_init__(self) -> None:
         for name in ("min_step", "max_step", "safety", "ifactor", "dfactor"):
@@ -46,6 +53,24 @@ class AdaptiveOptions:
             raise ValueError(f"safety must be positive, got {self.safety}")
         self.max_num_steps = int(_number("max_num_steps", self.max_num_steps))
         _check_norm(self.norm)
+        self._steps = _times("step_t", self.step_t)
+        self._jumps = _times("jump_t", self.jump_t)
+        if not isinstance(self.dtype, torch.dtype) or not self.dtype.is_floating_point:
+            raise TypeError(f"dtype must be a floating torch.dtype, got {self.dtype!r}")
+
+    def stops(self, start: float, end: float, direction: float) -> list[Stop]:
+        """step_t and jump_t strictly between start and end, in the order they are met."""
+        stops = [Stop(t) for t in self._steps] + [Stop(t, True) for t in self._jumps]
+        ahead = sorted(
+            (stop for stop in stops if (stop.time - start) * direction >= 0),
+            key=lambda stop: stop.time * direction,
+        )
+        for stop, following in pairwise(ahead):
+            if stop.time == following.time:
+                raise ValueError(
+                    f"step_t and jump_t must not hold a time twice, got {stop.time:g} twice"
+                )
+        return [stop for stop in ahead if start != stop.time and (end - stop.time) * direction > 0]
 
 
 @dataclass
@@ -78,7 +103,7 @@ class FixedOptions:
         grid = self.grid_constructor(func, y0, t)
         check_times("what grid_constructor returns", grid)
         if float(grid[0]) != float(t[0]) or float(grid[-1]) != float(t[-1]):
-            raise ValueError(
+            raise InvalidValue(
                 f"grid_constructor must return a grid from t[0] = {float(t[0]):g} to t[-1] = "
                 f"{float(t[-1]):g}, got one from {float(grid[0]):g} to {float(grid[-1]):g}"
             )
@@ -189,6 +214,19 @@ def _positive(name: str, value: Any) -> int:
     if number != int(number) or number < 1:
         raise ValueError(f"{name} must be a whole number above 0, got {value}")
     return int(number)
+
+
+def _times(name: str, value: Any) -> list[float]:
+    if value is None:
+        return []
+    try:
+        times = torch.as_tensor(value).detach().double().flatten().tolist()
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = type(value).__name__
+        raise TypeError(f"{name} must be a tensor of times, got {kind}") from error
+    if any(math.isnan(t) for t in times):
+        raise ValueError(f"{name} must hold times, got NaN")
+    return times
 
 
 def _check_norm(norm: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import warnings
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from fastnode.errors import InvalidType, InvalidValue
 
 #: A time inside a solve: a Python float (float64), or a 0-dim float64 tensor where it needs a
 #: gradient.
@@ -44,15 +47,22 @@ class Layout:
 class VectorField:
     """The caller's func over the packed state, with its results checked."""
 
-    def __init__(self, func: Callable[..., Any], layout: Layout, y0: Tensor, direction: float):
+    def __init__(
+        self,
+        func: Callable[..., Any],
+        layout: Layout,
+        y0: Tensor,
+        direction: float,
+        args: tuple[Any, ...] = (),
+    ):
         self.func = func
+        self.args = args
         self.layout = layout
         self.dtype = y0.dtype
         self.time_dtype = y0.dtype.to_real()
         self.device = y0.device
         self.shape = y0.shape
         self.direction = direction
-        self.args: tuple[Any, ...] = ()
         #: How often func was called.
         self.evaluations = 0
 
@@ -76,18 +86,13 @@ class VectorField:
         )
 
     def _time(self, t: Time, side: int) -> Tensor:
-        if isinstance(t, Tensor):
-            value = t.to(device=self.device, dtype=self.time_dtype)
-        elif side:
-            value = torch.tensor(t, dtype=self.time_dtype)
-        else:
-            return torch.full((), t, dtype=self.time_dtype, device=self.device)
-        if side:
-            with torch.no_grad():
-                bound = torch.full_like(value, side * self.direction * math.inf)
-                shift = torch.nextafter(value, bound) - value
-            value = value + shift
-        return value.to(self.device)
+        if not side:
+            return time_tensor(t, self.time_dtype, self.device)
+        value = time_tensor(t, self.time_dtype, t.device if isinstance(t, Tensor) else None)
+        with torch.no_grad():
+            bound = torch.full_like(value, side * self.direction * math.inf)
+            shift = torch.nextafter(value, bound) - value
+        return (value + shift).to(self.device)
 
     def _checked(self, name: str, value: Any, shape: torch.Size) -> Tensor:
         if not isinstance(value, Tensor):
@@ -99,8 +104,9 @@ class VectorField:
         if value.device != self.device:
             raise ValueError(f"{name} must return a tensor on {self.device}, got {value.device}")
         if value.dtype != self.dtype:
-            # Autocast makes linear layers return a narrower type: the state keeps its own.
-            if not torch.is_autocast_enabled(self.device.type):
+            # What would lose precision unseen is refused; autocast is there to lose it.
+            widens = torch.promote_types(value.dtype, self.dtype) == self.dtype
+            if not widens and not torch.is_autocast_enabled(self.device.type):
                 raise TypeError(
                     f"{name} must return the state's dtype {self.dtype}, got {value.dtype}"
                 )
@@ -144,6 +150,13 @@ def to_float(t: Time) -> float:
     return t.detach().item() if isinstance(t, Tensor) else t
 
 
+def time_tensor(t: Time, dtype: torch.dtype, device: torch.device | None) -> Tensor:
+    """t as a 0-dim tensor."""
+    if isinstance(t, Tensor):
+        return t.to(device=device, dtype=dtype)
+    return torch.full((), t, dtype=dtype, device=device)
+
+
 def reached(t: Time, target: Time, direction: float) -> bool:
     return (to_float(t) - to_float(target)) * direction >= 0
 
@@ -153,52 +166,53 @@ def as_times(t: Tensor) -> list[Time]:
     return list(t.double().cpu().unbind()) if t.requires_grad else t.tolist()
 
 
-def make_problem(func: Callable[..., Any], y0: State, t: Tensor) -> Problem:
+def make_problem(
+    func: Callable[..., Any], y0: State, t: Tensor, args: tuple[Any, ...] = ()
+) -> Problem:
     """Checks and packs; raises ValueError or TypeError naming the argument before any work."""
     if not callable(func):
         raise TypeError(f"func must be callable, got {type(func).__name__}")
+    if not isinstance(args, tuple):
+        raise TypeError(f"args must be a tuple, got {type(args).__name__}")
     layout = _check_state(y0)
     direction = check_times("t", t)
     packed = layout.pack(y0)
     if t.device != packed.device and t.device.type != "cpu":
         warnings.warn(f"t is on {t.device}, y0 on {packed.device}: t is moved", stacklevel=3)
-    return Problem(VectorField(func, layout, packed, direction), layout, packed, t.cpu())
+    return Problem(VectorField(func, layout, packed, direction, args), layout, packed, t.cpu())
 
 
 def _check_state(y0: State) -> Layout:
     if not isinstance(y0, (Tensor, tuple)):
-        raise TypeError(f"y0 must be a tensor or a tuple of tensors, got {type(y0).__name__}")
+        raise InvalidType(f"y0 must be a tensor or a tuple of tensors, got {type(y0).__name__}")
     parts: list[Any] = list(y0) if isinstance(y0, tuple) else [y0]
     if not parts:
         raise ValueError("y0 must hold at least one tensor, got an empty tuple")
     for i, part in enumerate(parts):
-        name = f"y0[{i}]" if isinstance(y0, tuple) else "y0"
         if not isinstance(part, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(part).__name__}")
-        if not (part.is_floating_point() or part.is_complex()):
-            raise TypeError(f"{name} must be floating or complex, got {part.dtype}")
-        if part.dtype != parts[0].dtype or part.device != parts[0].device:
-            raise TypeError(
-                f"{name} must share dtype and device with y0[0] ({parts[0].dtype} on "
-                f"{parts[0].device}), got {part.dtype} on {part.device}"
-            )
+            raise TypeError(f"y0[{i}] must be a tensor, got {type(part).__name__}")
+        if part.device != parts[0].device:
+            raise TypeError(f"y0[{i}] must be on {parts[0].device} as y0[0] is, got {part.device}")
+    dtype = functools.reduce(torch.promote_types, (part.dtype for part in parts))
+    if not (dtype.is_floating_point or dtype.is_complex):
+        raise TypeError(f"y0 must be floating or complex, got {dtype}")
     return Layout(tuple(part.shape for part in parts) if isinstance(y0, tuple) else None)
 
 
 def check_times(name: str, t: Any) -> float:
     """Checks a sequence of times and returns the direction of time, 1.0 or -1.0."""
     if not isinstance(t, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+        raise InvalidType(f"{name} must be a tensor, got {type(t).__name__}")
     if not t.is_floating_point():
         raise TypeError(f"{name} must be floating, got {t.dtype}")
     if t.dim() != 1 or t.numel() == 0:
-        raise ValueError(f"{name} must have shape [T] with T >= 1, got {tuple(t.shape)}")
+        raise InvalidValue(f"{name} must have shape [T] with T >= 1, got {tuple(t.shape)}")
     values = t.tolist()
     if not all(map(math.isfinite, values)):
-        raise ValueError(f"{name} must be finite, got {values}")
+        raise InvalidValue(f"{name} must be finite, got {values}")
     # Plain numbers: for the usual handful of times a tensor op costs more than all comparisons.
     if all(map(operator.lt, values, values[1:])):
         return 1.0
     if all(map(operator.gt, values, values[1:])):
         return -1.0
-    raise ValueError(f"{name} must be strictly increasing or decreasing, got {values}")
+    raise InvalidValue(f"{name} must be strictly increasing or decreasing, got {values}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from fastnode.engines.step import StepFunction
+from fastnode.engines.step import Step, StepFunction
 from fastnode.problem import NO_CALLBACKS, Callbacks, Time, VectorField, reached, to_float
 
 
@@ -28,15 +28,23 @@ def integrate_fixed(
     for t, t1 in pairwise(grid):
         callbacks.step(t, y, t1 - t)
         made = step(field, t, t1, y, perturb)
-        f1 = None
+        inside = continuation(made, interp, perturb)
         while len(outputs) < len(times) and reached(t1, times[len(outputs)], field.direction):
             target = times[len(outputs)]
-            if interp == "linear" or to_float(target) == to_float(t1):
-                outputs.append(made.linear_at(target))
-            else:
-                if not made.k:
-                    made.k.append(field(t, y, int(perturb)))
-                f1 = field(t1, made.y1) if f1 is None else f1
-                outputs.append(made.cubic_at(target, f1))
+            outputs.append(made.y1 if to_float(target) == to_float(t1) else inside(target))
         y = made.y1
     return torch.stack(outputs)
+
+
+def continuation(step: Step, interp: str, perturb: bool) -> Callable[[Time], Tensor]:
+    """The solution inside a step; slopes that a cubic needs are evaluated at its first use."""
+    slopes: list[Tensor] = []
+
+    def cubic(t: Time) -> Tensor:
+        if not step.k:
+            step.k.append(step.field(step.t, step.y, int(perturb)))
+        if not slopes:
+            slopes.append(step.field(step.t1, step.y1))
+        return step.cubic_at(t, slopes[0])
+
+    return step.linear_at if interp == "linear" else cubic

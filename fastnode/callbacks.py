@@ -1,0 +1,55 @@
+"""Callbacks that a caller hands over as attributes of the vector field, as torchdiffeq has them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnode.problem import NO_CALLBACKS, Callbacks, Problem, Time, time_tensor
+
+#: What adaptive methods tell, and what methods with given steps do.
+ADAPTIVE_CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
+FIXED_CALLBACKS = ("callback_step",)
+
+
+def find_callbacks(
+    problem: Problem, method: str, supported: Collection[str], dtype: torch.dtype
+) -> Callbacks:
+    """The attributes ``callback_step``, ``callback_accept_step`` and ``callback_reject_step`` of
+    func. Each is called with (t0, y0, dt): time (0-dim, of ``dtype``) and state (in the caller's
+    form) at the start of the step, and its length, positive in either direction of time.
+
+    Those that the method does not support are named in a warning.
+    """
+    func = problem.field.func
+    found = {name: getattr(func, name) for name in ADAPTIVE_CALLBACKS if hasattr(func, name)}
+    for name, callback in found.items():
+        if not callable(callback):
+            raise TypeError(f"func.{name} must be callable, got {type(callback).__name__}")
+    ignored = [name for name in found if name not in supported]
+    if ignored:
+        warnings.warn(
+            f"method {method!r} does not support callbacks {', '.join(ignored)}", stacklevel=4
+        )
+    wired = {
+        name.split("_")[1]: _wired(callback, problem, dtype)
+        for name, callback in found.items()
+        if name in supported
+    }
+    return Callbacks(**wired) if wired else NO_CALLBACKS
+
+
+def _wired(
+    callback: Callable[[Tensor, Any, Tensor], Any], problem: Problem, dtype: torch.dtype
+) -> Callable[[Time, Tensor, Time], None]:
+    device, direction = problem.field.device, problem.field.direction
+
+    def call(t: Time, y: Tensor, h: Time) -> None:
+        start, length = (time_tensor(value, dtype, device) for value in (t, h * direction))
+        callback(start, problem.layout.unpack(y), length)
+
+    return call

@@ -1,0 +1,80 @@
+"""From a problem, a method and its options to the object that takes the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from fastnode import engines
+from fastnode.callbacks import ADAPTIVE_CALLBACKS, FIXED_CALLBACKS, find_callbacks
+from fastnode.controllers import Controller
+from fastnode.engines.step import Step, StepFunction
+from fastnode.methods import ADAPTIVE, NAMES
+from fastnode.norms import ErrorNorm
+from fastnode.options import AdaptiveOptions, parse
+from fastnode.problem import Callbacks, Problem, Time, to_float
+
+
+def find_method(method: Any) -> str:
+    name = "dopri5" if method is None else method
+    if not isinstance(name, str) or name not in NAMES:
+        raise ValueError(f"method must be one of {', '.join(NAMES)}, got {method!r}")
+    return name
+
+
+def clock_dtype(device: torch.device) -> torch.dtype:
+    """float64, but where the device has none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def adaptive_stepper(
+    problem: Problem,
+    name: str,
+    end: Time,
+    options: Mapping[str, Any] | None,
+    rtol: Any,
+    atol: Any,
+) -> Any:
+    """Stands at the first time of the problem, and takes no step beyond ``end``."""
+    chosen = parse(AdaptiveOptions, name, options)
+    field, start = problem.field, problem.times[0]
+    return engines.make_stepper(
+        "auto",
+        field,
+        ADAPTIVE[name],
+        start,
+        problem.y0,
+        end=end,
+        controller=Controller(
+            chosen.safety, chosen.ifactor, chosen.dfactor, chosen.min_step, chosen.max_step
+        ),
+        norm=ErrorNorm(problem.layout, problem.y0, rtol, atol, chosen.norm),
+        first_step=chosen.first_step,
+        max_num_steps=chosen.max_num_steps,
+        stops=chosen.stops(to_float(start), to_float(end), field.direction),
+        callbacks=find_callbacks(problem, name, ADAPTIVE_CALLBACKS, clock_dtype(field.device)),
+    )
+
+
+def fixed_callbacks(problem: Problem, name: str) -> Callbacks:
+    return find_callbacks(problem, name, FIXED_CALLBACKS, problem.t.dtype)
+
+
+def no_callbacks(problem: Problem, name: str) -> None:
+    """Warns of callbacks, none of which the method supports."""
+    find_callbacks(problem, name, (), problem.t.dtype)
+
+
+def fixed_steps(
+    problem: Problem, name: str, step: StepFunction, grid: Iterable[Time], perturb: bool
+) -> Iterator[Step]:
+    """The steps along ``grid``, which begins at the first time of the problem."""
+    callbacks, y = fixed_callbacks(problem, name), problem.y0
+    for t, t1 in pairwise(grid):
+        callbacks.step(t, y, t1 - t)
+        made = step(problem.field, t, t1, y, perturb)
+        yield made
+        y = made.y1

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fastnode
+
+METHODS = ["euler", "midpoint", "rk4", "dopri5", "tsit5"]
+
+
+def state(*shape, dtype=torch.float64):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
+
+
+def grid(*values, dtype=torch.float64):
+    return torch.tensor(values, dtype=dtype)
+
+
+TIMES = {
+    "forward": grid(0.0, 0.3, 1.0, 2.5),
+    "backward": grid(2.5, 1.0, 0.3, -0.2),
+    "two": grid(0.0, 1.0),
+    "one": grid(0.7),
+}
+
+
+def test_tuple_states_of_any_shapes_with_a_tolerance_each():
+    def field(t, y):
+        return y[0] * 0 + 1, -y[1], y[2].mean() - y[2]
+
+    y0 = (torch.zeros(()), torch.ones(4, 1), state(0, 3, dtype=torch.float32))
+    y = fastnode.odeint(field, y0, grid(0.0, 1.0), rtol=(1e-3, torch.full((4, 1), 1e-6), 1.0))
+    assert [part.shape for part in y] == [(2,), (2, 4, 1), (2, 0, 3)]
+    torch.testing.assert_close(y[1][1], torch.full((4, 1), -1.0).exp(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_states_keep_their_dtype(method, dtype):
+    seen = set()
+
+    def field(t, y):
+        seen.add(t.dtype)
+        return -y
+
+    t = torch.linspace(0, 1, 11)
+    y = fastnode.odeint(field, torch.ones(3, dtype=dtype), t, method=method, rtol=1e-2, atol=1e-2)
+    assert y.dtype == dtype and seen == {dtype}
+    assert (y[-1].float() - 0.3679).abs().max() < (0.03 if method == "euler" else 0.02)
+
+
+def test_autocast_in_the_field_leaves_the_state_as_it_is(make_net):
+    net = make_net(dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = fastnode.odeint(
+            lambda t, y: net.inner(y) @ net.inner.weight, state(2, 4).float(), grid(0.0, 1.0),
+            rtol=1e-2, atol=1e-2,
+        )  # fmt: skip
+    assert y.dtype == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0, 3), (2, 3, 4, 5)], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_states_of_any_shape(method, shape):
+    y = fastnode.odeint(lambda t, y: -y, state(*shape), grid(0.0, 0.5, 1.0), method=method)
+    assert y.shape == (3, *shape)
+
+
+def test_first_output_is_the_initial_state_and_a_copy():
+    y0 = state(2)
+    y = fastnode.odeint(lambda t, y: -y, y0, TIMES["one"])
+    assert torch.equal(y, y0[None])
+    y.zero_()
+    assert y0.abs().min() > 0
+
+
+def test_non_contiguous_state(make_net):
+    y0 = state(4, 3).t()
+    net = make_net()
+    y = fastnode.odeint(net, y0, TIMES["two"])
+    torch.testing.assert_close(y, fastnode.odeint(net, y0.contiguous(), TIMES["two"]))
