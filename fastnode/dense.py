@@ -51,7 +51,7 @@ class DenseSolution:
         # An end of the interval is in it although t's dtype cannot tell it exactly.
         eps = torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
         inside = min(max(value, first), last)
-        if not abs(value - inside) <= eps * abs(value):
+        if not abs(value - inside) <= eps * abs(inside):
             raise InvalidValue(f"t must be between {first:g} and {last:g}, got {value:g}")
         index = min(bisect_left(self._ends, inside * self._direction), len(self._steps) - 1)
         return self._steps[index].at(t if value == inside else t + (inside - value))
@@ -112,7 +112,7 @@ def odeint_dense(
 
 def _one(name: str, value: Any) -> Tensor:
     try:
-        time = torch.as_tensor(value)
+        time = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be a number, got {type(value).__name__}") from error
     if time.numel() != 1 or time.is_complex():

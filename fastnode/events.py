@@ -63,7 +63,7 @@ class Event:
         values = self.event_fn(time, self.layout.unpack(y))
         if not isinstance(values, Tensor):
             raise TypeError(f"event_fn must return a tensor, got {type(values).__name__}")
-        if values.is_complex():
+        if values.is_complex() or values.dtype == torch.bool:
             raise TypeError(f"event_fn must return real values, got {values.dtype}")
         if values.numel() == 0:
             raise ValueError(f"event_fn must return at least one value, got {tuple(values.shape)}")
@@ -86,12 +86,13 @@ class Found(NamedTuple):
 
 
 def find_event(event: Event, spans: Iterable[Span], resolution: float) -> Found:
-    """The first sign change of an element of ``event``.
+    """The first sign change of an element of ``event``, from just behind it.
 
-    Signs are compared with those just after the start, ``16 sqrt(resolution)`` of the first span
-    into it: a search that begins at an event (up to rounding) finds the next one. Elements that are
-    still zero there get their sign where they first differ from zero. A function that changes sign
-    twice within one span is not seen to change.
+    Signs are compared with those shortly after the start, ``16 sqrt(resolution)`` of the first span
+    into it, where ``resolution`` is the relative precision of the numbers at the start: so a search
+    that begins at an event finds the next one. Elements that are still zero there get their sign
+    where they first differ from zero. A function that changes sign twice within one span is not
+    seen to change.
     """
     signs: list[float] = []
     for span in spans:
@@ -128,7 +129,7 @@ def _locate(event: Event, span: Span, signs: list[float], low: float, high: floa
 
 
 def _first_root(g: Callable[[float], float], low: float, high: float, tolerance: float) -> float:
-    """Where g, positive at low and not at high, changes its sign, to within ``tolerance``.
+    """Just after g, positive at low and not at high, changes its sign: at most ``tolerance`` later.
 
     A scan of the interval picks the first sign change if there are several; ITP then needs few
     evaluations and never more than bisection plus one. Source: I. F. D. Oliveira, R. H. C.
@@ -147,8 +148,10 @@ def _first_root(g: Callable[[float], float], low: float, high: float, tolerance:
     if math.isnan(ga):
         ga = g(a)
     width = b - a
-    if ga <= 0 or width <= tolerance:
-        return a if ga <= 0 else b
+    if ga <= 0:
+        return a
+    if width <= tolerance:
+        return b
     left = math.ceil(math.log2(width / tolerance)) + 1
     while b - a > tolerance:
         middle = (a + b) / 2
@@ -167,7 +170,7 @@ def _first_root(g: Callable[[float], float], low: float, high: float, tolerance:
             if gx == 0:
                 break
         left -= 1
-    return a if ga < -gb else b
+    return b
 
 
 def link(field: VectorField, event: Event, t: Tensor, y: Tensor, index: int) -> tuple[Any, Any]:
@@ -220,7 +223,8 @@ def solve_until_event(
         spans = _fixed_spans(problem, name, options, rtol, atol)
     else:
         raise ValueError(f"event_fn must be None with method {name!r}, which locates no events")
-    found = find_event(event, spans, torch.finfo(field.time_dtype).eps)
+    resolution = max(torch.finfo(dtype).eps for dtype in (field.time_dtype, problem.t.dtype))
+    found = find_event(event, spans, resolution)
     t = torch.tensor(found.t, dtype=clock_dtype(field.device), device=field.device)
     t, y = link(field, event, t, found.y, found.index)
     solution = problem.layout.unpack(torch.stack([problem.y0, y]))
