@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchdiffeq
 
 import fastnode
 
@@ -47,6 +48,10 @@ def decay(t, y):
         ({"atol": torch.tensor(1e-3, requires_grad=True)}, ValueError, "atol must not require"),
         ({"y0": (torch.ones(2),), "rtol": (1e-3, 1e-3)}, ValueError, "rtol must have one entry"),
         ({"options": 3}, TypeError, "options must be a dict"),
+        ({"args": 3}, TypeError, "args must be a tuple, got int"),
+        ({"options": {"step_t": "soon"}}, TypeError, "step_t must be a tensor of times, got str"),
+        ({"options": {"jump_t": grid(torch.nan)}}, ValueError, "jump_t must hold times, got NaN"),
+        ({"options": {"dtype": torch.int64}}, TypeError, "dtype must be a floating torch.dtype"),
         ({"options": {"first_step": 0.0}}, ValueError, "first_step must be positive"),
         ({"options": {"max_step": "far"}}, TypeError, "max_step must be a number"),
         ({"options": {"min_step": 2.0, "max_step": 1.0}}, ValueError, "min_step and max_step"),
@@ -102,3 +107,53 @@ def test_what_the_field_returns_is_checked(method, func, kind, words):
 def test_what_the_field_returns_for_a_tuple_is_checked(func, kind, words):
     with pytest.raises(kind, match=words):
         fastnode.odeint(func, (torch.ones(2), torch.ones(3)), grid(0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"y0": [torch.ones(2)]},
+        {"t": [0.0, 1.0]},
+        {"t": torch.tensor(0.0)},
+        {"t": grid(0.0, 0.0)},
+        {"t": grid(0.0, 2.0, 1.0)},
+        {"t": grid(0.0, torch.nan)},
+        {"atol": torch.tensor(1e-3, requires_grad=True)},
+        {"y0": (torch.ones(2),), "rtol": (1e-3, 1e-3)},
+        {"method": "rk4", "options": {"grid_constructor": lambda f, y, t: t + 1}},
+        {"options": {"max_num_steps": 2}},
+        {"func": lambda t, y: y / (t - t), "options": {"max_num_steps": 99}},
+        {"func": lambda t, y: y**2, "t": grid(0.0, 2.0)},
+    ],
+    ids=str,
+)
+def test_what_torchdiffeq_asserts_is_an_assertion_error_here_too(change):
+    arguments = {
+        "func": lambda t, y: tuple(-part for part in y) if isinstance(y, tuple) else -y,
+        "y0": torch.ones(2),
+        "t": grid(0.0, 1.0),
+        **change,
+    }
+    for library in (fastnode, torchdiffeq):
+        with pytest.raises(AssertionError):
+            library.odeint(**arguments)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"t": torch.tensor([0, 1])},
+        {"t": torch.tensor([0, 1j])},
+        {"method": "odd"},
+        {"method": "rk4", "options": {"step_size": 0.1, "grid_constructor": lambda f, y, t: t}},
+    ],
+    ids=str,
+)
+def test_other_errors_have_the_type_they_have_in_torchdiffeq(change):
+    arguments = {"func": decay, "y0": torch.ones(2), "t": grid(0.0, 1.0), **change}
+    kinds = []
+    for library in (fastnode, torchdiffeq):
+        with pytest.raises((TypeError, ValueError)) as caught:
+            library.odeint(**arguments)
+        kinds.append(caught.type)
+    assert kinds[0] is kinds[1]

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+import torchdiffeq
 
 import fastnode
 
@@ -79,3 +82,51 @@ def test_non_contiguous_state(make_net):
     net = make_net()
     y = fastnode.odeint(net, y0, TIMES["two"])
     torch.testing.assert_close(y, fastnode.odeint(net, y0.contiguous(), TIMES["two"]))
+
+
+@pytest.mark.parametrize("method", ["rk4", "dopri5"])
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        (torch.float32, torch.float64),
+        (torch.float32, torch.int64),
+        (torch.float32, torch.complex64),
+        (torch.float64, torch.complex64),
+    ],
+    ids=str,
+)
+def test_tensors_of_a_tuple_are_promoted_to_one_dtype_as_in_torchdiffeq(method, dtypes):
+    def field(t, y):
+        return -y[0] * torch.ones_like(t), torch.zeros(3)
+
+    y0 = tuple(torch.ones(n, dtype=dtype) for n, dtype in zip((2, 3), dtypes, strict=True))
+    t = grid(0.0, 0.5, 1.0)
+    ours, theirs = (
+        library.odeint(field, y0, t, method=method, rtol=1e-5, atol=1e-5)
+        for library in (fastnode, torchdiffeq)
+    )
+    wide = torch.promote_types(*dtypes)
+    assert [part.dtype for part in ours] == [part.dtype for part in theirs] == [wide, wide]
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_field_may_return_a_narrower_dtype_as_in_torchdiffeq():
+    ours, theirs = (
+        library.odeint(lambda t, y: -y.float(), state(2), grid(0.0, 1.0), rtol=1e-4, atol=1e-4)
+        for library in (fastnode, torchdiffeq)
+    )
+    assert ours.dtype == theirs.dtype == torch.float64
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_extra_arguments_follow_the_state(method):
+    def field(t, y, rate, shift):
+        return rate * y + shift
+
+    rate = torch.tensor(-0.5, dtype=torch.float64, requires_grad=True)
+    t = torch.linspace(0, 1, 201, dtype=torch.float64)
+    y = fastnode.odeint(field, state(2).abs(), t, method=method, args=(rate, 0.0))
+    torch.testing.assert_close(y[-1], math.exp(-0.5) * state(2).abs(), rtol=1e-2, atol=0)
+    (gradient,) = torch.autograd.grad(y[-1].sum(), rate)
+    assert gradient.item() == pytest.approx(math.exp(-0.5) * state(2).abs().sum().item(), rel=1e-2)
