@@ -7,15 +7,15 @@ import warnings
 import pytest
 import torch
 import torchdiffeq
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torchdiffeq._impl.odeint import SOLVERS
 
 import fastnode
 from fastnode.methods import ADAPTIVE, FIXED, NAMES
 
-#: explicit_adams is unstable in torchdiffeq at its default order, which fastnode does not share.
-METHODS = [name for name in NAMES if name in SOLVERS and name != "explicit_adams"]
+#: Without the Adams methods: torchdiffeq takes every grid for an even one, fastnode does not.
+METHODS = [name for name in NAMES if name in SOLVERS and "adams" not in name]
 SHAPES = [(), (1,), (3,), (2, 3), (0,), (2, 0), (1, 2, 1)]
 QUIET = settings(max_examples=60, derandomize=True, deadline=None, database=None)
 
@@ -85,6 +85,8 @@ def programs(draw):
     dtype = draw(st.sampled_from([torch.float32, torch.float64, torch.complex128]))
     y0, t = draw(states(dtype)), draw(times())
     method = draw(st.sampled_from(METHODS))
+    # torchdiffeq forgets the shape of the state where SciPy has a single time.
+    assume(method != "scipy_solver" or len(t) > 1)
     options = st.just(None)
     if method in ADAPTIVE:
         options = st.none() | adaptive_options(t, isinstance(y0, tuple))
