@@ -133,11 +133,6 @@ class ImplicitTableau:
         """Whether no stage depends on a later one, so that stages are solved one by one."""
         return not any(any(row[i + 1 :]) for i, row in enumerate(self.a))
 
-    @property
-    def stiffly_accurate(self) -> bool:
-        """Whether the last stage is evaluated at the solution itself."""
-        return self.a[-1] == self.b
-
 
 def exact(*entries: int | str | Fraction) -> Row:
     return tuple(Fraction(entry) for entry in entries)
