@@ -100,7 +100,7 @@ def _tolerance(name: str, value: Any, shape: torch.Size, y0: Tensor) -> Toleranc
     if not bool((tensor >= 0).all()):
         raise ValueError(f"{name} must not be negative or NaN, got {value}")
     if tensor.dim() == 0:
-        return tensor.item()
+        return float(value)
     try:
         fits = torch.broadcast_shapes(tensor.shape, shape) == shape
     except RuntimeError:

@@ -72,9 +72,10 @@ class AdamsSteps:
             rise = rk_stage(known, [field(t1, y + before, -int(perturb))], [newest])
             if self.corrector(before, rise, [rise - before], [1.0]) < 1:
                 return rise
+        # One text for all steps, so that it is shown once.
         warnings.warn(
-            f"the corrector did not converge in {self.max_iters} iterations (max_iters) at t = "
-            f"{to_float(t1):g}: the solution may be wrong there; a smaller step helps",
+            f"the corrector did not converge in {self.max_iters} iterations (max_iters): the "
+            "solution may be wrong; a smaller step or a larger tolerance helps",
             stacklevel=5,
         )
         self._past.pop()

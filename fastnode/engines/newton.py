@@ -177,39 +177,53 @@ def _largest(x: Tensor) -> float:
 def gmres(
     matrix: Callable[[Tensor], Tensor], right: Tensor, tolerance: float
 ) -> tuple[Tensor, bool]:
-    """x with |right - matrix(x)| <= tolerance |right|, and whether that was reached."""
+    """x with |right - matrix(x)| <= tolerance |right|, and whether that was reached.
+
+    The least squares problem is kept triangular by Givens rotations of plain numbers.
+    """
     x = torch.zeros_like(right)
-    goal = tolerance * torch.linalg.vector_norm(right).item()
+    goal = tolerance * _length(right)
     residual = right
     for _ in range(RESTARTS):
-        norm = torch.linalg.vector_norm(residual).item()
+        norm = _length(residual)
         if not norm > goal:
             return x, norm <= goal
         basis = [residual / norm]
-        columns: list[Tensor] = []
-        weights = left = right.new_zeros(0)
-        for width in range(1, KRYLOV + 1):
+        rotations: list[tuple[float, float]] = []
+        triangle: list[list[float]] = []
+        rest = [norm]
+        while len(triangle) < KRYLOV and abs(rest[-1]) > goal:
             v = matrix(basis[-1])
             column = []
             for q in basis:
-                column.append((q * v).sum())
+                column.append((q * v).sum().item())
                 v = v - column[-1] * q
-            height = torch.linalg.vector_norm(v)
-            columns.append(torch.stack([*column, height]))
-            hessenberg = right.new_zeros(width + 1, width)
-            for j, entries in enumerate(columns):
-                hessenberg[: j + 2, j] = entries
-            left = right.new_zeros(width + 1)
-            left[0] = norm
-            weights = torch.linalg.lstsq(hessenberg, left.unsqueeze(1)).solution[:, 0]
-            left = left - hessenberg @ weights
-            if not torch.linalg.vector_norm(left).item() > goal or not height.item() > 0:
+            height = _length(v)
+            for i, (cosine, sine) in enumerate(rotations):
+                upper, lower = column[i : i + 2]
+                column[i : i + 2] = cosine * upper + sine * lower, cosine * lower - sine * upper
+            pivot = math.hypot(column[-1], height)
+            if not 0 < pivot < math.inf:
+                break
+            rotations.append((column[-1] / pivot, height / pivot))
+            column[-1] = pivot
+            triangle.append(column)
+            rest[-1:] = [rotations[-1][0] * rest[-1], -rotations[-1][1] * rest[-1]]
+            if height == 0:
                 break
             basis.append(v / height)
+        weights = [0.0] * len(triangle)
+        for i in reversed(range(len(triangle))):
+            known = sum(triangle[j][i] * weights[j] for j in range(i + 1, len(triangle)))
+            weights[i] = (rest[i] - known) / triangle[i][i]
         for weight, q in zip(weights, basis, strict=False):
             x = x + weight * q
         residual = right - matrix(x)
-    return x, torch.linalg.vector_norm(residual).item() <= goal
+    return x, _length(residual) <= goal
+
+
+def _length(x: Tensor) -> float:
+    return torch.linalg.vector_norm(x).item()
 
 
 class ImplicitSlopes(torch.autograd.Function):
