@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastnode.engines.newton import ImplicitSlopes, NewtonSolver, StageEquations
 from fastnode.engines.step import Step, combine
-from fastnode.errors import StagesNotSolved
+from fastnode.errors import NonFiniteState, StagesNotSolved
 from fastnode.problem import Time, VectorField, to_float
 from fastnode.tableaus import ImplicitTableau, Weights
 
@@ -25,6 +25,7 @@ class ImplicitSteps:
 
     Raises (when called):
         StagesNotSolved: Newton's method does not converge to the precision of the state.
+        NonFiniteState: the vector field is not finite at a stage.
     """
 
     def __init__(self, tableau: ImplicitTableau, max_iters: int):
@@ -94,13 +95,21 @@ class ImplicitSteps:
             )
             start = guess.reshape(1, -1).to(wide).repeat(len(points), 1)
             size = y.abs().max().item() if y.numel() else 0.0
-            k = solver.solve(plain, width, start, size, torch.finfo(field.time_dtype).eps)
-        if k is None:
             begin = to_float(t)
+            try:
+                eps = torch.finfo(field.time_dtype).eps
+                k = solver.solve(plain, width, start, size, eps)
+                if k is None:
+                    # The slopes of the step before may have been too far away.
+                    k = solver.solve(plain, width, plain(torch.zeros_like(start)), size, eps)
+            except NonFiniteState as error:
+                message = f"{error}, at t = {begin:g} with h = {width:g}"
+                raise NonFiniteState(message, time=begin, step=width) from None
+        if k is None:
             raise StagesNotSolved(
                 f"the stage equations of {self.tableau.name} were not solved at t = {begin:g} with "
                 f"h = {width:g}: Newton's method did not converge in {solver.max_iters} iterations "
-                "(max_iters), or the vector field is not finite there",
+                "(max_iters); a smaller step makes it easier",
                 time=begin,
                 step=width,
             )

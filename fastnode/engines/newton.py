@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from fastnode.errors import NonFiniteState
 from fastnode.problem import Time, VectorField
 
 #: Most unknowns for which the Newton matrix is formed: 2 MB, and 1 to 10 ms to factorise.
@@ -113,7 +113,9 @@ class NewtonSolver:
         self._jacobians: Tensor | None = None
         self._factors: tuple[float, tuple[Tensor, Tensor]] | None = None
 
-    def solve(self, equations: StageEquations, h: float, k: Tensor, size: float, eps: float):
+    def solve(
+        self, equations: StageEquations, h: float, k: Tensor, size: float, eps: float
+    ) -> Tensor | None:
         """K from the guess ``k``, or None if the iteration does not converge.
 
         Converged is an iterate that the next update would change, in the stages' states, by less
@@ -123,6 +125,8 @@ class NewtonSolver:
         previous, fresh = math.inf, False
         for _ in range(self.max_iters):
             residual = equations(k) - k
+            if not math.isfinite(_largest(residual)):
+                raise NonFiniteState("the vector field is not finite at a stage of the step")
             if dense:
                 update, fresh = self._update(equations, h, k, residual, fresh), False
             else:
@@ -239,13 +243,21 @@ class ImplicitSlopes(torch.autograd.Function):
         return leaf.detach().clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor):
         image, leaf = ctx.saved_tensors
+        with torch.no_grad():
+            solution = ImplicitSlopes._pull(image, leaf, grad)
+        return OnceOnly.apply(
+            solution.requires_grad_()
+        ) if torch.is_grad_enabled() else solution, None
+
+    @staticmethod
+    def _pull(image: Tensor, leaf: Tensor, grad: Tensor) -> Tensor:
+        """(I - dF/dK)^-T grad."""
         if leaf.numel() <= DENSE_LIMIT:
             jacobian = dense_jacobian(image, leaf)
             matrix = torch.eye(len(jacobian), dtype=grad.dtype, device=grad.device) - jacobian
-            return torch.linalg.solve(matrix.T, grad.reshape(-1)).reshape(grad.shape), None
+            return torch.linalg.solve(matrix.T, grad.reshape(-1)).reshape(grad.shape)
 
         def transposed(v: Tensor) -> Tensor:
             (pulled,) = torch.autograd.grad(image, leaf, v, retain_graph=True, allow_unused=True)
@@ -257,4 +269,16 @@ class ImplicitSlopes(torch.autograd.Function):
                 "the gradient of an implicit step was not found: GMRES did not converge on the "
                 f"{leaf.numel()} unknowns of its stages; a smaller step makes it easier"
             )
-        return solution, None
+        return solution
+
+
+class OnceOnly(torch.autograd.Function):
+    """x, which must not be differentiated: its derivative is not known, and not zero."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        raise RuntimeError("implicit methods have first derivatives only, not second ones")
