@@ -2,6 +2,7 @@
 
 from fastnode import flow, nn
 from fastnode.adjoint import odeint_adjoint
+from fastnode.controllers import Controller
 from fastnode.dense import odeint_dense
 from fastnode.errors import (
     EventNotFound,
@@ -13,16 +14,21 @@ from fastnode.errors import (
 )
 from fastnode.extension import empty_cache
 from fastnode.odeint import odeint, odeint_event
+from fastnode.solution import Solution, Steps
+from fastnode.solve import solve
 
 __version__ = "0.1.0"
 
 __all__ = [
     "EventNotFound",
+    "Controller",
     "MaxStepsExceeded",
     "NonFiniteState",
+    "Solution",
     "SolverError",
     "StagesNotSolved",
     "StepSizeUnderflow",
+    "Steps",
     "__version__",
     "empty_cache",
     "flow",
@@ -31,4 +37,5 @@ __all__ = [
     "odeint_adjoint",
     "odeint_dense",
     "odeint_event",
+    "solve",
 ]

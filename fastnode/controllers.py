@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from fastnode.errors import not_finite_at_start
@@ -16,7 +17,7 @@ from fastnode.ops.rk_stage import rk_stage
 
 @dataclass(frozen=True)
 class Controller:
-    """PID control of the step size with torchdiffeq's limits; by default the elementary controller.
+    """PID control of the step size with torchdiffeq's limits; by default the elementary one.
 
     With r_n the error of step n over its tolerance and k the order of the method,
 
@@ -24,7 +25,7 @@ class Controller:
         b1 = p + i + d,  b2 = -(p + 2 d),  b3 = d,
 
     r_{n-1} and r_{n-2} being those of the accepted steps before. It never shrinks after an accepted
-    step. (p, i, d) = (0, 1, 0) is the elementary controller I; (0.4, 0.3, 0) a PI controller.
+    step. (p, i, d) = (0, 1, 0) is the elementary controller I; CONTROLLERS has the usual others.
     Sources: E. Hairer, S. P. Norsett, G. Wanner, Solving Ordinary Differential Equations I, 2nd
     edition, section II.4, equation (4.13); G. Soederlind, Automatic control and adaptive
     time-stepping, Numer. Algorithms 31 (2002).
@@ -33,6 +34,9 @@ class Controller:
         safety, ifactor, dfactor: safety factor, largest growth, largest shrinkage.
         min_step, max_step: limits for the size of a step; a step at the lower one is accepted.
         proportional, integral, derivative: p, i and d.
+
+    Raises:
+        ValueError: a limit is out of its range.
     """
 
     safety: float = 0.9
@@ -43,6 +47,20 @@ class Controller:
     proportional: float = 0.0
     integral: float = 1.0
     derivative: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_step <= self.max_step:
+            raise ValueError(
+                "min_step and max_step must satisfy 0 <= min_step <= max_step, "
+                f"got {self.min_step} and {self.max_step}"
+            )
+        if not 0 < self.dfactor < 1 <= self.ifactor:
+            raise ValueError(
+                "dfactor and ifactor must satisfy 0 < dfactor < 1 <= ifactor, "
+                f"got {self.dfactor} and {self.ifactor}"
+            )
+        if not 0 < self.safety < math.inf:
+            raise ValueError(f"safety must be positive, got {self.safety}")
 
     @cached_property
     def exponents(self) -> tuple[float, float, float]:
@@ -71,6 +89,44 @@ class Controller:
             floor = 1.0 if ratio < 1 else self.dfactor
             factor = min(self.ifactor, max(factor, floor))
         return self.clip(h * factor)
+
+    def accepted(self, h: Tensor, ratio: Tensor) -> Tensor:
+        """``accepts`` for each entry."""
+        return (ratio <= 1) | ((h <= self.min_step) & ratio.isfinite())
+
+    def next_steps(
+        self, h: Tensor, ratio: Tensor, history: tuple[Tensor, Tensor], order: int
+    ) -> Tensor:
+        """``next_step`` for each entry."""
+        b1, b2, b3 = self.exponents
+        factor = self.safety * ratio ** (-b1 / order)
+        if b2 or b3:
+            before, earlier = (r.clamp(min=1e-4) for r in history)
+            factor = factor * before ** (-b2 / order) * earlier ** (-b3 / order)
+        floor = torch.where(ratio < 1, 1.0, self.dfactor)
+        factor = torch.maximum(factor, floor).clamp(max=self.ifactor)
+        factor = torch.where(ratio.isfinite(), factor, self.dfactor)
+        return (h * factor).clamp(self.min_step, self.max_step)
+
+
+#: Controllers by name. PI: K. Gustafsson, Control theoretic techniques for stepsize selection in
+#: explicit Runge-Kutta methods, ACM Trans. Math. Softw. 17 (1991).
+CONTROLLERS = {
+    "I": Controller(),
+    "PI": Controller(proportional=0.4, integral=0.3),
+    "PID": Controller(proportional=0.3, integral=0.4, derivative=0.05),
+}
+
+
+def find_controller(controller: str | Controller) -> Controller:
+    if isinstance(controller, Controller):
+        return controller
+    if not isinstance(controller, str) or controller not in CONTROLLERS:
+        raise ValueError(
+            f"controller must be one of {', '.join(CONTROLLERS)} or a Controller, "
+            f"got {controller!r}"
+        )
+    return CONTROLLERS[controller]
 
 
 def initial_step(

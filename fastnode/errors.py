@@ -14,12 +14,22 @@ class SolverError(RuntimeError):
     Attributes:
         time: time at which the solver stood (units of ``t``), or None.
         step: signed size of the step it was about to take or had tried, or None.
+        samples: of a solve per sample, the indices of those that could not be finished; ``time``
+            and ``step`` are those of the first. Empty otherwise.
     """
 
-    def __init__(self, message: str, *, time: float | None = None, step: float | None = None):
+    def __init__(
+        self,
+        message: str,
+        *,
+        time: float | None = None,
+        step: float | None = None,
+        samples: Sequence[int] = (),
+    ):
         super().__init__(message)
         self.time = time
         self.step = step
+        self.samples = tuple(samples)
 
 
 # What torchdiffeq reports by assert is an AssertionError here too: old `except` clauses hold.

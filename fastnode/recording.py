@@ -1,0 +1,113 @@
+"""Runs the steps of a solve and keeps what its caller asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnode.errors import SolverError
+from fastnode.problem import Problem, Time, reached, to_float
+from fastnode.solution import Solution, Steps
+from fastnode.stiffness import Stiffness
+from fastnode.tableaus import Tableau
+
+
+class Recording:
+    """What the steps of one solve leave behind."""
+
+    def __init__(self, problem: Problem, tableau: Tableau, save: str):
+        self.problem, self.save = problem, save
+        self.stiffness = Stiffness(tableau)
+        self.outputs = [problem.y0]
+        self.times = [to_float(problem.times[0])]
+        self.errors: list[float] = []
+        self.stiff: list[float] = []
+        self.states = [problem.y0]
+        self.steps: list[Any] = []
+        self.status = "finished"
+        self.stepper: Any = None
+
+    def run(self, make_stepper: Callable[[], Any], throw: bool) -> None:
+        """Steps up to the last of the problem's times; a failure is raised or kept as status."""
+        try:
+            self.stepper = make_stepper()
+            self._advance(self.stepper)
+        except SolverError as error:
+            if throw:
+                raise
+            self.status = type(error).__name__
+            missing = len(self.problem.times) - len(self.outputs)
+            self.outputs += [torch.full_like(self.problem.y0, torch.nan)] * missing
+
+    def _advance(self, stepper: Any) -> None:
+        step = None
+        for target in self.problem.times[1:]:
+            while not reached(stepper.t, target, self.problem.field.direction):
+                step = stepper.advance()
+                self._add(step)
+            assert step is not None
+            self.outputs.append(step.at(target))
+
+    def _add(self, step: Any) -> None:
+        self.times.append(to_float(step.t1))
+        self.errors.append(step.error)
+        self.stiff.append(self.stiffness(step.k))
+        if self.save != "times":
+            self.states.append(step.y1)
+        if self.save == "dense":
+            # What dense output evaluates, it evaluates now.
+            step.at((to_float(step.t) + to_float(step.t1)) / 2)
+            self.steps.append(step)
+
+    def solution(self, nfe: int) -> Solution:
+        problem, layout = self.problem, self.problem.layout
+        kept = self.save != "times"
+        return Solution(
+            ts=problem.t,
+            ys=layout.unpack(torch.stack(self.outputs)),
+            status=self.status,
+            nfe=nfe,
+            accepted=len(self.errors),
+            rejected=0 if self.stepper is None else self.stepper.rejected,
+            steps=Steps(
+                torch.tensor(self.times, dtype=torch.float64),
+                torch.tensor(self.errors, dtype=torch.float64),
+                torch.tensor(self.stiff, dtype=torch.float64),
+                layout.unpack(torch.stack(self.states)) if kept else None,
+            ),
+            dense=self._evaluate if self.save == "dense" else None,
+        )
+
+    def _evaluate(self, t: Tensor) -> Any:
+        """The solution at times of any shape."""
+        direction = self.problem.field.direction
+        edges = torch.tensor(self.times, dtype=torch.float64)
+        flat = t.reshape(-1).cpu()
+        outside_of(flat.detach(), self.times[0], self.times[-1])
+        # The first edge at or beyond t ends its step.
+        places = torch.searchsorted(edges * direction, flat.detach() * direction) - 1
+        times: Sequence[Time] = list(flat.unbind()) if flat.requires_grad else flat.tolist()
+        values = [
+            self.steps[place].at(time) if place >= 0 else self.problem.y0
+            for place, time in zip(places.tolist(), times, strict=True)
+        ]
+        packed = torch.stack(values) if values else self.problem.y0.new_empty(0, *self.shape)
+        return self.problem.layout.unpack(packed.reshape(*t.shape, *self.shape))
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.problem.y0.shape
+
+
+def outside_of(t: Tensor, first: float, last: float, name: str = "t") -> None:
+    """Raises ValueError if a time lies outside of what was solved."""
+    low, high = min(first, last), max(first, last)
+    wrong = ~((t >= low) & (t <= high))
+    if bool(wrong.any()):
+        raise ValueError(
+            f"{name} must lie in [{low:.9g}, {high:.9g}], which was solved, got "
+            f"{t[wrong][0].item():.9g}"
+        )

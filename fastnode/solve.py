@@ -1,0 +1,202 @@
+"""The library's own face: a solve that tells what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnode.controllers import Controller, find_controller
+from fastnode.engines.adaptive import AdaptiveStepper
+from fastnode.engines.grid import GridStepper
+from fastnode.engines.per_sample import PerSampleSolve
+from fastnode.engines.rows import SampleOptions
+from fastnode.norms import ErrorNorm
+from fastnode.options import FixedOptions
+from fastnode.problem import Problem, State, as_times, check_times, make_problem
+from fastnode.recording import Recording
+from fastnode.sample_solution import sample_solution
+from fastnode.samples import make_samples, sample_first_step, sample_tolerances
+from fastnode.solution import Solution
+from fastnode.tableaus import METHODS, Tableau
+
+SAVE = ("times", "steps", "dense")
+ENGINES = ("auto", "reference", "native")
+
+
+def solve(
+    func: Callable[..., Any],
+    y0: State,
+    ts: Tensor,
+    *,
+    method: str = "tsit5",
+    rtol: Any = 1e-3,
+    atol: Any = 1e-6,
+    controller: str | Controller = "I",
+    per_sample: bool = False,
+    save: str = "times",
+    args: Sequence[Any] = (),
+    engine: str = "auto",
+    first_step: float | Tensor | None = None,
+    min_step: float | None = None,
+    max_step: float | None = None,
+    max_num_steps: int = 100_000,
+    step_size: float | None = None,
+    steps: int | None = None,
+    throw: bool = True,
+) -> Solution:
+    """Solves dy/dt = func(t, y, *args) from y0 at the first of ``ts``, and says how that went.
+
+    The defaults are those that most users know: SciPy's tolerances, and the method and controller
+    with which other libraries of differentiable solvers begin. Gradients flow to y0, to args, to
+    what func closes over and to ts, through the operations of the solve.
+
+    With ``per_sample=True`` the first dimension of y0 is a batch of independent problems, each with
+    steps of its own: what comes out for one is what solving it alone gives. Each may have its own
+    times, direction of time included. func then gets t of shape [b] and y of shape [b, ...], the b
+    samples that still run, a number that shrinks as samples finish; tensors of args whose first
+    dimension is B hold a row for each sample and shrink along. A tensor to be shared whose first
+    dimension happens to be B is better closed over than passed.
+
+    Args:
+        func: takes t (a scalar, or [b]) in the real dtype of y0, the state and args; returns dy/dt
+            in the state's form.
+        y0: state, a floating or complex tensor of any shape, or a tuple of such of one dtype;
+            [B, ...] if per sample.
+        ts: times at which the solution is wanted, [T], strictly increasing or decreasing; if per
+            sample also [B, T].
+        method: a name of ``fastnode.tableaus.METHODS``. Methods without an error estimate take
+            steps of one size and cannot solve per sample.
+        rtol, atol: tolerances as in ``odeint``; if per sample a number or [B].
+        controller: "I", "PI", "PID" or a ``Controller``.
+        per_sample: whether each sample has its own steps.
+        save: "times"; "steps" to keep the state at every accepted step; "dense" for that and
+            ``Solution.evaluate``.
+        args: further arguments of func.
+        engine: "auto", "reference" (pure PyTorch) or "native" (C++).
+        first_step: size of the first step; chosen at the cost of one evaluation if None; if per
+            sample a number or [B].
+        min_step, max_step: limits of the step size, those of the controller if None.
+        max_num_steps: steps tried (by each sample) before the solve gives up.
+        step_size, steps: size or number of the steps of methods without an error estimate; one step
+            between neighbours of ts if both are None. Between the ends of steps these methods
+            interpolate by the cubic with the values and slopes of both ends.
+        throw: whether a solve that cannot go on raises; otherwise its ``Solution.status`` says why
+            and its values are NaN from there on.
+
+    Raises:
+        ValueError, TypeError: an argument is wrong; named before any work is done, except for what
+            func returns.
+        StepSizeUnderflow, MaxStepsExceeded, NonFiniteState: the solve cannot go on; the error names
+            time and step, and the samples if per sample.
+    """
+    tableau = _find_method(method)
+    _check_choice("save", save, SAVE)
+    _check_choice("engine", engine, ENGINES)
+    if not callable(func):
+        raise TypeError(f"func must be callable, got {type(func).__name__}")
+    if not isinstance(args, (tuple, list)):
+        raise TypeError(f"args must be a tuple or a list, got {type(args).__name__}")
+    control = _limited(find_controller(controller), min_step, max_step)
+    if not isinstance(max_num_steps, int) or max_num_steps < 1:
+        raise ValueError(f"max_num_steps must be an integer of at least 1, got {max_num_steps!r}")
+    if tableau.error is None and per_sample:
+        raise ValueError(f"per_sample needs a method with an error estimate, got {method!r}")
+    if tableau.error is not None and not (step_size is None and steps is None):
+        raise ValueError(f"step_size and steps need a method of fixed steps, got {method!r}")
+    if per_sample:
+        samples = make_samples(func, y0, ts, tuple(args))
+        options = SampleOptions(
+            tableau,
+            control,
+            sample_tolerances(rtol, atol, samples.y0),
+            sample_first_step(first_step, samples.y0),
+            max_num_steps,
+            keep_states=save != "times",
+            keep_slopes=save == "dense",
+            throw=throw,
+        )
+        return sample_solution(ts, samples, options, PerSampleSolve(samples, options).run())
+    check_times("ts", ts)
+    counted = _Counted(func, tuple(args))
+    problem = make_problem(counted, y0, ts)
+    if tableau.error is None:
+        grid = _grid(problem, step_size, steps)
+        make_stepper = partial(
+            GridStepper, problem.field, tableau, problem.y0, grid, max_num_steps=max_num_steps
+        )
+    else:
+        make_stepper = partial(
+            AdaptiveStepper,
+            problem.field,
+            tableau,
+            problem.times[0],
+            problem.y0,
+            end=problem.times[-1],
+            controller=control,
+            norm=ErrorNorm(problem.layout, problem.y0, rtol, atol),
+            first_step=_positive("first_step", first_step),
+            max_num_steps=max_num_steps,
+        )
+    recording = Recording(problem, tableau, save)
+    if len(ts) > 1:
+        recording.run(make_stepper, throw)
+    return recording.solution(counted.calls)
+
+
+class _Counted:
+    """func with its further arguments bound and its calls counted."""
+
+    def __init__(self, func: Callable[..., Any], args: tuple[Any, ...]):
+        self.func, self.args, self.calls = func, args, 0
+
+    def __call__(self, t: Tensor, y: Any) -> Any:
+        self.calls += 1
+        return self.func(t, y, *self.args)
+
+
+def _find_method(method: Any) -> Tableau:
+    if not isinstance(method, str) or method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    return METHODS[method]
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _limited(controller: Controller, min_step: Any, max_step: Any) -> Controller:
+    limits = {"min_step": min_step, "max_step": max_step}
+    return replace(controller, **{n: v for n, v in limits.items() if v is not None})
+
+
+def _positive(name: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}") from error
+    if not 0 < number < float("inf"):
+        raise ValueError(f"{name} must be positive, got {number}")
+    return number
+
+
+def _grid(problem: Problem, step_size: Any, steps: Any) -> list[Any]:
+    """Where fixed steps begin and end."""
+    if steps is None:
+        options = FixedOptions(step_size=step_size)
+        return as_times(options.grid(problem.field.func, problem.y0, problem.t))
+    if step_size is not None:
+        raise ValueError("step_size and steps exclude each other, got both")
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
+    t = problem.t.double()
+    even = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    # Both ends exactly: 1 - x and x, not a sum of rounded steps.
+    return as_times(t[0] * (1 - even) + t[-1] * even)
