@@ -1,9 +1,13 @@
 #include "driver/bindings.h"
 
+#include <ATen/ops/empty.h>
 #include <torch/csrc/utils/pybind.h>
+
+#include <cstring>
 
 #include "driver/adaptive.h"
 #include "driver/fixed.h"
+#include "driver/per_sample.h"
 
 namespace fastnode {
 namespace {
@@ -32,6 +36,57 @@ std::shared_ptr<Tableau> make_tableau(int order, bool fsal, std::vector<double> 
   return tableau;
 }
 
+Controller make_controller(const std::array<double, 8>& numbers, int order) {
+  const auto [safety, ifactor, dfactor, min_step, max_step, b1, b2, b3] = numbers;
+  return {safety, ifactor, dfactor, min_step, max_step, b1, b2, b3, order};
+}
+
+template <class X>
+at::Tensor tensor_of(const std::vector<X>& values, at::IntArrayRef shape, at::ScalarType dtype) {
+  const at::Tensor out = at::empty(shape, dtype);
+  if (out.nbytes() > 0) std::memcpy(out.mutable_data_ptr(), values.data(), out.nbytes());
+  return out;
+}
+
+// The fields of fastnode.engines.rows.Trace in their order, status in numbers; None if the field's
+// results need a graph.
+py::object solve_per_sample(py::object problem, const at::Tensor& y0, const at::Tensor& f0,
+                            const at::Tensor& ts, const at::Tensor& direction,
+                            const at::Tensor& rtol, const at::Tensor& atol,
+                            std::shared_ptr<Tableau> tableau,
+                            const std::array<double, 8>& controller,
+                            const std::optional<std::tuple<Row, Row, double>>& pair,
+                            std::optional<at::Tensor> first_step, int64_t max_num_steps,
+                            bool keep_states, bool keep_slopes, bool throws) {
+  SampleOptions options{tableau,       make_controller(controller, tableau->order),
+                        std::nullopt,  std::move(first_step),
+                        max_num_steps, keep_states,
+                        keep_slopes,   throws};
+  if (pair) {
+    const auto& [slopes, states, stability] = *pair;
+    options.pair = StagePair{weights(slopes), weights(states), stability};
+  }
+  SampleTrace trace;
+  try {
+    PerSampleSolve solve(problem, y0, f0, ts, direction, rtol, atol, std::move(options));
+    trace = solve.run();
+  } catch (const NeedsGraph&) {
+    return py::none();
+  }
+  const int64_t batch = y0.size(0), count = int64_t(trace.sample.size());
+  const auto dtype = y0.scalar_type();
+  const int64_t stages = int64_t(tableau->stages.size()), width = y0.numel() / batch;
+  py::object states = py::none(), slopes = py::none();
+  if (keep_states) states = wrap(tensor_of(trace.states, {count, width}, dtype));
+  if (keep_slopes) slopes = wrap(tensor_of(trace.slopes, {count, stages, width}, dtype));
+  return py::make_tuple(
+      trace.ys, tensor_of(trace.nfe, {batch}, at::kLong),
+      tensor_of(trace.accepted, {batch}, at::kLong), tensor_of(trace.rejected, {batch}, at::kLong),
+      trace.status, tensor_of(trace.sample, {count}, at::kLong),
+      tensor_of(trace.t1, {count}, at::kDouble), tensor_of(trace.error, {count}, at::kDouble),
+      tensor_of(trace.stiffness, {count}, at::kDouble), states, slopes);
+}
+
 }  // namespace
 
 void bind_driver(py::module_& m) {
@@ -52,14 +107,11 @@ void bind_driver(py::module_& m) {
                        std::optional<double> first_step, int64_t max_num_steps,
                        const std::vector<std::pair<double, bool>>& stops, py::object on_step,
                        py::object on_accept, py::object on_reject) {
-        const auto [safety, ifactor, dfactor, min_step, max_step, b1, b2, b3] = controller;
         std::vector<Stop> sorted;
         for (const auto& [time, jump] : stops) sorted.push_back({time, jump});
-        const Controller control{safety, ifactor, dfactor, min_step,      max_step,
-                                 b1,     b2,      b3,      tableau->order};
-        return std::make_unique<AdaptiveStepper>(field, tableau, t, std::move(y), end, control,
-                                                 norm, first_step, max_num_steps, std::move(sorted),
-                                                 Callbacks{on_step, on_accept, on_reject});
+        return std::make_unique<AdaptiveStepper>(
+            field, tableau, t, std::move(y), end, make_controller(controller, tableau->order), norm,
+            first_step, max_num_steps, std::move(sorted), Callbacks{on_step, on_accept, on_reject});
       }))
       .def("advance",
            [](AdaptiveStepper& self) {
@@ -74,6 +126,8 @@ void bind_driver(py::module_& m) {
       .def_property_readonly("evaluations", &AdaptiveStepper::evaluations)
       .def_readwrite("attempts", &AdaptiveStepper::attempts)
       .def_readonly("rejected", &AdaptiveStepper::rejected);
+
+  m.def("solve_per_sample", &solve_per_sample);
 
   m.def("integrate_fixed",
         [](py::object field, const Tableau& tableau, at::Tensor y, const std::vector<double>& times,

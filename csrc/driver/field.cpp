@@ -14,9 +14,6 @@
 
 namespace fastnode {
 
-namespace {
-
-// A result that nothing else refers to, so that no later call of the field can change it.
 at::Tensor own(const at::Tensor& result, bool kept_elsewhere) {
   if (result.requires_grad() && at::GradMode::is_enabled()) return result.contiguous();
   const at::Tensor plain = result.detach().resolve_conj().resolve_neg();
@@ -24,7 +21,12 @@ at::Tensor own(const at::Tensor& result, bool kept_elsewhere) {
   return kept_elsewhere ? plain.clone() : plain;
 }
 
-}  // namespace
+bool plainly_right(PyObject* result, const at::Tensor& like, at::IntArrayRef shape) {
+  if (!THPVariable_CheckExact(result)) return false;
+  const at::Tensor& x = THPVariable_Unpack(result);
+  return x.sizes() == shape && x.scalar_type() == like.scalar_type() &&
+         x.device() == like.device() && x.has_storage();
+}
 
 Field::Field(py::object field, const at::Tensor& y0)
     : field_(field), func_(field.attr("func")), like_(y0) {
@@ -67,13 +69,6 @@ PyObject* Field::time(double t, int side) {
   return time_.argument(Layout{});
 }
 
-bool Field::plainly_right(PyObject* result, at::IntArrayRef shape) const {
-  if (!THPVariable_CheckExact(result)) return false;
-  const at::Tensor& x = THPVariable_Unpack(result);
-  return x.sizes() == shape && x.scalar_type() == like_.scalar_type() &&
-         x.device() == like_.device() && x.has_storage();
-}
-
 void Field::operator()(double t, Handle& y, int side, at::Tensor& k) {
   ++evaluations_;
   c10::SmallVector<PyObject*, 6> arguments = {nullptr, time(t, side), y.argument(layout_)};
@@ -85,7 +80,7 @@ void Field::operator()(double t, Handle& y, int side, at::Tensor& k) {
   // A field written in C alone gives Python no moment to see Ctrl-C.
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 
-  if (!layout_.is_tuple && plainly_right(returned, like_.sizes())) {
+  if (!layout_.is_tuple && plainly_right(returned, like_, like_.sizes())) {
     const at::Tensor& x = THPVariable_Unpack(returned);
     k = own(x, Py_REFCNT(returned) != 1 || x.storage().use_count() != 1);
     return;
@@ -93,7 +88,7 @@ void Field::operator()(double t, Handle& y, int side, at::Tensor& k) {
   bool right = layout_.is_tuple && PyTuple_Check(returned) &&
                size_t(PyTuple_GET_SIZE(returned)) == layout_.shapes.size();
   for (size_t i = 0; right && i < layout_.shapes.size(); ++i) {
-    right = plainly_right(PyTuple_GET_ITEM(returned, i), layout_.shapes[i]);
+    right = plainly_right(PyTuple_GET_ITEM(returned, i), like_, layout_.shapes[i]);
   }
   if (right) return pack(returned, k);
   k = own(py::cast<at::Tensor>(field_.attr("accept")(result)), true);

@@ -5,6 +5,11 @@
 
 namespace fastnode {
 
+// Whether a field's result is a tensor of this shape, of the dtype and on the device of `like`.
+bool plainly_right(PyObject* result, const at::Tensor& like, at::IntArrayRef shape);
+// A result that nothing else refers to, so that no later call of the field can change it.
+at::Tensor own(const at::Tensor& result, bool kept_elsewhere);
+
 class Field {
  public:
   // `field` is a fastnode.problem.VectorField: it says how results that are not plainly right are
@@ -21,7 +26,6 @@ class Field {
 
  private:
   PyObject* time(double t, int side);
-  bool plainly_right(PyObject* result, at::IntArrayRef shape) const;
   void pack(PyObject* results, at::Tensor& k) const;
 
   py::object field_, func_;

@@ -3,36 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import Enum
+from enum import IntEnum
+from typing import NoReturn
 
 from torch import Tensor
 
-from fastnode.errors import MaxStepsExceeded, NonFiniteState, SolverError, StepSizeUnderflow
+from fastnode.errors import (
+    MaxStepsExceeded,
+    NonFiniteState,
+    SolverError,
+    StepSizeUnderflow,
+    describe_nonfinite,
+)
 
 #: How many samples a message lists.
 LISTED = 8
 
 
-class Failure(Enum):
-    NOT_FINITE = NonFiniteState
-    UNDERFLOW = StepSizeUnderflow
-    TOO_MANY_STEPS = MaxStepsExceeded
+class Failure(IntEnum):
+    """The numbers are those of csrc/driver/per_sample.h."""
+
+    NONE = 0
+    NOT_FINITE = 1
+    UNDERFLOW = 2
+    TOO_MANY_STEPS = 3
 
     @property
-    def error(self) -> type[SolverError]:
-        return self.value
+    def status(self) -> str:
+        return ERRORS[self].__name__ if self else "finished"
 
 
-def describe(
-    failure: Failure,
+ERRORS: dict[Failure, type[SolverError]] = {
+    Failure.NOT_FINITE: NonFiniteState,
+    Failure.UNDERFLOW: StepSizeUnderflow,
+    Failure.TOO_MANY_STEPS: MaxStepsExceeded,
+}
+
+
+def raise_failure(
+    failure: int,
     samples: Sequence[int],
     times: Sequence[float],
     steps: Sequence[float],
-    slopes: Tensor,
+    slopes: Sequence[Tensor],
     max_num_steps: int,
-) -> SolverError:
-    """The error for ``samples``, which stand at ``times`` with the next steps ``steps``; ``slopes``
-    are what the field last returned for them, [stages, samples, D]."""
+) -> NoReturn:
+    """Raises for ``samples``, which stand at ``times`` with the next steps ``steps``; ``slopes`` are
+    what the field last returned for them, each [samples, ...]."""
     places = [
         f"sample {i} at t = {t:.9g} (h = {h:.3g})"
         for i, t, h in zip(samples[:LISTED], times, steps, strict=False)
@@ -40,9 +57,11 @@ def describe(
     where = ", ".join(places)
     if len(samples) > LISTED:
         where += f" and {len(samples) - LISTED} more"
-    if failure is Failure.NOT_FINITE:
-        reason = f"{what_is_not_finite(slopes)}: {where}"
-    elif failure is Failure.UNDERFLOW:
+    if failure == Failure.NOT_FINITE:
+        finite = all(bool(each.isfinite().all()) for each in slopes)
+        cause = "the state is not finite" if finite else describe_nonfinite(slopes)
+        reason = f"{cause}: {where}"
+    elif failure == Failure.UNDERFLOW:
         reason = (
             f"underflow in dt: the tolerances ask for steps that do not change the time: {where}; "
             "the problem may be stiff or singular there, or the tolerances below the precision of "
@@ -50,12 +69,4 @@ def describe(
         )
     else:
         reason = f"max_num_steps exceeded: {max_num_steps} steps tried: {where}"
-    return failure.error(reason, time=times[0], step=steps[0], samples=samples)
-
-
-def what_is_not_finite(slopes: Tensor) -> str:
-    if bool(slopes.isnan().any()):
-        return "the vector field returned NaN"
-    if bool(slopes.isinf().any()):
-        return "the vector field returned Inf"
-    return "the state is not finite"
+    raise ERRORS[Failure(failure)](reason, time=times[0], step=steps[0], samples=samples)

@@ -50,11 +50,10 @@ def make_stepper(
     callbacks: Callbacks = NO_CALLBACKS,
 ) -> Any:
     """A stepper with the arguments, attributes and steps of engines.adaptive.AdaptiveStepper."""
-    c = controller
-    numbers = (c.safety, c.ifactor, c.dfactor, c.min_step, c.max_step, *c.exponents)
+    numbers = control_numbers(controller)
     told = [_or_none(each) for each in (callbacks.step, callbacks.accept, callbacks.reject)]
     return extension.native().AdaptiveStepper(
-        field, _compiled(tableau), t, y, end, numbers, norm, first_step, max_num_steps, stops, *told
+        field, compiled(tableau), t, y, end, numbers, norm, first_step, max_num_steps, stops, *told
     )
 
 
@@ -72,7 +71,7 @@ def integrate_fixed(
     """As engines.fixed.integrate_fixed, for explicit Runge-Kutta methods."""
     solution, evaluations = extension.native().integrate_fixed(
         field,
-        _compiled(tableau),
+        compiled(tableau),
         y,
         times,
         grid,
@@ -84,12 +83,16 @@ def integrate_fixed(
     return solution
 
 
+def control_numbers(c: Controller) -> tuple[float, ...]:
+    return (c.safety, c.ifactor, c.dfactor, c.min_step, c.max_step, *c.exponents)
+
+
 def _or_none(callback: Any) -> Any:
     return None if callback is silent else callback
 
 
 @cache
-def _compiled(tableau: Tableau) -> Any:
+def compiled(tableau: Tableau) -> Any:
     return extension.native().Tableau(
         tableau.order,
         tableau.fsal,

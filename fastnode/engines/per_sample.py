@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnode.engines.failures import Failure, describe
+from fastnode.engines.failures import Failure, raise_failure
 from fastnode.engines.rows import SampleOptions, Trace, combine_rows, interpolate_rows
 from fastnode.samples import SampleProblem, Tolerances
 from fastnode.stiffness import Stiffness
@@ -68,22 +68,19 @@ class _Log:
 
 
 class PerSampleSolve:
-    """One solve."""
+    """One solve; ``f0`` is the field at the initial states."""
 
-    def __init__(self, problem: SampleProblem, options: SampleOptions):
+    def __init__(self, problem: SampleProblem, f0: Tensor, options: SampleOptions):
         self.problem, self.options = problem, options
         self.tableau = options.tableau
         self.stiffness = Stiffness(options.tableau)
         y0, ts = problem.y0, problem.ts
         count = y0.shape[0]
         self.log = _Log()
-        self.status = ["finished"] * count
+        self.status = [Failure.NONE.status] * count
         integers = torch.zeros(3, count, dtype=torch.int64, device=y0.device)
         self.nfe, self.accepted, self.rejected = integers.unbind()
-        f0 = torch.zeros_like(y0)
-        if ts.shape[1] > 1:
-            f0 = problem.field(ts[:, 0], y0, problem.args)
-            self.nfe += 1
+        self.nfe += 1
         self.batch = _Batch(
             index=torch.arange(count, device=y0.device),
             t=ts[:, 0],
@@ -268,10 +265,10 @@ class PerSampleSolve:
         if self.options.throw:
             steps = (batch.h * batch.direction)[rows].tolist()
             times = batch.t.detach()[rows].tolist()
-            slopes = torch.stack([x.detach()[rows] for x in k])
-            raise describe(failure, samples, times, steps, slopes, self.options.max_num_steps)
+            slopes = [x.detach()[rows] for x in k]
+            raise_failure(failure, samples, times, steps, slopes, self.options.max_num_steps)
         for sample in samples:
-            self.status[sample] = failure.error.__name__
+            self.status[sample] = failure.status
         batch.running = batch.running & ~which
 
     def _trace(self) -> Trace:
