@@ -66,6 +66,9 @@ def odeint_adjoint(
                 f"adjoint_options must be given with options where adjoint_method "
                 f"({adjoint_method!r}) differs from method ({method!r})"
             )
+    for i, param in enumerate(params):
+        if not isinstance(param, Tensor):
+            raise TypeError(f"adjoint_params[{i}] must be a tensor, got {type(param).__name__}")
     _check_options(adjoint_options)
     trained = [param for param in params if param.requires_grad]
     if len(trained) < len(params) and callable((adjoint_options or {}).get("norm")):
@@ -111,6 +114,8 @@ def _depend(solution: State, params: list[Tensor]) -> State:
 
 class _Zero(torch.autograd.Function):
     """A zero that depends on parameters."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(like: Tensor, *params: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class DenseSolution:
         times = torch.as_tensor(t, dtype=None if isinstance(t, Tensor) else torch.float64)
         if times.is_complex() or times.dtype == torch.bool:
             raise TypeError(f"t must be real, got {times.dtype}")
-        flat = [self._at(time, times.dtype) for time in as_times(times.reshape(-1))]
+        flat = [self._at(time, times.dtype) for time in as_times(times.reshape(-1).double())]
         if not flat:
             raise ValueError(f"t must hold at least one time, got shape {tuple(times.shape)}")
         packed = torch.stack(flat)

@@ -187,9 +187,11 @@ def link(field: VectorField, event: Event, t: Tensor, y: Tensor, index: int) -> 
     if not torch.is_grad_enabled():
         return t, y
     value = event(t, y)[index]
+    if not value.requires_grad:
+        return t, y
     time, state = t.detach().requires_grad_(), y.detach().requires_grad_()
     local = event(time, state)[index]
-    if not (value.requires_grad and local.requires_grad):
+    if not local.requires_grad:
         return t, y
     by_time, by_state = torch.autograd.grad(local, (time, state), allow_unused=True)
     with torch.no_grad():

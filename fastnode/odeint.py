@@ -45,16 +45,23 @@ def odeint(
         t: times [T], floating, strictly increasing or strictly decreasing.
         rtol, atol: relative and absolute tolerance of adaptive methods: a number, a tensor that
             broadcasts to the state, or for a tuple state one of these for each element.
-        method: ``dopri5`` (default) or ``tsit5``, adaptive; ``euler``, ``midpoint`` or ``rk4`` (the
-            3/8 rule), one step between neighbours of t unless an option says otherwise.
-        options: for adaptive methods first_step, min_step, max_step, safety, ifactor, dfactor,
-            max_num_steps (steps tried between two output times), step_t (times at which steps end),
-            jump_t (the same, and func jumps there: it is evaluated anew just after), norm (takes
-            the error over the tolerance in the state's form, returns a number; 1 is just
-            acceptable) and dtype (without effect: times are float64); for the others step_size or
-            grid_constructor (takes func, y0, t, returns the grid), interp ("linear" or "cubic",
-            between the points of the grid) and perturb (evaluate just inside the step at both of
-            its ends). Unknown ones are named in a warning.
+        method: the steps are chosen by ``dopri5`` (default), ``tsit5``, ``dopri8``, ``bosh3``,
+            ``fehlberg2`` and ``adaptive_heun``, and by SciPy in ``scipy_solver``. They go from one
+            entry of t to the next, unless an option says otherwise, in ``euler``, ``midpoint``,
+            ``heun2``, ``heun3``, ``rk4`` (the 3/8 rule), the Adams methods ``explicit_adams`` and
+            ``implicit_adams`` (also ``fixed_adams``) and the implicit ``implicit_euler``,
+            ``implicit_midpoint``, ``trapezoid``, ``radauIIA3``, ``radauIIA5``, ``gl4``, ``gl6``,
+            ``sdirk2`` and ``trbdf2``.
+        options: for methods that choose their steps first_step, min_step, max_step, safety,
+            ifactor, dfactor, max_num_steps (steps tried between two output times), step_t (times at
+            which steps end), jump_t (the same, and func jumps there: it is evaluated anew just
+            after), norm (takes the error over the tolerance in the state's form, returns a number;
+            1 is just acceptable) and dtype (without effect: times are float64). For the others
+            step_size or grid_constructor (takes func, y0, t, returns the grid), interp ("linear" or
+            "cubic", between the points of the grid) and perturb (evaluate just inside the step at
+            both of its ends); max_iters for implicit methods, max_order and max_iters for Adams
+            methods. For SciPy solver (its ``method``), min_step and max_step. Unknown ones are
+            named in a warning.
         event_fn: ends the solve at the first sign change of an element of what it returns for a
             time (0-dim, float64; in the real dtype of y0 with given steps) and a state; see
             odeint_event. t then holds two times, the start and any later one for the direction.
@@ -68,7 +75,8 @@ def odeint(
     Raises:
         ValueError, TypeError: an argument is wrong; named before any work is done, except for what
             func returns.
-        StepSizeUnderflow, MaxStepsExceeded, NonFiniteState: the solve cannot go on.
+        StepSizeUnderflow, MaxStepsExceeded, NonFiniteState, StagesNotSolved: the solve cannot go
+            on.
     """
     name = find_method(method)
     problem = make_problem(func, y0, t, args)
@@ -162,7 +170,8 @@ def odeint_event(
     if t0.numel() != 1:
         raise ValueError(f"t0 must hold one time, got shape {tuple(t0.shape)}")
     start = t0.reshape(1)
-    t = torch.cat([start, start.detach() + (-1 if reverse_time else 1)])
+    ahead = 1 + start.detach().abs()
+    t = torch.cat([start, start.detach() + (-ahead if reverse_time else ahead)])
     event_t, solution = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
     if odeint_interface is odeint:
         return event_t, solution

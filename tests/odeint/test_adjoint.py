@@ -143,6 +143,7 @@ def test_events_and_arguments_go_through():
         ({"adjoint_options": 3}, TypeError, "adjoint_options must be a dict, got int"),
         ({"adjoint_options": {"norm": "odd"}}, TypeError, "norm in adjoint_options must be"),
         ({"options": {"norm": "seminorm"}}, TypeError, "norm must be callable, got str"),
+        ({"adjoint_params": [1.0]}, TypeError, r"adjoint_params\[0\] must be a tensor, got float"),
         ({"func": decay}, ValueError, "func must be an nn.Module .*, got function"),
     ],
     ids=lambda value: None,

@@ -55,6 +55,7 @@ def test_times_may_have_any_shape_and_go_backwards():
     t = -torch.rand(2, 3, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(dense(t)[..., 0], solution(t.double()), rtol=1e-6, atol=1e-6)
     assert dense.times[0] == 0 and dense.times[-1] == -2 and dense(-1).shape == (1,)
+    assert torch.equal(dense(torch.tensor(-1)), dense(-1))
 
 
 def test_tuple_states_stay_tuples():

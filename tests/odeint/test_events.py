@@ -253,6 +253,11 @@ def test_odeint_takes_event_fn_as_torchdiffeq_does():
         ({"t0": torch.tensor(0)}, TypeError, "t must be floating"),
         ({"method": "rk4"}, AssertionError, "options must hold step_size"),
         ({"method": "rk4"}, ValueError, "options must hold step_size"),
+        (
+            {"method": "scipy_solver"},
+            ValueError,
+            "event_fn must be None with method 'scipy_solver'",
+        ),
     ],
     ids=lambda value: None,
 )
