@@ -133,11 +133,18 @@ def test_programs_that_torchdiffeq_solves_are_solved_alike(program):
     assert [p.dtype for p in ours_parts] == [p.dtype for p in parts]
     if theirs is None:
         return
-    if program["method"] == "dopri8":
-        # torchdiffeq's interpolation loses most of its digits: the other method has them.
-        theirs = torchdiffeq.odeint(field, program["y0"], program["t"], rtol=1e-6, atol=1e-6)
-    close = 2e-3 if program["method"] in ADAPTIVE else 1e-4
-    torch.testing.assert_close(ours, theirs, rtol=close, atol=close)
+    if program["method"] not in ADAPTIVE:
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        return
+    # torchdiffeq's interpolation costs bosh3 and dopri8 digits that fastnode's keeps.
+    exact = torchdiffeq.odeint(field, program["y0"], program["t"], rtol=1e-6, atol=1e-7)
+    assert distance(ours, exact) <= 1e-3 + 3 * distance(theirs, exact)
+
+
+def distance(x, y):
+    if isinstance(x, tuple):
+        return max(map(distance, x, y))
+    return (x - y).abs().max().item() if x.numel() else 0.0
 
 
 @settings(QUIET, max_examples=25)
