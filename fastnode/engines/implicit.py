@@ -99,9 +99,6 @@ class ImplicitSteps:
             try:
                 eps = torch.finfo(field.time_dtype).eps
                 k = solver.solve(plain, width, start, size, eps)
-                if k is None:
-                    # The slopes of the step before may have been too far away.
-                    k = solver.solve(plain, width, plain(torch.zeros_like(start)), size, eps)
             except NonFiniteState as error:
                 message = f"{error}, at t = {begin:g} with h = {width:g}"
                 raise NonFiniteState(message, time=begin, step=width) from None

@@ -6,18 +6,19 @@ The unknowns are the slopes K [m, n] of m stages over a state of n real numbers:
 
 Up to ``DENSE_LIMIT`` unknowns the Newton matrix I - dF/dK is formed and factorised, and kept for
 the steps that follow while the iteration contracts well (E. Hairer, G. Wanner, Solving Ordinary
-Differential Equations II, 2nd edition, section IV.8). Above it GMRES (Y. Saad, M. H. Schultz,
-SIAM J. Sci. Stat. Comput. 7, 1986) solves with it, by differences of F alone.
+Differential Equations II, 2nd edition, section IV.8). Above it GMRES solves with it, by differences
+of F alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from fastnode.engines.krylov import gmres
 from fastnode.errors import NonFiniteState
 from fastnode.problem import Time, VectorField
 
@@ -25,8 +26,6 @@ from fastnode.problem import Time, VectorField
 DENSE_LIMIT = 512
 #: A contraction slower than this has the Newton matrix formed anew.
 SLOW = 0.2
-#: Dimensions of the Krylov space before GMRES restarts, and restarts.
-KRYLOV, RESTARTS = 50, 8
 
 
 class StageEquations:
@@ -59,18 +58,21 @@ class StageEquations:
         rows = [self.slope(i, self.state(i, k)).reshape(-1) for i in range(len(self.points))]
         return torch.stack(rows).to(k.dtype)
 
-    def jacobians(self, k: Tensor) -> Tensor:
-        """df/dy at each stage, [m, n, n]; by differences if autograd does not see through f."""
+    def jacobians(self, k: Tensor, differences: bool) -> Tensor:
+        """df/dy at each stage, [m, n, n]; by differences if asked to, or if autograd does not see
+        through f."""
         found = []
         for i in range(len(self.points)):
             state = self.state(i, k)
-            with torch.inference_mode(False), torch.enable_grad():
-                leaf = state.detach().clone().requires_grad_()
-                f = self.slope(i, leaf)
-                seen = f.requires_grad
-                jacobian = dense_jacobian(f, leaf) if seen else None
+            jacobian = None if differences else self._derivative(i, state)
             found.append(self._differences(i, state) if jacobian is None else jacobian)
         return torch.stack(found).to(k.dtype)
+
+    def _derivative(self, i: int, state: Tensor) -> Tensor | None:
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = state.detach().clone().requires_grad_()
+            f = self.slope(i, leaf)
+            return dense_jacobian(f, leaf) if f.requires_grad else None
 
     def _differences(self, i: int, state: Tensor) -> Tensor:
         f, flat = self.slope(i, state), state.reshape(-1)
@@ -110,6 +112,7 @@ class NewtonSolver:
         self.a = a
         self.reach = max(sum(abs(value) for value in row) for row in a)
         self.max_iters = max_iters
+        self._differences = False
         self._jacobians: Tensor | None = None
         self._factors: tuple[float, tuple[Tensor, Tensor]] | None = None
 
@@ -120,7 +123,23 @@ class NewtonSolver:
 
         Converged is an iterate that the next update would change, in the stages' states, by less
         than a few roundings of ``size``, the state's own magnitude.
+
+        Raises:
+            NonFiniteState: F is not finite.
         """
+        found = self._iterate(equations, h, k, size, eps)
+        if found is None:
+            # The slopes of the step before may have been too far away.
+            found = self._iterate(equations, h, equations(torch.zeros_like(k)), size, eps)
+        if found is None and not self._differences and k.numel() <= DENSE_LIMIT:
+            # f may have shown autograd a derivative that is not its own.
+            self._differences, self._jacobians = True, None
+            found = self._iterate(equations, h, equations(torch.zeros_like(k)), size, eps)
+        return found
+
+    def _iterate(
+        self, equations: StageEquations, h: float, k: Tensor, size: float, eps: float
+    ) -> Tensor | None:
         dense = k.numel() <= DENSE_LIMIT
         previous, fresh = math.inf, False
         for _ in range(self.max_iters):
@@ -153,7 +172,7 @@ class NewtonSolver:
         self, equations: StageEquations, h: float, k: Tensor, residual: Tensor, fresh: bool
     ) -> Tensor:
         if fresh or self._jacobians is None or self._jacobians.shape[1] != k.shape[1]:
-            self._jacobians, self._factors = equations.jacobians(k), None
+            self._jacobians, self._factors = equations.jacobians(k, self._differences), None
         if self._factors is None or abs(self._factors[0] - h) > 1e-12 * abs(h):
             m, n = k.shape
             a = torch.tensor(self.a, dtype=k.dtype, device=k.device)
@@ -176,58 +195,6 @@ class NewtonSolver:
 
 def _largest(x: Tensor) -> float:
     return x.abs().max().item() if x.numel() else 0.0
-
-
-def gmres(
-    matrix: Callable[[Tensor], Tensor], right: Tensor, tolerance: float
-) -> tuple[Tensor, bool]:
-    """x with |right - matrix(x)| <= tolerance |right|, and whether that was reached.
-
-    The least squares problem is kept triangular by Givens rotations of plain numbers.
-    """
-    x = torch.zeros_like(right)
-    goal = tolerance * _length(right)
-    residual = right
-    for _ in range(RESTARTS):
-        norm = _length(residual)
-        if not norm > goal:
-            return x, norm <= goal
-        basis = [residual / norm]
-        rotations: list[tuple[float, float]] = []
-        triangle: list[list[float]] = []
-        rest = [norm]
-        while len(triangle) < KRYLOV and abs(rest[-1]) > goal:
-            v = matrix(basis[-1])
-            column = []
-            for q in basis:
-                column.append((q * v).sum().item())
-                v = v - column[-1] * q
-            height = _length(v)
-            for i, (cosine, sine) in enumerate(rotations):
-                upper, lower = column[i : i + 2]
-                column[i : i + 2] = cosine * upper + sine * lower, cosine * lower - sine * upper
-            pivot = math.hypot(column[-1], height)
-            if not 0 < pivot < math.inf:
-                break
-            rotations.append((column[-1] / pivot, height / pivot))
-            column[-1] = pivot
-            triangle.append(column)
-            rest[-1:] = [rotations[-1][0] * rest[-1], -rotations[-1][1] * rest[-1]]
-            if height == 0:
-                break
-            basis.append(v / height)
-        weights = [0.0] * len(triangle)
-        for i in reversed(range(len(triangle))):
-            known = sum(triangle[j][i] * weights[j] for j in range(i + 1, len(triangle)))
-            weights[i] = (rest[i] - known) / triangle[i][i]
-        for weight, q in zip(weights, basis, strict=False):
-            x = x + weight * q
-        residual = right - matrix(x)
-    return x, _length(residual) <= goal
-
-
-def _length(x: Tensor) -> float:
-    return torch.linalg.vector_norm(x).item()
 
 
 class ImplicitSlopes(torch.autograd.Function):

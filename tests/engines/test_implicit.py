@@ -138,6 +138,24 @@ def test_a_field_that_autograd_does_not_see_is_differenced(hidden):
     assert (y[:, 0] - smooth(t)).abs()[1:].max() < 1e-6
 
 
+class Reversed(torch.autograd.Function):
+    """-1000 y with the derivative of +1000 y, as a layer that reverses gradients."""
+
+    @staticmethod
+    def forward(ctx, y):
+        return -1000 * y
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 1000 * grad
+
+
+def test_a_field_with_a_derivative_of_its_own_making_is_differenced():
+    t = double(0, 1, 2, 3)
+    y = fastnode.odeint(lambda t, y: Reversed.apply(y) + 1000, double(0), t, method="radauIIA3")
+    assert (y[1:] - 1).abs().max() < 1e-2
+
+
 class Unbatched(torch.autograd.Function):
     """-y, with a backward that vmap cannot run."""
 
