@@ -34,7 +34,7 @@ def test_an_exact_start_and_a_zero_right_side_need_nothing():
     assert reached and not x.any()
     ones = torch.ones(3, dtype=torch.float64)
     x, reached = gmres(lambda v: 2 * v, ones, 1e-14)
-    assert reached and torch.equal(x, ones / 2)
+    assert reached and (x - ones / 2).abs().max() < 1e-15
 
 
 def test_a_singular_system_is_reported():
