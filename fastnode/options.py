@@ -147,7 +147,7 @@ class AdamsOptions(FixedOptions):
             raise ValueError(f"max_order must be at most 12, got {self.max_order}")
         if self.max_order < 4:
             warnings.warn(
-                f"max_order {self.max_order} is below 4: every step is one of rk4", stacklevel=5
+                f"max_order {self.max_order} is below 4: every step is one of rk4", stacklevel=6
             )
 
     def order(self, explicit: bool) -> int:

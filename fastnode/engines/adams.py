@@ -76,7 +76,7 @@ class AdamsSteps:
         warnings.warn(
             f"the corrector did not converge in {self.max_iters} iterations (max_iters): the "
             "solution may be wrong; a smaller step or a larger tolerance helps",
-            stacklevel=5,
+            stacklevel=6,
         )
         self._past.pop()
         return rise

@@ -112,7 +112,9 @@ class ImplicitSteps:
             )
         if self._differentiable and torch.is_grad_enabled():
             leaf = k.clone().requires_grad_()
-            k = ImplicitSlopes.apply(StageEquations(field, points, real, h, solver.a)(leaf), leaf)
+            image = StageEquations(field, points, real, h, solver.a)(leaf)
+            # A field that autograd does not see is a constant to it.
+            k = ImplicitSlopes.apply(image, leaf) if image.requires_grad else k
             assert isinstance(k, Tensor)
         shaped = [row.reshape(real[0].shape).to(field.time_dtype) for row in k]
         return [torch.view_as_complex(row) if y.is_complex() else row for row in shaped]

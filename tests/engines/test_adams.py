@@ -96,10 +96,11 @@ def test_uneven_grids_are_not_treated_as_even_ones(method):
 
 
 def test_orders_below_four_are_rk4_with_a_warning():
-    with pytest.warns(UserWarning, match="max_order 3 is below 4"):
+    with pytest.warns(UserWarning, match="max_order 3 is below 4") as caught:
         y = fastnode.odeint(
             Net(), start(), grid(), method="explicit_adams", options={"max_order": 3}
         )
+    assert caught[0].filename == __file__
     torch.testing.assert_close(y, fastnode.odeint(Net(), start(), grid(), method="rk4"))
 
 
@@ -111,6 +112,7 @@ def test_a_corrector_that_does_not_converge_warns_once(method):
     assert [str(each.message).partition(" in 1 ")[0] for each in caught] == [
         "the corrector did not converge"
     ]
+    assert caught[0].filename == __file__
 
 
 def test_tuple_states_and_tolerances_of_their_elements():

@@ -142,6 +142,13 @@ def test_a_field_that_autograd_does_not_see_is_differenced(hidden):
     assert (y[:, 0] - smooth(t)).abs()[1:].max() < 1e-6
 
 
+def test_a_field_that_autograd_does_not_see_is_a_constant_to_it():
+    y0 = double(1).requires_grad_()
+    y = fastnode.odeint(lambda t, y: -y.detach(), y0, double(0, 1), method="gl4")
+    (slope,) = torch.autograd.grad(y[-1].sum(), y0)
+    assert slope == 1
+
+
 class Reversed(torch.autograd.Function):
     """-1000 y with the derivative of +1000 y, as a layer that reverses gradients."""
 
