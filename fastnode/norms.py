@@ -48,7 +48,7 @@ class ErrorNorm:
     ) -> float:
         """The norm of ``sum_j weights_j k_j`` for a step from y0 to y1."""
         if self.norm is None and self.layout.shapes is None:
-            return rk_error(y0, y1, k, weights, self.rtol[0], self.atol[0]).item()
+            return _as_number(rk_error(y0, y1, k, weights, self.rtol[0], self.atol[0]))
         parts = (
             list(zip(*(x.split(self.sizes) for x in (y0, y1, *k)), strict=True))
             if (self.layout.shapes is not None)
@@ -59,14 +59,23 @@ class ErrorNorm:
             for (a, b, *slopes), rtol, atol in zip(parts, self.rtol, self.atol, strict=True)
         ]
         if self.norm is None:
-            return torch.stack([rk_error(*each) for each in arguments]).max().item()
+            return _as_number(torch.stack([rk_error(*each) for each in arguments]).max())
         scaled = [scaled_error(*each) for each in arguments]
         joint = scaled[0] if self.layout.shapes is None else torch.cat(scaled)
-        return abs(float(self.norm(self.layout.unpack(joint))))
+        measured = self.norm(self.layout.unpack(joint))
+        return abs(_as_number(measured) if isinstance(measured, Tensor) else float(measured))
 
     def size(self, x: Tensor, y: Tensor) -> float:
         """The norm of x relative to the tolerances at y."""
         return self(y, y, [x], [1.0])
+
+
+def _as_number(norm: Tensor) -> float:
+    """The value of a 0-dim tensor; under torch.func.vmap the largest of the batch, so that one
+    sequence of steps satisfies the tolerances of every sample."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(norm):
+        norm = torch._C._functorch.get_unwrapped(norm)
+    return norm.max().item()
 
 
 def _per_part(name: str, tolerance: Any, layout: Layout, shapes: Sequence[torch.Size]):

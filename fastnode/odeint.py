@@ -15,7 +15,13 @@ from fastnode.methods import ADAPTIVE, FIXED, fixed_method
 from fastnode.norms import ErrorNorm
 from fastnode.options import AdaptiveOptions, ScipyOptions, parse
 from fastnode.problem import Problem, State, as_times, make_problem
-from fastnode.steppers import adaptive_stepper, find_method, fixed_callbacks, no_callbacks
+from fastnode.steppers import (
+    adaptive_stepper,
+    find_method,
+    fixed_callbacks,
+    no_callbacks,
+    traceable,
+)
 
 
 def odeint(
@@ -78,6 +84,21 @@ def odeint(
         StepSizeUnderflow, MaxStepsExceeded, NonFiniteState, StagesNotSolved: the solve cannot go
             on.
     """
+    run = _solve if traceable(method, options, event_fn) else _outside_graph
+    return run(func, y0, t, rtol, atol, method, options, event_fn, args)
+
+
+def _solve(
+    func: Callable[..., Any],
+    y0: State,
+    t: Tensor,
+    rtol: Any,
+    atol: Any,
+    method: str | None,
+    options: Mapping[str, Any] | None,
+    event_fn: Callable[..., Any] | None,
+    args: tuple[Any, ...],
+) -> Any:
     name = find_method(method)
     problem = make_problem(func, y0, t, args)
     if event_fn is not None:
@@ -92,7 +113,7 @@ def odeint(
             step,
             problem.y0,
             times,
-            as_times(grid),
+            times if fixed.steps_between_times else as_times(grid),
             interp=fixed.interp,
             perturb=fixed.perturb,
             callbacks=fixed_callbacks(problem, name),
@@ -106,6 +127,10 @@ def odeint(
         stepper = adaptive_stepper(problem, name, times[-1], options, rtol, atol)
         solution = engines.integrate(stepper, times)
     return problem.layout.unpack(solution)
+
+
+#: For torch.compile: one break of the graph, and the loop as it is.
+_outside_graph = torch.compiler.disable(_solve)
 
 
 def _by_scipy(

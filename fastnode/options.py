@@ -93,6 +93,11 @@ class FixedOptions:
             raise ValueError(f"interp must be 'linear' or 'cubic', got {self.interp!r}")
         _check_norm(self.norm)
 
+    @property
+    def steps_between_times(self) -> bool:
+        """Whether each step leads from one output time to the next."""
+        return self.step_size is None and self.grid_constructor is None
+
     def grid(self, func: Callable[..., Any], y0: Any, t: Tensor) -> Tensor:
         """The times at which steps begin and end, in the order of t and from its first to its last
         entry."""

@@ -59,7 +59,7 @@ class VectorField:
         self.args = args
         self.layout = layout
         self.dtype = y0.dtype
-        self.time_dtype = y0.dtype.to_real()
+        self.time_dtype = y0.dtype.to_real() if y0.is_complex() else y0.dtype
         self.device = y0.device
         self.shape = y0.shape
         self.direction = direction
@@ -162,8 +162,12 @@ def reached(t: Time, target: Time, direction: float) -> bool:
 
 
 def as_times(t: Tensor) -> list[Time]:
-    """The entries of a 1-d tensor in float64: floats, or 0-dim tensors if they need a gradient."""
-    return list(t.double().cpu().unbind()) if t.requires_grad else t.tolist()
+    """The entries of a 1-d tensor in float64: floats, or 0-dim tensors if they need a gradient or,
+    in a graph that torch.compile records, have no value yet."""
+    differentiable = t.requires_grad and torch.is_grad_enabled()
+    if differentiable or torch.compiler.is_compiling():
+        return list(t.double().cpu().unbind())
+    return t.tolist()
 
 
 def make_problem(
@@ -200,13 +204,19 @@ def _check_state(y0: State) -> Layout:
 
 
 def check_times(name: str, t: Any) -> float:
-    """Checks a sequence of times and returns the direction of time, 1.0 or -1.0."""
+    """Checks a sequence of times and returns the direction of time, 1.0 or -1.0.
+
+    Times in a graph that torch.compile records have no values to check and no direction; solves
+    that need them run outside of it.
+    """
     if not isinstance(t, Tensor):
         raise InvalidType(f"{name} must be a tensor, got {type(t).__name__}")
     if not t.is_floating_point():
         raise TypeError(f"{name} must be floating, got {t.dtype}")
     if t.dim() != 1 or t.numel() == 0:
         raise InvalidValue(f"{name} must have shape [T] with T >= 1, got {tuple(t.shape)}")
+    if torch.compiler.is_compiling():
+        return 1.0
     values = t.tolist()
     if not all(map(math.isfinite, values)):
         raise InvalidValue(f"{name} must be finite, got {values}")

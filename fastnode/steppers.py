@@ -16,6 +16,7 @@ from fastnode.methods import ADAPTIVE, NAMES
 from fastnode.norms import ErrorNorm
 from fastnode.options import AdaptiveOptions, parse
 from fastnode.problem import Callbacks, Problem, Time, to_float
+from fastnode.tableaus import METHODS
 
 
 def find_method(method: Any) -> str:
@@ -78,3 +79,15 @@ def fixed_steps(
         made = step(problem.field, t, t1, y, perturb)
         yield made
         y = made.y1
+
+
+def traceable(method: Any, options: Mapping[str, Any] | None, event_fn: Any) -> bool:
+    """Whether torch.compile can record a solve: steps that do not depend on any value.
+
+    Explicit steps from one output time to the next do; a step size needs the values of t. Always
+    true where nothing is recorded.
+    """
+    if not torch.compiler.is_compiling():
+        return True
+    free = options is None or not set(options) - {"interp", "norm"}
+    return event_fn is None and free and method in METHODS and METHODS[method].error is None

@@ -23,16 +23,19 @@ def integrate_fixed(
     perturb: bool = False,
     callbacks: Callbacks = NO_CALLBACKS,
 ) -> Tensor:
-    """Steps along ``grid``; returns [T, ...] at ``times``, which lie within it."""
+    """Steps along ``grid``; returns [T, ...] at ``times``, which lie within it or are the grid."""
     outputs = [y]
     for t, t1 in pairwise(grid):
         callbacks.step(t, y, t1 - t)
         made = step(field, t, t1, y, perturb)
+        y = made.y1
+        if grid is times:
+            outputs.append(y)
+            continue
         inside = continuation(made, interp, perturb)
         while len(outputs) < len(times) and reached(t1, times[len(outputs)], field.direction):
             target = times[len(outputs)]
             outputs.append(made.y1 if to_float(target) == to_float(t1) else inside(target))
-        y = made.y1
     return torch.stack(outputs)
 
 

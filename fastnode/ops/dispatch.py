@@ -23,10 +23,14 @@ _library = torch.library.Library("fastnode", "FRAGMENT")  # noqa: TOR901
 def use_ops() -> bool:
     """Whether the registered ops may be called here.
 
-    Not without the extension, which defines them; nor inside torch.func transforms, which cannot
-    look into autograd functions written in C++.
+    Not without the extension, which defines them; nor inside torch.func transforms and forward-mode
+    differentiation, which cannot look into autograd functions written in C++.
     """
-    return extension.AVAILABLE and not torch._C._are_functorch_transforms_active()
+    return (
+        extension.AVAILABLE
+        and not torch._C._are_functorch_transforms_active()
+        and torch.autograd.forward_ad._current_level < 0
+    )
 
 
 def overload(name: str) -> Callable[..., Any]:

@@ -65,6 +65,11 @@ class Tableau:
     further: tuple[Row, ...] = ()
     stability: float | None = None
 
+    def __post_init__(self) -> None:
+        # Found in the instance from now on: torch.compile cannot trace the lock that
+        # cached_property takes before Python 3.12.
+        _ = self.fsal, self.stage_times, self.stage_weights, self.solution_weights
+
     @cached_property
     def c(self) -> Row:
         """Times of the stages as fractions of the step: the row sums of ``a``."""
