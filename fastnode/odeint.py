@@ -84,11 +84,14 @@ def odeint(
         StepSizeUnderflow, MaxStepsExceeded, NonFiniteState, StagesNotSolved: the solve cannot go
             on.
     """
-    run = _solve if traceable(method, options, event_fn) else _outside_graph
-    return run(func, y0, t, rtol, atol, method, options, event_fn, args)
+    if traceable(method, options, event_fn):
+        return run(func, y0, t, rtol, atol, method, options, event_fn, args)
+    from fastnode.graph_break import run_outside_graph
+
+    return run_outside_graph(func, y0, t, rtol, atol, method, options, event_fn, args)
 
 
-def _solve(
+def run(
     func: Callable[..., Any],
     y0: State,
     t: Tensor,
@@ -99,6 +102,7 @@ def _solve(
     event_fn: Callable[..., Any] | None,
     args: tuple[Any, ...],
 ) -> Any:
+    """odeint, once it is settled where it runs."""
     name = find_method(method)
     problem = make_problem(func, y0, t, args)
     if event_fn is not None:
@@ -127,10 +131,6 @@ def _solve(
         stepper = adaptive_stepper(problem, name, times[-1], options, rtol, atol)
         solution = engines.integrate(stepper, times)
     return problem.layout.unpack(solution)
-
-
-#: For torch.compile: one break of the graph, and the loop as it is.
-_outside_graph = torch.compiler.disable(_solve)
 
 
 def _by_scipy(

@@ -126,17 +126,22 @@ Step AdaptiveStepper::last() const {
 at::Tensor AdaptiveStepper::integrate(const std::vector<double>& times) {
   Outputs outputs(y_.tensor(), int64_t(times.size()));
   outputs.add(y_.tensor());
-  std::vector<int> stages;
-  std::vector<double> c;
-  for (size_t i = 1; i < times.size(); ++i) {
+  const std::vector<int> stages = dense_stages(*tableau_);
+  const double direction = field_->direction();
+  for (size_t i = 1; i < times.size();) {
     attempts = 0;
-    while ((t_ - times[i]) * field_->direction() < 0) advance();
-    if (times[i] == t_) {
-      outputs.add(y_.tensor());
-    } else {
+    while ((t_ - times[i]) * direction < 0) advance();
+    std::vector<double> c;
+    for (; i < times.size() && (t_ - times[i]) * direction > 0; ++i) {
+      add_dense_weights(*tableau_, t_before_, t_, times[i], c);
+    }
+    if (!c.empty()) {
       take_further_stages(*field_, *tableau_, arithmetic_, t_before_, t_, y_before_.tensor(), k_);
-      dense_weights(*tableau_, t_before_, t_, times[i], stages, c);
-      outputs.add(arithmetic_, y_before_.tensor(), k_, stages, c.data());
+      outputs.add(arithmetic_, y_before_.tensor(), k_, stages, c);
+    }
+    if (i < times.size() && times[i] == t_) {
+      outputs.add(y_.tensor());
+      ++i;
     }
   }
   return outputs.finish();

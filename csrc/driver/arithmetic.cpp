@@ -2,12 +2,14 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/view_as_complex.h>
 #include <ATen/ops/view_as_real.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <cmath>
 
+#include "kernels/rk_dense.h"
 #include "kernels/rk_stage.h"
 #include "ops/common.h"
 #include "ops/error_norm.h"
@@ -39,15 +41,23 @@ at::Tensor call_rk_stage(const at::Tensor& y, at::TensorList k, at::ArrayRef<dou
   return op.call(y, k, c);
 }
 
-// The ops take real numbers; weights are real, so a complex state is two real ones.
-at::Tensor combine_by_op(const at::Tensor& y, const Slopes& k, const std::vector<int>& stages,
-                         const double* c) {
+at::Tensor call_rk_dense(const at::Tensor& y, at::TensorList k, const at::Tensor& c) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("fastnode::rk_dense", "")
+          .typed<at::Tensor(const at::Tensor&, at::TensorList, const at::Tensor&)>();
+  return op.call(y, k, c);
+}
+
+// Calls an op of (y, stages). They take real numbers; weights are real, so a complex state is two
+// real ones.
+template <class Op>
+at::Tensor by_op(const at::Tensor& y, const Slopes& k, const std::vector<int>& stages, Op op) {
   c10::SmallVector<at::Tensor, 16> chosen;
   for (int stage : stages) chosen.push_back(k[stage]);
-  const at::ArrayRef<double> weights(c, stages.size());
-  if (!y.is_complex()) return call_rk_stage(y, chosen, weights);
+  if (!y.is_complex()) return op(y, chosen);
   for (at::Tensor& each : chosen) each = at::view_as_real(each.resolve_conj());
-  return at::view_as_complex(call_rk_stage(at::view_as_real(y.resolve_conj()), chosen, weights));
+  return at::view_as_complex(op(at::view_as_real(y.resolve_conj()), chosen));
 }
 
 constexpr size_t kMostWeights = kMaxTerms;
@@ -81,7 +91,10 @@ void Arithmetic::combine(const at::Tensor& y, const Slopes& k, const std::vector
   if (raw(y, k, stages)) {
     combine_into(y, k, stages, c, out.writable(y).mutable_data_ptr());
   } else {
-    out = Handle(combine_by_op(y, k, stages, c));
+    const at::ArrayRef<double> weights(c, stages.size());
+    out = Handle(by_op(y, k, stages, [&](const at::Tensor& state, at::TensorList chosen) {
+      return call_rk_stage(state, chosen, weights);
+    }));
   }
 }
 
@@ -101,6 +114,34 @@ void Arithmetic::combine_into(const at::Tensor& y, const Slopes& k, const std::v
     at::parallel_for(0, numel_, kGrain, [&](int64_t begin, int64_t end) {
       rk_stage_range(from, terms, begin, end, static_cast<T*>(out));
     });
+  });
+}
+
+void Arithmetic::combine_rows_into(const at::Tensor& y, const Slopes& k,
+                                   const std::vector<int>& stages, const std::vector<double>& c,
+                                   void* out) const {
+  dispatch_floating(dtype_, "combine", [&]<class T>(T*) {
+    const std::vector<acc_t<T>> weights(c.begin(), c.end());
+    const Terms<T> terms = terms_of<T>(k, stages, c.data());
+    const int64_t rows = int64_t(c.size() / stages.size());
+    const T* from = data<T>(y);
+    const WithoutGil nogil(numel_ * rows);
+    at::parallel_for(0, numel_, std::max<int64_t>(1, kGrain / rows),
+                     [&](int64_t begin, int64_t end) {
+                       rk_dense_range(from, terms, weights.data(), rows, numel_, begin, end,
+                                      static_cast<T*>(out));
+                     });
+  });
+}
+
+at::Tensor Arithmetic::combine_rows(const at::Tensor& y, const Slopes& k,
+                                    const std::vector<int>& stages,
+                                    const std::vector<double>& c) const {
+  const int64_t columns = int64_t(stages.size());
+  at::Tensor weights = at::empty({int64_t(c.size()) / columns, columns}, at::kDouble);
+  std::copy(c.begin(), c.end(), weights.mutable_data_ptr<double>());
+  return by_op(y, k, stages, [&](const at::Tensor& state, at::TensorList chosen) {
+    return call_rk_dense(state, chosen, weights);
   });
 }
 

@@ -19,13 +19,19 @@ class Arithmetic {
   // The same with c_j = h w_j.
   void combine(const at::Tensor& y, const Slopes& k, const Weights& weights, double h,
                Handle& out) const;
-  // The same into memory at `out`, for states without a graph.
-  void combine_into(const at::Tensor& y, const Slopes& k, const std::vector<int>& stages,
-                    const double* c, void* out) const;
+  // Row by row of c, [rows, stages]: y + sum_j c_ij k[stages_j] one after the other at `out`, for
+  // states without a graph; for others as one tensor [rows, ...].
+  void combine_rows_into(const at::Tensor& y, const Slopes& k, const std::vector<int>& stages,
+                         const std::vector<double>& c, void* out) const;
+  at::Tensor combine_rows(const at::Tensor& y, const Slopes& k, const std::vector<int>& stages,
+                          const std::vector<double>& c) const;
   // Whether these can be combined on memory alone.
   bool raw(const at::Tensor& y, const Slopes& k, const std::vector<int>& stages) const;
 
  private:
+  void combine_into(const at::Tensor& y, const Slopes& k, const std::vector<int>& stages,
+                    const double* c, void* out) const;
+
   bool on_memory_;
   at::ScalarType dtype_;
   int64_t numel_;

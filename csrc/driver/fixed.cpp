@@ -43,7 +43,7 @@ FixedOutcome integrate_fixed(py::object python_field, const Tableau& tableau, at
         stages.insert(stages.end(), {0, int(k.size()) - 1});
         c.insert(c.end(), {first, last});
       }
-      outputs.add(arithmetic, y.tensor(), k, stages, c.data());
+      outputs.add(arithmetic, y.tensor(), k, stages, c);
     }
     std::swap(y, end);
   }

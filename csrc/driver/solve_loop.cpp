@@ -8,15 +8,16 @@
 
 namespace fastnode {
 
-void dense_weights(const Tableau& tableau, double t, double t1, double time,
-                   std::vector<int>& stages, std::vector<double>& c) {
+std::vector<int> dense_stages(const Tableau& tableau) {
+  std::vector<int> stages;
+  for (const Polynomial& row : tableau.dense) stages.push_back(row.stage);
+  return stages;
+}
+
+void add_dense_weights(const Tableau& tableau, double t, double t1, double time,
+                       std::vector<double>& c) {
   const double h = t1 - t, x = (time - t) / h;
-  stages.clear();
-  c.clear();
-  for (const Polynomial& row : tableau.dense) {
-    stages.push_back(row.stage);
-    c.push_back(h * row.at(x));
-  }
+  for (const Polynomial& row : tableau.dense) c.push_back(h * row.at(x));
 }
 
 void take_further_stages(Field& field, const Tableau& tableau, const Arithmetic& arithmetic,
@@ -34,11 +35,10 @@ void take_further_stages(Field& field, const Tableau& tableau, const Arithmetic&
 at::Tensor Step::at(double time) {
   if (time == t1) return y1;
   take_further_stages(*field, *tableau, Arithmetic(y), t, t1, y, k);
-  std::vector<int> stages;
   std::vector<double> c;
-  dense_weights(*tableau, t, t1, time, stages, c);
+  add_dense_weights(*tableau, t, t1, time, c);
   Handle out;
-  Arithmetic(y).combine(y, k, stages, c.data(), out);
+  Arithmetic(y).combine(y, k, dense_stages(*tableau), c.data(), out);
   return out.tensor();
 }
 
@@ -56,33 +56,36 @@ void take_stages(Field& field, const Tableau& tableau, const Arithmetic& arithme
   }
 }
 
-void* Outputs::next() {
+void* Outputs::next(int64_t count) {
   if (!block_.defined()) {
     std::vector<int64_t> shape = {count_};
     shape.insert(shape.end(), like_.sizes().begin(), like_.sizes().end());
     block_ = at::empty(shape, like_.options());
   }
   const int64_t bytes = int64_t(like_.nbytes());
-  return static_cast<char*>(block_.mutable_data_ptr()) + bytes * filled_++;
+  char* out = static_cast<char*>(block_.mutable_data_ptr()) + bytes * filled_;
+  filled_ += count;
+  return out;
 }
 
 void Outputs::add(const at::Tensor& y) {
   const bool graph = at::GradMode::is_enabled() && y.requires_grad();
   if (graph || !nodes_.empty() || !y.is_cpu()) {
     nodes_.push_back(y);
-  } else if (void* out = next(); y.nbytes() > 0) {
+  } else if (void* out = next(1); y.nbytes() > 0) {
     std::memcpy(out, y.const_data_ptr(), y.nbytes());
   }
 }
 
 void Outputs::add(const Arithmetic& arithmetic, const at::Tensor& y, const Slopes& k,
-                  const std::vector<int>& stages, const double* c) {
+                  const std::vector<int>& stages, const std::vector<double>& c) {
   if (nodes_.empty() && arithmetic.raw(y, k, stages)) {
-    arithmetic.combine_into(y, k, stages, c, next());
+    const int64_t rows = int64_t(c.size() / stages.size());
+    arithmetic.combine_rows_into(y, k, stages, c, next(rows));
   } else {
-    Handle out;
-    arithmetic.combine(y, k, stages, c, out);
-    nodes_.push_back(out.tensor());
+    for (const at::Tensor& row : arithmetic.combine_rows(y, k, stages, c).unbind()) {
+      nodes_.push_back(row);
+    }
   }
 }
 

@@ -21,9 +21,11 @@ struct Step {
   at::Tensor at(double time);
 };
 
-// Weights of the stages in y(time) for a step from t to t1.
-void dense_weights(const Tableau& tableau, double t, double t1, double time,
-                   std::vector<int>& stages, std::vector<double>& c);
+// The stages that dense output is made of.
+std::vector<int> dense_stages(const Tableau& tableau);
+// Adds to c their weights in y(time) for a step from t to t1.
+void add_dense_weights(const Tableau& tableau, double t, double t1, double time,
+                       std::vector<double>& c);
 
 // The stages after the first, k[0] being the field at (t, y). `stage` is the last state at which
 // the field was evaluated; `perturb` has stages at t1 evaluated just before it.
@@ -41,14 +43,14 @@ class Outputs {
   Outputs(const at::Tensor& y, int64_t count) : like_(y), count_(count) {}
 
   void add(const at::Tensor& y);
-  // y + sum_j c_j k_j.
+  // y + sum_j c_ij k_j for each row of c, [rows, stages].
   void add(const Arithmetic& arithmetic, const at::Tensor& y, const Slopes& k,
-           const std::vector<int>& stages, const double* c);
+           const std::vector<int>& stages, const std::vector<double>& c);
   int64_t size() const { return filled_ + int64_t(nodes_.size()); }
   at::Tensor finish();
 
  private:
-  void* next();
+  void* next(int64_t count);
 
   at::Tensor like_, block_;
   int64_t count_, filled_ = 0;
