@@ -8,7 +8,7 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from fastnode.engines.step import Step, take_step
+from fastnode.engines.step import Step, take_step, transformed
 from fastnode.norms import ErrorNorm
 from fastnode.ops.rk_stage import rk_stage
 from fastnode.problem import Time, VectorField, to_float
@@ -67,11 +67,15 @@ class AdamsSteps:
         assert self.corrector is not None
         newest, *others = [h * w for w in _weights(times[0], h, times, implicit=True)]
         known = rk_stage(torch.zeros_like(y), slopes, others)
+        # Transforms let no decision depend on values: all iterations are done.
+        blind = transformed()
         for _ in range(self.max_iters):
             before = rise
             rise = rk_stage(known, [field(t1, y + before, -int(perturb))], [newest])
-            if self.corrector(before, rise, [rise - before], [1.0]) < 1:
+            if not blind and self.corrector(before, rise, [rise - before], [1.0]) < 1:
                 return rise
+        if blind:
+            return rise
         # One text for all steps, so that it is shown once.
         warnings.warn(
             f"the corrector did not converge in {self.max_iters} iterations (max_iters): the "

@@ -5,8 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastnode.engines.newton import ImplicitSlopes, NewtonSolver, StageEquations
-from fastnode.engines.step import Step, combine
+from fastnode.engines.newton import (
+    ImplicitSlopes,
+    NewtonSolver,
+    StageEquations,
+    solve_transformed,
+)
+from fastnode.engines.step import Step, combine, transformed
 from fastnode.errors import NonFiniteState, StagesNotSolved
 from fastnode.problem import Time, VectorField, to_float
 from fastnode.tableaus import ImplicitTableau, Weights
@@ -17,7 +22,8 @@ class ImplicitSteps:
 
     Methods whose stages depend on no later one are solved stage by stage, the others all at once.
     Gradients are those of the exact solution of the stage equations (``ImplicitSlopes``), first
-    derivatives only.
+    derivatives only; so are those of torch.func transforms, inside of which a step that Newton's
+    method does not solve is NaN instead of an error.
 
     Args:
         tableau: the method.
@@ -84,6 +90,12 @@ class ImplicitSteps:
         wide = torch.promote_types(field.time_dtype, torch.float32)
         real = [torch.view_as_real(base) if base.is_complex() else base for base in bases]
         guess = torch.view_as_real(self._guess) if self._guess.is_complex() else self._guess
+        if transformed():
+            equations = StageEquations(field, points, real, h, solver.a)
+            like = real[0].reshape(1, -1).to(wide).expand(len(points), -1)
+            eps = torch.finfo(field.time_dtype).eps
+            k = solve_transformed(equations, like, y.abs().amax(), eps)
+            return self._shaped(k, real[0], y)
         width = to_float(h)
         with torch.no_grad():
             plain = StageEquations(
@@ -116,7 +128,11 @@ class ImplicitSteps:
             # A field that autograd does not see is a constant to it.
             k = ImplicitSlopes.apply(image, leaf) if image.requires_grad else k
             assert isinstance(k, Tensor)
-        shaped = [row.reshape(real[0].shape).to(field.time_dtype) for row in k]
+        return self._shaped(k, real[0], y)
+
+    @staticmethod
+    def _shaped(k: Tensor, real: Tensor, y: Tensor) -> list[Tensor]:
+        shaped = [row.reshape(real.shape).to(real.dtype) for row in k]
         return [torch.view_as_complex(row) if y.is_complex() else row for row in shaped]
 
 

@@ -24,6 +24,9 @@ from fastnode.problem import Time, VectorField
 
 #: Most unknowns for which the Newton matrix is formed: 2 MB, and 1 to 10 ms to factorise.
 DENSE_LIMIT = 512
+#: Newton iterations inside torch.func transforms, where none can be told to be enough; from a guess
+#: that converges at all, they double the digits each time.
+TRANSFORMED_ITERS = 10
 #: A contraction slower than this has the Newton matrix formed anew.
 SLOW = 0.2
 
@@ -191,6 +194,39 @@ class NewtonSolver:
 
         # A coarse solution makes an inexact Newton method; its error decides when it is done.
         return gmres(matrix, residual, 1e-3)[0]
+
+
+def solve_transformed(equations: StageEquations, like: Tensor, size: Tensor, eps: float) -> Tensor:
+    """K [m, n] by operations that torch.func transforms and forward-mode differentiation follow.
+
+    A fixed number of full Newton iterations; K is NaN where they did not converge, as a transform
+    lets no error depend on values. First derivatives are exact: the last iteration is
+    differentiated with its matrix held fixed.
+    """
+    m, n = like.shape
+    eye = torch.eye(m * n, dtype=like.dtype, device=like.device)
+
+    def matrix(k: Tensor) -> Tensor:
+        jacobian = torch.func.jacrev(equations)(k)
+        assert isinstance(jacobian, Tensor)
+        return eye - jacobian.reshape(m * n, m * n)
+
+    def update(k: Tensor, matrix: Tensor) -> Tensor:
+        return torch.linalg.solve(matrix, (equations(k) - k).reshape(m * n)).reshape(m, n)
+
+    # no_grad alone does not hold back forward-mode differentiation.
+    with torch.no_grad(), torch.autograd.forward_ad._set_fwd_grad_enabled(False):
+        k = equations(torch.zeros_like(like))
+        change = torch.zeros_like(k)
+        for _ in range(TRANSFORMED_ITERS):
+            change = update(k, matrix(k))
+            k = k + change
+        reach = abs(equations.h) * max(sum(abs(value) for value in row) for row in equations.a)
+        allowed = 1e3 * eps * (size + reach * k.abs().amax())
+        k = torch.where(reach * change.abs().amax() <= allowed, k, torch.nan)
+        # The derivative of linalg.solve itself is wrong under vmap(jacfwd), of a product it is not.
+        inverse = torch.linalg.inv(matrix(k))
+    return k + (inverse @ (equations(k) - k).reshape(m * n)).reshape(m, n)
 
 
 def _largest(x: Tensor) -> float:
