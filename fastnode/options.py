@@ -149,7 +149,7 @@ class AdamsOptions(FixedOptions):
             return
         self.max_order = _positive("max_order", self.max_order)
         if self.max_order > 12:
-            raise ValueError(f"max_order must be at most 12, got {self.max_order}")
+            raise InvalidValue(f"max_order must be at most 12, got {self.max_order}")
         if self.max_order < 4:
             warnings.warn(
                 f"max_order {self.max_order} is below 4: every step is one of rk4", stacklevel=6
