@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastnode.caller import warn
 from fastnode.odeint import odeint
 from fastnode.problem import State
 from fastnode.steppers import find_method
@@ -72,10 +72,7 @@ def odeint_adjoint(
     _check_options(adjoint_options)
     trained = [param for param in params if param.requires_grad]
     if len(trained) < len(params) and callable((adjoint_options or {}).get("norm")):
-        warnings.warn(
-            "adjoint_params that require no gradient are not in what the adjoint norm is given",
-            stacklevel=2,
-        )
+        warn("adjoint_params that require no gradient are not in what the adjoint norm is given")
     result = odeint(
         func,
         y0,

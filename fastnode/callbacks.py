@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastnode.caller import warn
 from fastnode.problem import NO_CALLBACKS, Callbacks, Problem, Time, time_tensor
 
 #: What adaptive methods tell, and what methods with given steps do.
@@ -32,9 +32,7 @@ def find_callbacks(
             raise TypeError(f"func.{name} must be callable, got {type(callback).__name__}")
     ignored = [name for name in found if name not in supported]
     if ignored:
-        warnings.warn(
-            f"method {method!r} does not support callbacks {', '.join(ignored)}", stacklevel=4
-        )
+        warn(f"method {method!r} does not support callbacks {', '.join(ignored)}")
     wired = {
         name.split("_")[1]: _wired(callback, problem, dtype)
         for name, callback in found.items()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from fastnode.caller import warn
 from fastnode.engines.adaptive import Stop
 from fastnode.errors import InvalidValue
 from fastnode.problem import check_times
@@ -151,9 +151,7 @@ class AdamsOptions(FixedOptions):
         if self.max_order > 12:
             raise InvalidValue(f"max_order must be at most 12, got {self.max_order}")
         if self.max_order < 4:
-            warnings.warn(
-                f"max_order {self.max_order} is below 4: every step is one of rk4", stacklevel=6
-            )
+            warn(f"max_order {self.max_order} is below 4: every step is one of rk4")
 
     def order(self, explicit: bool) -> int:
         """max_order, by default 12 for the implicit method and 5 for the explicit one.
@@ -196,10 +194,9 @@ def parse(kind: type[T], method: str, options: Mapping[str, Any] | None) -> T:
     known = {field.name for field in fields(kind)}
     unknown = sorted(set(options) - known)
     if unknown:
-        warnings.warn(
+        warn(
             f"method {method!r} ignores the unexpected options {', '.join(unknown)}; "
-            f"it has {', '.join(sorted(known))}",
-            stacklevel=3,
+            f"it has {', '.join(sorted(known))}"
         )
     return kind(**{name: value for name, value in options.items() if name in known})
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import operator
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnode.caller import warn
 from fastnode.errors import InvalidType, InvalidValue
 
 #: A time inside a solve: a Python float (float64), or a 0-dim float64 tensor where it needs a
@@ -182,7 +182,7 @@ def make_problem(
     direction = check_times("t", t)
     packed = layout.pack(y0)
     if t.device != packed.device and t.device.type != "cpu":
-        warnings.warn(f"t is on {t.device}, y0 on {packed.device}: t is moved", stacklevel=3)
+        warn(f"t is on {t.device}, y0 on {packed.device}: t is moved")
     return Problem(VectorField(func, layout, packed, direction, args), layout, packed, t.cpu())
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
 
 import torch
 from torch import Tensor
 
+from fastnode.caller import warn
 from fastnode.engines.step import Step, take_step, transformed
 from fastnode.norms import ErrorNorm
 from fastnode.ops.rk_stage import rk_stage
@@ -77,10 +77,9 @@ class AdamsSteps:
         if blind:
             return rise
         # One text for all steps, so that it is shown once.
-        warnings.warn(
+        warn(
             f"the corrector did not converge in {self.max_iters} iterations (max_iters): the "
-            "solution may be wrong; a smaller step or a larger tolerance helps",
-            stacklevel=6,
+            "solution may be wrong; a smaller step or a larger tolerance helps"
         )
         self._past.pop()
         return rise

@@ -1,0 +1,21 @@
+"""Warnings that point at the line of the caller's program, however deep they arise."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+#: Code that stands between a program and the place of a warning.
+BETWEEN = ("fastnode", "torch")
+
+
+def warn(message: str) -> None:
+    """Issues a UserWarning at the nearest line outside this library and torch."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and _package(frame.f_globals) in BETWEEN:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
+
+
+def _package(module: dict) -> str:
+    return module.get("__name__", "").partition(".")[0]
