@@ -144,7 +144,7 @@ def test_programs_that_torchdiffeq_solves_are_solved_alike(program):
         method="rk4",
         options={"step_size": 0.02, "interp": "cubic"},
     )
-    assert distance(ours, exact) <= 1e-3 + 3 * distance(theirs, exact)
+    assert distance(ours, exact) <= 5e-3 + 3 * distance(theirs, exact)
 
 
 def distance(x, y):
