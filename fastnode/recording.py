@@ -18,7 +18,7 @@ from fastnode.tableaus import Tableau
 class Recording:
     """What the steps of one solve leave behind."""
 
-    def __init__(self, problem: Problem, tableau: Tableau, save: str):
+    def __init__(self, problem: Problem, tableau: Tableau | None, save: str):
         self.problem, self.save = problem, save
         self.stiffness = Stiffness(tableau)
         self.outputs = [problem.y0]
@@ -58,18 +58,19 @@ class Recording:
         if self.save != "times":
             self.states.append(step.y1)
         if self.save == "dense":
-            # What dense output evaluates, it evaluates now.
-            step.at((to_float(step.t) + to_float(step.t1)) / 2)
             self.steps.append(step)
 
-    def solution(self, nfe: int) -> Solution:
+    def solution(self) -> Solution:
+        for step in self.steps:
+            # What dense output evaluates, it evaluates here and not when it is asked for.
+            step.at((to_float(step.t) + to_float(step.t1)) / 2)
         problem, layout = self.problem, self.problem.layout
         kept = self.save != "times"
         return Solution(
             ts=problem.t,
             ys=layout.unpack(torch.stack(self.outputs)),
             status=self.status,
-            nfe=nfe,
+            nfe=problem.field.evaluations + getattr(self.stepper, "evaluations", 0),
             accepted=len(self.errors),
             rejected=0 if self.stepper is None else self.stepper.rejected,
             steps=Steps(

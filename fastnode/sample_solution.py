@@ -82,22 +82,27 @@ class _Dense:
         for b, (edges, direction) in enumerate(zip(self.times, self.direction, strict=True)):
             mine = rows[b].detach().contiguous()
             outside_of(mine, edges[0].item(), edges[-1].item(), f"t of sample {b}")
-            # The first edge at or beyond t ends its step; t0 itself belongs to the first.
-            ends = torch.searchsorted(edges * direction, mine * direction).clamp(min=1)
-            found.append(ends + self.offsets[b])
-        end = torch.stack(found, dim=1).reshape(-1)
-        sample = torch.arange(count, device=end.device).repeat(rows.shape[1])
-        start, step = end - 1, end - 1 - sample
-        times, begin = rows.t().reshape(-1), self.edges[start]
-        values = interpolate_rows(
-            self.tableau,
-            self.states[start],
-            self.slopes[:, step].unbind(),
-            self.edges[end] - begin,
-            times - begin,
-        )
-        if not times.requires_grad:
-            # The same value, without rounding; but only the polynomial knows the slope.
-            values = torch.where((times == self.edges[end])[:, None], self.states[end], values)
+            # The first edge at or beyond t ends its step; t0 belongs to the first, if there is one.
+            place = torch.searchsorted(edges * direction, mine * direction)
+            found.append(place.clamp(min=1).clamp(max=len(edges) - 1))
+        sample = torch.arange(count, device=t.device).repeat(rows.shape[1])
+        place = torch.stack(found, dim=1).reshape(-1)
+        end = place + torch.tensor(self.offsets[:count], device=t.device)[sample]
+        times, values = rows.t().reshape(-1), self.states[end]
+        # At an edge only the polynomial knows the slope, for the gradient of the time.
+        inside = (place > 0) & (times.requires_grad | (times != self.edges[end]))
+        chosen = inside.nonzero()[:, 0]
+        if chosen.numel():
+            end = end[chosen]
+            start, step = end - 1, end - 1 - sample[chosen]
+            begin = self.edges[start]
+            polynomial = interpolate_rows(
+                self.tableau,
+                self.states[start],
+                self.slopes[:, step].unbind(),
+                self.edges[end] - begin,
+                times[chosen] - begin,
+            )
+            values = values.index_copy(0, chosen, polynomial)
         values = values.reshape(rows.shape[1], count, self.states.shape[1])
         return self.layout.unpack(values[0] if t.dim() == 0 else values)

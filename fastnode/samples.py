@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnode.ops.rk_error import rk_error
+from fastnode.ops.rk_rows import rk_error_rows
 from fastnode.problem import State, check_times, make_problem
 
 
@@ -104,7 +104,8 @@ class Tolerances:
     atol: float | Tensor
 
     def take(self, rows: Tensor) -> Tolerances:
-        return Tolerances(take(self.rtol, rows), take(self.atol, rows))
+        pair = (x[rows] if isinstance(x, Tensor) else x for x in (self.rtol, self.atol))
+        return Tolerances(*pair)
 
     def norm(
         self,
@@ -113,23 +114,19 @@ class Tolerances:
         y1: Tensor,
         k: Sequence[Tensor],
         weights: Sequence[float],
+        h: Tensor,
     ) -> Tensor:
-        """The norm of ``sum_j weights_j k_j`` relative to the tolerances, in float64, [b].
+        """The norm of ``h sum_j weights_j k_j`` relative to the tolerances, [b], in h's dtype.
 
         The root mean square over a sample's elements; for a tuple the largest of its parts.
         """
-        rtol, atol = (x[:, None] if isinstance(x, Tensor) else x for x in (self.rtol, self.atol))
         if len(layout.shapes) == 1:
-            return rk_error(y0, y1, k, weights, rtol, atol, per_sample=True).double()
+            return rk_error_rows(y0, y1, k, weights, h, self.rtol, self.atol).to(h)
         parts = zip(*(x.split(layout.sizes, dim=1) for x in (y0, y1, *k)), strict=True)
         each = [
-            rk_error(a, b, slopes, weights, rtol, atol, per_sample=True) for a, b, *slopes in parts
+            rk_error_rows(a, b, slopes, weights, h, self.rtol, self.atol) for a, b, *slopes in parts
         ]
-        return torch.stack(each).amax(dim=0).double()
-
-
-def take(value: Any, rows: Tensor) -> Any:
-    return value[rows] if isinstance(value, Tensor) else value
+        return torch.stack(each).amax(dim=0).to(h)
 
 
 @dataclass(frozen=True)
@@ -201,11 +198,10 @@ def _directions(times: Tensor) -> Tensor:
 
 
 def sample_tolerances(rtol: Any, atol: Any, y0: Tensor) -> Tolerances:
-    """Checked tolerances in the dtype that errors are computed in."""
-    wide = torch.promote_types(y0.dtype.to_real(), torch.float32)
+    """Checked tolerances."""
     values = []
     for name, value in (("rtol", rtol), ("atol", atol)):
-        checked = _per_sample_number(name, value, y0, wide)
+        checked = _per_sample_number(name, value, y0)
         if not bool((torch.as_tensor(checked) >= 0).all()):
             raise ValueError(f"{name} must not be negative or NaN, got {value}")
         values.append(checked)
@@ -215,15 +211,15 @@ def sample_tolerances(rtol: Any, atol: Any, y0: Tensor) -> Tolerances:
 def sample_first_step(value: Any, y0: Tensor) -> float | Tensor | None:
     if value is None:
         return None
-    checked = _per_sample_number("first_step", value, y0, torch.float64)
+    checked = _per_sample_number("first_step", value, y0)
     sizes = torch.as_tensor(checked)
     if not bool(((sizes > 0) & sizes.isfinite()).all()):
         raise ValueError(f"first_step must be positive, got {value}")
     return checked
 
 
-def _per_sample_number(name: str, value: Any, y0: Tensor, dtype: torch.dtype) -> float | Tensor:
-    """A number, or a tensor [B]."""
+def _per_sample_number(name: str, value: Any, y0: Tensor) -> float | Tensor:
+    """A number, or a tensor [B] in float64."""
     try:
         tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -238,4 +234,4 @@ def _per_sample_number(name: str, value: Any, y0: Tensor, dtype: torch.dtype) ->
             f"with per_sample=True {name} must be a number or have shape [{y0.shape[0]}], got "
             f"{tuple(tensor.shape)}"
         )
-    return float(tensor) if tensor.dim() == 0 else tensor.to(device=y0.device, dtype=dtype)
+    return float(tensor) if tensor.dim() == 0 else tensor.to(y0.device, torch.float64)

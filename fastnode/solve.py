@@ -10,22 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnode import engines
 from fastnode.controllers import Controller, find_controller
-from fastnode.engines.adaptive import AdaptiveStepper
 from fastnode.engines.grid import GridStepper
-from fastnode.engines.per_sample import PerSampleSolve
 from fastnode.engines.rows import SampleOptions
+from fastnode.engines.step import StepFunction
+from fastnode.methods import ADAPTIVE, FIXED, fixed_method
 from fastnode.norms import ErrorNorm
-from fastnode.options import FixedOptions
-from fastnode.problem import Problem, State, as_times, check_times, make_problem
+from fastnode.problem import Problem, State, Time, as_times, check_times, make_problem
 from fastnode.recording import Recording
 from fastnode.sample_solution import sample_solution
 from fastnode.samples import make_samples, sample_first_step, sample_tolerances
 from fastnode.solution import Solution
-from fastnode.tableaus import METHODS, Tableau
+from fastnode.tableaus import METHODS
 
 SAVE = ("times", "steps", "dense")
-ENGINES = ("auto", "reference", "native")
+METHOD_NAMES = (*ADAPTIVE, *FIXED)
 
 
 def solve(
@@ -69,15 +69,16 @@ def solve(
             [B, ...] if per sample.
         ts: times at which the solution is wanted, [T], strictly increasing or decreasing; if per
             sample also [B, T].
-        method: a name of ``fastnode.tableaus.METHODS``. Methods without an error estimate take
-            steps of one size and cannot solve per sample.
+        method: any of ``odeint``'s but scipy_solver. Those without an error estimate take steps of
+            one size and cannot solve per sample.
         rtol, atol: tolerances as in ``odeint``; if per sample a number or [B].
         controller: "I", "PI", "PID" or a ``Controller``.
         per_sample: whether each sample has its own steps.
         save: "times"; "steps" to keep the state at every accepted step; "dense" for that and
             ``Solution.evaluate``.
         args: further arguments of func.
-        engine: "auto", "reference" (pure PyTorch) or "native" (C++).
+        engine: "auto", "reference" (pure PyTorch) or "native" (C++), which knows no gradients
+            where it solves per sample; "auto" takes it wherever it can.
         first_step: size of the first step; chosen at the cost of one evaluation if None; if per
             sample a number or [B].
         min_step, max_step: limits of the step size, those of the controller if None.
@@ -94,9 +95,9 @@ def solve(
         StepSizeUnderflow, MaxStepsExceeded, NonFiniteState: the solve cannot go on; the error names
             time and step, and the samples if per sample.
     """
-    tableau = _find_method(method)
+    _check_choice("method", method, METHOD_NAMES)
     _check_choice("save", save, SAVE)
-    _check_choice("engine", engine, ENGINES)
+    _check_choice("engine", engine, engines.NAMES)
     if not callable(func):
         raise TypeError(f"func must be callable, got {type(func).__name__}")
     if not isinstance(args, (tuple, list)):
@@ -104,14 +105,14 @@ def solve(
     control = _limited(find_controller(controller), min_step, max_step)
     if not isinstance(max_num_steps, int) or max_num_steps < 1:
         raise ValueError(f"max_num_steps must be an integer of at least 1, got {max_num_steps!r}")
-    if tableau.error is None and per_sample:
+    if method in FIXED and per_sample:
         raise ValueError(f"per_sample needs a method with an error estimate, got {method!r}")
-    if tableau.error is not None and not (step_size is None and steps is None):
+    if method in ADAPTIVE and not (step_size is None and steps is None):
         raise ValueError(f"step_size and steps need a method of fixed steps, got {method!r}")
     if per_sample:
         samples = make_samples(func, y0, ts, tuple(args))
         options = SampleOptions(
-            tableau,
+            ADAPTIVE[method],
             control,
             sample_tolerances(rtol, atol, samples.y0),
             sample_first_step(first_step, samples.y0),
@@ -120,20 +121,20 @@ def solve(
             keep_slopes=save == "dense",
             throw=throw,
         )
-        return sample_solution(ts, samples, options, PerSampleSolve(samples, options).run())
+        trace = engines.solve_per_sample(engine, samples, options)
+        return sample_solution(ts, samples, options, trace)
     check_times("ts", ts)
-    counted = _Counted(func, tuple(args))
-    problem = make_problem(counted, y0, ts)
-    if tableau.error is None:
-        grid = _grid(problem, step_size, steps)
-        make_stepper = partial(
-            GridStepper, problem.field, tableau, problem.y0, grid, max_num_steps=max_num_steps
-        )
+    problem = make_problem(func, y0, ts)
+    problem.field.args = tuple(args)
+    if method in FIXED:
+        grid, step = _fixed_steps(method, problem, rtol, atol, step_size, steps)
+        make_stepper = partial(GridStepper, problem.field, step, problem.y0, grid, max_num_steps)
     else:
         make_stepper = partial(
-            AdaptiveStepper,
+            engines.make_stepper,
+            engine,
             problem.field,
-            tableau,
+            ADAPTIVE[method],
             problem.times[0],
             problem.y0,
             end=problem.times[-1],
@@ -142,27 +143,10 @@ def solve(
             first_step=_positive("first_step", first_step),
             max_num_steps=max_num_steps,
         )
-    recording = Recording(problem, tableau, save)
+    recording = Recording(problem, METHODS.get(method), save)
     if len(ts) > 1:
         recording.run(make_stepper, throw)
-    return recording.solution(counted.calls)
-
-
-class _Counted:
-    """func with its further arguments bound and its calls counted."""
-
-    def __init__(self, func: Callable[..., Any], args: tuple[Any, ...]):
-        self.func, self.args, self.calls = func, args, 0
-
-    def __call__(self, t: Tensor, y: Any) -> Any:
-        self.calls += 1
-        return self.func(t, y, *self.args)
-
-
-def _find_method(method: Any) -> Tableau:
-    if not isinstance(method, str) or method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    return METHODS[method]
+    return recording.solution()
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -187,11 +171,14 @@ def _positive(name: str, value: Any) -> float | None:
     return number
 
 
-def _grid(problem: Problem, step_size: Any, steps: Any) -> list[Any]:
-    """Where fixed steps begin and end."""
+def _fixed_steps(
+    method: str, problem: Problem, rtol: Any, atol: Any, step_size: Any, steps: Any
+) -> tuple[list[Time], StepFunction]:
+    """Where fixed steps begin and end, and the method that takes them."""
+    options = None if step_size is None else {"step_size": step_size}
+    fixed, step = fixed_method(method, options, problem, rtol, atol)
     if steps is None:
-        options = FixedOptions(step_size=step_size)
-        return as_times(options.grid(problem.field.func, problem.y0, problem.t))
+        return as_times(fixed.grid(problem.field.func, problem.y0, problem.t)), step
     if step_size is not None:
         raise ValueError("step_size and steps exclude each other, got both")
     if not isinstance(steps, int) or steps < 1:
@@ -199,4 +186,4 @@ def _grid(problem: Problem, step_size: Any, steps: Any) -> list[Any]:
     t = problem.t.double()
     even = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     # Both ends exactly: 1 - x and x, not a sum of rounded steps.
-    return as_times(t[0] * (1 - even) + t[-1] * even)
+    return as_times(t[0] * (1 - even) + t[-1] * even), step

@@ -27,11 +27,13 @@ class Stiffness:
     whose stability region is not known; 0 where the field did not change.
     """
 
-    def __init__(self, tableau: Tableau):
+    def __init__(self, tableau: Tableau | None):
+        self.known, self.stability = False, math.nan
+        if tableau is None or tableau.stability is None:
+            return
         ends = [i for i, c in enumerate(tableau.c) if c == 1]
-        self.stability = math.nan if len(ends) < 2 else tableau.stability or math.nan
-        self.known = not math.isnan(self.stability)
-        if self.known:
+        if len(ends) >= 2:
+            self.known, self.stability = True, tableau.stability
             j, i = ends[-2:]
             rows = zip(tableau.a[i], (*tableau.a[j], *(0,) * (i - j)), strict=True)
             differences = [(n, float(a - b)) for n, (a, b) in enumerate(rows) if a != b]
@@ -51,6 +53,13 @@ class Stiffness:
         # |g_i - g_j| is h times the second norm: the size of the step cancels.
         return torch.where(slopes == 0, 0.0, slopes / states / self.stability)
 
+    @torch.no_grad()
     def __call__(self, k: Sequence[Tensor]) -> float:
         """For a state that is solved as one."""
-        return self.rows([x.detach().reshape(1, -1) for x in k]).item() if self.known else math.nan
+        if not self.known:
+            return math.nan
+        slopes, states = (
+            rk_error(k[0], k[0], [k[j] for j in w.stages], w.values, 0.0, 1.0).item()
+            for w in (self.slopes, self.states)
+        )
+        return slopes and (slopes / states / self.stability if states else math.inf)

@@ -11,9 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from fastnode import extension
-from fastnode.engines import adaptive, fixed, native
+from fastnode.engines import adaptive, fixed, native, per_sample, per_sample_native
+from fastnode.engines.rows import SampleOptions, Trace
 from fastnode.engines.step import ExplicitSteps, StepFunction
 from fastnode.problem import Time
+from fastnode.samples import SampleProblem
 
 NAMES = ("auto", "reference", "native")
 
@@ -61,3 +63,22 @@ def integrate(stepper: Any, times: Sequence[Time]) -> Tensor:
     if isinstance(stepper, adaptive.AdaptiveStepper):
         return adaptive.integrate_adaptive(stepper, times)
     return stepper.integrate(times)
+
+
+def solve_per_sample(engine: str, problem: SampleProblem, options: SampleOptions) -> Trace:
+    """Solves each sample with steps of its own.
+
+    Raises:
+        ValueError: ``engine`` is "native" where that cannot run.
+    """
+    if problem.ts.shape[1] == 1:
+        return per_sample.nothing(problem, options)
+    f0 = problem.field(problem.ts[:, 0], problem.y0, problem.args)
+    able = engine != "reference" and per_sample_native.available(problem, f0, options)
+    if able:
+        trace = per_sample_native.run(problem, f0, options)
+        if trace is not None:
+            return trace
+    if engine == "native":
+        raise ValueError(f"engine 'native' cannot run this solve: {per_sample_native.LIMITS}")
+    return per_sample.PerSampleSolve(problem, f0, options).run()

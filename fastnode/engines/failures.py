@@ -48,8 +48,10 @@ def raise_failure(
     slopes: Sequence[Tensor],
     max_num_steps: int,
 ) -> NoReturn:
-    """Raises for ``samples``, which stand at ``times`` with the next steps ``steps``; ``slopes`` are
-    what the field last returned for them, each [samples, ...]."""
+    """Raises for ``samples``, which stand at ``times`` with the next steps ``steps``.
+
+    ``slopes`` are what the field last returned for them, each [samples, ...].
+    """
     places = [
         f"sample {i} at t = {t:.9g} (h = {h:.3g})"
         for i, t, h in zip(samples[:LISTED], times, steps, strict=False)

@@ -1,38 +1,36 @@
-"""Fixed steps as a stepper: the interface of the adaptive one over a given grid."""
+"""Steps of given sizes with the interface of the adaptive stepper."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from fastnode.engines.step import Step, take_step
+from fastnode.engines.step import Step, StepFunction
 from fastnode.errors import MaxStepsExceeded
 from fastnode.problem import Time, VectorField, to_float
-from fastnode.tableaus import Tableau
 
 
 class GridStep:
     """A step from (t, y) to (t1, y1), continued inside by the cubic with the values and slopes of
-    both ends; the slope at its end is that with which the next step begins."""
+    both ends. Slopes that nobody has are evaluated when they are needed."""
 
-    error = float("nan")
+    error = math.nan
 
-    def __init__(self, step: Step, field: VectorField):
+    def __init__(self, step: Step):
         self.t, self.t1, self.y, self.y1, self.k = step.t, step.t1, step.y, step.y1, step.k
-        self._step, self._field = step, field
-        self._f1: Tensor | None = None
-
-    @property
-    def f1(self) -> Tensor:
-        if self._f1 is None:
-            self._f1 = self._field(self.t1, self.y1)
-        return self._f1
+        self.slope_at_end: Tensor | None = None
+        self._step = step
 
     def at(self, t: Time) -> Tensor:
         if to_float(t) == to_float(self.t1):
             return self.y1
-        return self._step.cubic_at(t, self.f1)
+        if not self.k:
+            self.k.append(self._step.field(self.t, self.y))
+        if self.slope_at_end is None:
+            self.slope_at_end = self._step.field(self.t1, self.y1)
+        return self._step.cubic_at(t, self.slope_at_end)
 
 
 class GridStepper:
@@ -41,12 +39,12 @@ class GridStepper:
     def __init__(
         self,
         field: VectorField,
-        tableau: Tableau,
+        step: StepFunction,
         y: Tensor,
         grid: Sequence[Time],
         max_num_steps: int,
     ):
-        self.field, self.tableau, self.grid = field, tableau, grid
+        self.field, self.step, self.grid = field, step, grid
         self.max_num_steps = max_num_steps
         self.t, self.y = grid[0], y
         self.attempts = 0
@@ -68,8 +66,10 @@ class GridStepper:
                 step=to_float(t1) - start,
             )
         self.attempts += 1
-        f = self.field(t, self.y) if self._last is None else self._last.f1
-        step = take_step(self.field, self.tableau, t, t1, self.y, f, perturb=False)
-        self._last = GridStep(step, self.field)
-        self.t, self.y = t1, step.y1
-        return self._last
+        made = GridStep(self.step(self.field, t, t1, self.y, False))
+        if self._last is not None and made.k:
+            # The slope at which this step begins is that at which the one before ends.
+            self._last.slope_at_end = made.k[0]
+        self._last = made
+        self.t, self.y = t1, made.y1
+        return made

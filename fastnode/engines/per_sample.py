@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fastnode.engines.failures import Failure, raise_failure
 from fastnode.engines.rows import SampleOptions, Trace, combine_rows, interpolate_rows
+from fastnode.ops.rk_rows import rk_stage_rows
 from fastnode.samples import SampleProblem, Tolerances
 from fastnode.stiffness import Stiffness
 
@@ -135,10 +136,9 @@ class PerSampleSolve:
         with torch.no_grad():
             weights = tableau.error_weights
             slopes = [k[j] for j in weights.stages]
-            size = batch.tolerances.norm(
-                self.problem.field.layout, batch.y, y1, slopes, weights.values
+            ratio = batch.tolerances.norm(
+                self.problem.field.layout, batch.y, y1, slopes, weights.values, t1 - batch.t
             )
-            ratio = size.to(taken) * (t1 - batch.t).abs()
             history = (batch.before, batch.earlier)
             following = controller.next_steps(taken, ratio, history, tableau.order)
             accepted = controller.accepted(taken, ratio) & batch.running
@@ -149,8 +149,11 @@ class PerSampleSolve:
         if y1.requires_grad and not bool(torch.stack([x[rejected] for x in k]).isfinite().all()):
             y1, k = self._without(rejected, t1, y1, k)
         rows = accepted.nonzero()[:, 0]
+        due = self._due(accepted, t1)
+        f1 = k[-1]
+        k = self._further(accepted, due, t1, k)
         self._record(rows, t1, y1, k, ratio)
-        self._interpolate(accepted, t1, y1, k)
+        self._interpolate(due, t1, y1, k)
         stuck = rejected & (following >= taken)
         grown = torch.where(taken < batch.h, torch.maximum(following, batch.h), following)
         batch.h = torch.where(accepted, grown, following)
@@ -158,7 +161,7 @@ class PerSampleSolve:
         batch.before = torch.where(accepted, ratio, batch.before)
         batch.t = torch.where(accepted, t1, batch.t)
         batch.y = torch.where(accepted[:, None], y1, batch.y)
-        batch.f = torch.where(accepted[:, None], k[-1], batch.f)
+        batch.f = torch.where(accepted[:, None], f1, batch.f)
         batch.running = batch.running & (batch.t.detach() != batch.end.detach())
         self._check_progress(stuck, ratio, k)
 
@@ -202,24 +205,49 @@ class PerSampleSolve:
         if self.options.keep_slopes:
             self.log.slopes.append(torch.stack([x[rows] for x in k]))
 
-    def _interpolate(self, accepted: Tensor, t1: Tensor, y1: Tensor, k: Sequence[Tensor]) -> None:
-        """Saves what the accepted steps have reached of the samples' times."""
+    def _due(self, accepted: Tensor, t1: Tensor) -> Tensor:
+        """Which of the samples' times [b, T] the accepted steps have reached."""
         batch = self.batch
         ahead = (batch.ts.detach() - t1.detach()[:, None]) * batch.direction[:, None]
         later = torch.arange(batch.ts.shape[1], device=t1.device) >= batch.pending[:, None]
         due = (ahead <= 0) & later & accepted[:, None]
         batch.pending = batch.pending + due.sum(dim=1)
+        return due
+
+    def _further(self, accepted: Tensor, due: Tensor, t1: Tensor, k: list[Tensor]) -> list[Tensor]:
+        """The slopes with those that dense output needs beside them, where it is needed."""
+        batch = self.batch
+        if not self.tableau.further:
+            return k
+        inside = due if batch.ts.requires_grad else due & (batch.ts != t1.detach()[:, None])
+        rows = (accepted if self.options.keep_slopes else inside.any(dim=1)).nonzero()[:, 0]
+        some, slopes = batch.take(rows, self.problem), [x[rows] for x in k]
+        h = (t1 - batch.t)[rows]
+        for c, weights in self.tableau.further_stages if rows.numel() else ():
+            y = combine_rows(some.y, slopes, h, weights)
+            slopes.append(self.problem.field(some.t + c * h, y, some.args))
+            self.nfe[some.index] += 1
+            k = [*k, torch.zeros_like(k[0]).index_copy(0, rows, slopes[-1])]
+        return k
+
+    def _interpolate(self, due: Tensor, t1: Tensor, y1: Tensor, k: Sequence[Tensor]) -> None:
+        batch = self.batch
         rows, columns = due.nonzero().unbind(dim=1)
         if rows.numel() == 0:
             return
         times, start, end = batch.ts[rows, columns], batch.t[rows], t1[rows]
-        inside = interpolate_rows(
-            self.tableau, batch.y[rows], [x[rows] for x in k], end - start, times - start
-        )
-        if not times.requires_grad:
-            # The same value, without rounding; but only the polynomial knows the slope.
-            inside = torch.where((times == end)[:, None], y1[rows], inside)
-        self._save(batch.index[rows], columns, inside)
+        values = y1[rows]
+        # At the end of a step only the polynomial knows the slope, for the gradient of the time.
+        if times.requires_grad or bool((times != end).any()):
+            slopes = [x[rows] for x in k]
+            inside = interpolate_rows(
+                self.tableau, batch.y[rows], slopes, end - start, times - start
+            )
+            at_end = torch.zeros_like(times, dtype=torch.bool)
+            if not times.requires_grad:
+                at_end = times == end
+            values = torch.where(at_end[:, None], values, inside)
+        self._save(batch.index[rows], columns, values)
 
     def _save(self, samples: Tensor, columns: Tensor, values: Tensor) -> None:
         self.log.slots.append(columns * self.problem.y0.shape[0] + samples)
@@ -231,13 +259,14 @@ class PerSampleSolve:
         span = (batch.end - batch.t).abs()
 
         def size(x: Tensor) -> Tensor:
-            return batch.tolerances.norm(layout, batch.y, batch.y, [x], [1.0]).to(span)
+            one = torch.ones_like(span)
+            return batch.tolerances.norm(layout, batch.y, batch.y, [x], [1.0], one)
 
         d0, d1 = size(batch.y), size(batch.f)
         h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1)
         h0 = torch.minimum(h0, span) * batch.running
         signed = h0 * batch.direction
-        y = batch.y + signed[:, None].to(batch.y.dtype) * batch.f
+        y = rk_stage_rows(batch.y, [batch.f], [1.0], signed)
         trial = self.problem.field(batch.t + signed, y, batch.args)
         self.nfe[batch.index] += batch.running
         d2 = size(trial - batch.f) / h0
@@ -282,7 +311,8 @@ class PerSampleSolve:
         ys = values[place].reshape(self.problem.ts.shape[1], y0.shape[0], width)
         empty = (place[:0], *(self.problem.direction[:0],) * 3)
         sample, t1, error, stiffness = map(torch.cat, zip(empty, *log.steps, strict=True))
-        none = y0.new_empty(len(self.tableau.stage_times), 0, width)
+        stages = len(self.tableau.a) + len(self.tableau.further)
+        none = y0.new_empty(stages, 0, width)
         return Trace(
             ys,
             self.nfe,
@@ -296,3 +326,23 @@ class PerSampleSolve:
             states=torch.cat([y0[:0], *log.states]) if self.options.keep_states else None,
             slopes=torch.cat([none, *log.slopes], dim=1) if self.options.keep_slopes else None,
         )
+
+
+def nothing(problem: SampleProblem, options: SampleOptions) -> Trace:
+    """A solve at one time, which costs no evaluation."""
+    y0, numbers = problem.y0, problem.direction[:0]
+    zero = torch.zeros(y0.shape[0], dtype=torch.int64, device=y0.device)
+    stages = len(options.tableau.a) + len(options.tableau.further)
+    return Trace(
+        y0[None],
+        zero,
+        zero,
+        zero,
+        [Failure.NONE.status] * y0.shape[0],
+        zero[:0],
+        numbers,
+        numbers,
+        numbers,
+        states=y0[:0] if options.keep_states else None,
+        slopes=y0.new_empty(stages, 0, y0.shape[1]) if options.keep_slopes else None,
+    )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastnode.controllers import Controller
-from fastnode.ops.rk_stage import rk_stage_reference
+from fastnode.ops.rk_rows import rk_dense_rows, rk_stage_rows
 from fastnode.samples import Tolerances
 from fastnode.tableaus import Tableau, Weights
 
@@ -50,23 +50,19 @@ class Trace:
 
 def combine_rows(y: Tensor, k: Sequence[Tensor], h: Tensor, weights: Weights) -> Tensor:
     """y + h sum_j w_j k_j with a step h [b] for each row."""
-    column = h[:, None].to(torch.promote_types(y.dtype.to_real(), torch.float32))
-    return rk_stage_reference(
-        y, [k[j] for j in weights.stages], [column * w for w in weights.values]
-    )
+    return rk_stage_rows(y, [k[j] for j in weights.stages], weights.values, h)
 
 
 def interpolate_rows(
     tableau: Tableau, y: Tensor, k: Sequence[Tensor], h: Tensor, elapsed: Tensor
 ) -> Tensor:
     """The method's dense output, ``elapsed`` [b] after the beginning of steps h [b]."""
-    x = elapsed / torch.where(h == 0, 1.0, h)
-    wide = torch.promote_types(y.dtype.to_real(), torch.float32)
-    slopes, weights = [], []
-    for stage, coefficients in tableau.dense_weights:
+    x = elapsed / h
+    weights = []
+    for _, coefficients in tableau.dense_weights:
         total = coefficients[-1] * x
         for coefficient in reversed(coefficients[:-1]):
             total = (total + coefficient) * x
-        slopes.append(k[stage])
-        weights.append((h * total)[:, None].to(wide))
-    return rk_stage_reference(y, slopes, weights)
+        weights.append(h * total)
+    slopes = [k[stage] for stage, _ in tableau.dense_weights]
+    return rk_dense_rows(y, slopes, torch.stack(weights, dim=1))
