@@ -16,12 +16,14 @@ from fastnode.extension import empty_cache
 from fastnode.odeint import odeint, odeint_event
 from fastnode.solution import Solution, Steps
 from fastnode.solve import solve
+from fastnode.solve_events import Event
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "EventNotFound",
     "Controller",
+    "Event",
+    "EventNotFound",
     "MaxStepsExceeded",
     "NonFiniteState",
     "Solution",

@@ -85,8 +85,8 @@ class Found(NamedTuple):
     index: int
 
 
-def find_event(event: Event, spans: Iterable[Span], resolution: float) -> Found:
-    """The first sign change of an element of ``event``, from just behind it.
+class SignSearch:
+    """Looks for sign changes of the elements of an event function along a solution.
 
     Signs are compared with those shortly after the start, ``16 sqrt(resolution)`` of the first span
     into it, where ``resolution`` is the relative precision of the numbers at the start: so a search
@@ -94,22 +94,47 @@ def find_event(event: Event, spans: Iterable[Span], resolution: float) -> Found:
     where they first differ from zero. A function that changes sign twice within one span is not
     seen to change.
     """
-    signs: list[float] = []
-    for span in spans:
-        x, low = (1.0 if signs and all(signs) else min(1.0, 16 * math.sqrt(resolution))), 0.0
+
+    def __init__(self, event: Event, resolution: float):
+        self.event = event
+        self.first = min(1.0, 16 * math.sqrt(resolution))
+        self.signs: list[float] = []
+
+    def within(self, span: Span) -> Found | None:
+        """The first change in the next span, from just behind it."""
+        signs = self.signs
+        x, low = (1.0 if signs and all(signs) else self.first), 0.0
         while True:
-            values = event.values(*span.state(x))
+            values = self.event.values(*span.state(x))
             signs = signs or [0.0] * len(values)
             if len(values) != len(signs):
                 raise ValueError(
                     f"event_fn must return {len(signs)} values each time, got {len(values)}"
                 )
             if _distance(signs, values) <= 0:
-                return _locate(event, span, signs, low, x)
+                return _locate(self.event, span, signs, low, x)
             signs = [s or float((v > 0) - (v < 0)) for s, v in zip(signs, values, strict=True)]
+            self.signs = signs
             if x == 1:
-                break
+                return None
             low, x = x, (1.0 if all(signs) else min(1.0, 8 * x))
+
+    def passed(self, found: Found) -> float:
+        """Goes on behind ``found``; returns 1 where that element rose there and -1 where it fell.
+
+        The rest of the span in which it lies can then be searched.
+        """
+        self.signs[found.index] *= -1
+        return self.signs[found.index]
+
+
+def find_event(event: Event, spans: Iterable[Span], resolution: float) -> Found:
+    """The first sign change of an element of ``event``, from just behind it."""
+    search = SignSearch(event, resolution)
+    for span in spans:
+        found = search.within(span)
+        if found is not None:
+            return found
     raise EventNotFound("event_fn did not change its sign")
 
 

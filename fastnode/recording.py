@@ -11,6 +11,7 @@ from torch import Tensor
 from fastnode.errors import SolverError
 from fastnode.problem import Problem, Time, reached, to_float
 from fastnode.solution import Solution, Steps
+from fastnode.solve_events import Event, EventWatch
 from fastnode.stiffness import Stiffness
 from fastnode.tableaus import Tableau
 
@@ -18,11 +19,15 @@ from fastnode.tableaus import Tableau
 class Recording:
     """What the steps of one solve leave behind."""
 
-    def __init__(self, problem: Problem, tableau: Tableau | None, save: str):
+    def __init__(
+        self, problem: Problem, tableau: Tableau | None, save: str, events: Sequence[Event]
+    ):
         self.problem, self.save = problem, save
+        self.watch = EventWatch(problem, events)
         self.stiffness = Stiffness(tableau)
         self.outputs = [problem.y0]
-        self.times = [to_float(problem.times[0])]
+        self.end = to_float(problem.times[0])
+        self.times = [self.end]
         self.errors: list[float] = []
         self.stiff: list[float] = []
         self.states = [problem.y0]
@@ -39,20 +44,28 @@ class Recording:
             if throw:
                 raise
             self.status = type(error).__name__
-            missing = len(self.problem.times) - len(self.outputs)
-            self.outputs += [torch.full_like(self.problem.y0, torch.nan)] * missing
+        missing = len(self.problem.times) - len(self.outputs)
+        self.outputs += [torch.full_like(self.problem.y0, torch.nan)] * missing
 
     def _advance(self, stepper: Any) -> None:
-        step = None
-        for target in self.problem.times[1:]:
-            while not reached(stepper.t, target, self.problem.field.direction):
-                step = stepper.advance()
-                self._add(step)
-            assert step is not None
-            self.outputs.append(step.at(target))
+        times, direction = self.problem.times, self.problem.field.direction
+        while len(self.outputs) < len(times):
+            step = stepper.advance()
+            self._add(step)
+            event = self.watch.step(step)
+            reach = step.t1 if event is None else event
+            while len(self.outputs) < len(times):
+                target = times[len(self.outputs)]
+                if not reached(reach, target, direction):
+                    break
+                self.outputs.append(step.at(target))
+            if event is not None:
+                self.status, self.end = "event", event
+                return
 
     def _add(self, step: Any) -> None:
-        self.times.append(to_float(step.t1))
+        self.end = to_float(step.t1)
+        self.times.append(self.end)
         self.errors.append(step.error)
         self.stiff.append(self.stiffness(step.k))
         if self.save != "times":
@@ -65,6 +78,7 @@ class Recording:
             # What dense output evaluates, it evaluates here and not when it is asked for.
             step.at((to_float(step.t) + to_float(step.t1)) / 2)
         problem, layout = self.problem, self.problem.layout
+        events = self.watch.records()
         kept = self.save != "times"
         return Solution(
             ts=problem.t,
@@ -79,6 +93,7 @@ class Recording:
                 torch.tensor(self.stiff, dtype=torch.float64),
                 layout.unpack(torch.stack(self.states)) if kept else None,
             ),
+            events=events,
             dense=self._evaluate if self.save == "dense" else None,
         )
 
@@ -87,7 +102,7 @@ class Recording:
         direction = self.problem.field.direction
         edges = torch.tensor(self.times, dtype=torch.float64)
         flat = t.reshape(-1).cpu()
-        outside_of(flat.detach(), self.times[0], self.times[-1])
+        outside_of(flat.detach(), self.times[0], self.end)
         # The first edge at or beyond t ends its step.
         places = torch.searchsorted(edges * direction, flat.detach() * direction) - 1
         times: Sequence[Time] = list(flat.unbind()) if flat.requires_grad else flat.tolist()

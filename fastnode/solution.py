@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastnode.problem import State
+from fastnode.solve_events import EventRecord
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,13 @@ class Solution:
     Args:
         ts: the caller's times, [T], or [B, T] if each sample has its own.
         ys: the states at these times, [T, *y0.shape] (a tuple of such for a tuple state), NaN where
-            a solve with ``throw=False`` did not get; with times [B, T] too, ys[j, b] is sample b at
-            ts[b, j].
-        status: "finished", or the name of the error that ended the solve.
+            a solve that an event or an error ended did not get. With times [B, T] too: ys[j, b] is
+            sample b at ts[b, j].
+        status: "finished", "event", or the name of the error that ended the solve.
         nfe: evaluations of the vector field.
         accepted, rejected: steps.
         steps: each accepted step.
+        events: where each of the caller's events happened.
         dense: what ``evaluate`` calls, or None if the solve did not save it.
     """
 
@@ -90,6 +92,7 @@ class Solution:
     accepted: int | Tensor
     rejected: int | Tensor
     steps: Steps | list[Steps]
+    events: list[EventRecord] = field(default_factory=list)
     dense: Callable[[Tensor], Any] | None = None
 
     def evaluate(self, t: float | Tensor) -> Any:

@@ -22,6 +22,7 @@ from fastnode.recording import Recording
 from fastnode.sample_solution import sample_solution
 from fastnode.samples import make_samples, sample_first_step, sample_tolerances
 from fastnode.solution import Solution
+from fastnode.solve_events import as_events
 from fastnode.tableaus import METHODS
 
 SAVE = ("times", "steps", "dense")
@@ -39,6 +40,7 @@ def solve(
     controller: str | Controller = "I",
     per_sample: bool = False,
     save: str = "times",
+    events: Any = None,
     args: Sequence[Any] = (),
     engine: str = "auto",
     first_step: float | Tensor | None = None,
@@ -76,6 +78,9 @@ def solve(
         per_sample: whether each sample has its own steps.
         save: "times"; "steps" to keep the state at every accepted step; "dense" for that and
             ``Solution.evaluate``.
+        events: an ``Event``, a function of t and the state (an event that ends the solve), or a
+            sequence of these; not per sample. ``Solution.events`` says where they happened. As in
+            ``odeint_event`` a function that changes its sign twice within a step is not seen.
         args: further arguments of func.
         engine: "auto", "reference" (pure PyTorch) or "native" (C++), which knows no gradients
             where it solves per sample; "auto" takes it wherever it can.
@@ -105,6 +110,9 @@ def solve(
     control = _limited(find_controller(controller), min_step, max_step)
     if not isinstance(max_num_steps, int) or max_num_steps < 1:
         raise ValueError(f"max_num_steps must be an integer of at least 1, got {max_num_steps!r}")
+    watched = as_events(events)
+    if watched and per_sample:
+        raise ValueError("events must be None with per_sample=True")
     if method in FIXED and per_sample:
         raise ValueError(f"per_sample needs a method with an error estimate, got {method!r}")
     if method in ADAPTIVE and not (step_size is None and steps is None):
@@ -124,8 +132,7 @@ def solve(
         trace = engines.solve_per_sample(engine, samples, options)
         return sample_solution(ts, samples, options, trace)
     check_times("ts", ts)
-    problem = make_problem(func, y0, ts)
-    problem.field.args = tuple(args)
+    problem = make_problem(func, y0, ts, tuple(args))
     if method in FIXED:
         grid, step = _fixed_steps(method, problem, rtol, atol, step_size, steps)
         make_stepper = partial(GridStepper, problem.field, step, problem.y0, grid, max_num_steps)
@@ -143,7 +150,7 @@ def solve(
             first_step=_positive("first_step", first_step),
             max_num_steps=max_num_steps,
         )
-    recording = Recording(problem, METHODS.get(method), save)
+    recording = Recording(problem, METHODS.get(method), save, watched)
     if len(ts) > 1:
         recording.run(make_stepper, throw)
     return recording.solution()
