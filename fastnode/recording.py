@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnode.engines.grid import GridStep
+from fastnode.engines.step import Step
 from fastnode.errors import SolverError
 from fastnode.problem import Problem, Time, reached, to_float
 from fastnode.solution import Solution, Steps
@@ -24,7 +26,7 @@ class Recording:
     ):
         self.problem, self.save = problem, save
         self.watch = EventWatch(problem, events)
-        self.stiffness = Stiffness(tableau)
+        self.tableau, self.stiffness = tableau, Stiffness(tableau)
         self.outputs = [problem.y0]
         self.end = to_float(problem.times[0])
         self.times = [self.end]
@@ -106,12 +108,22 @@ class Recording:
         # The first edge at or beyond t ends its step.
         places = torch.searchsorted(edges * direction, flat.detach() * direction) - 1
         times: Sequence[Time] = list(flat.unbind()) if flat.requires_grad else flat.tolist()
-        values = [
-            self.steps[place].at(time) if place >= 0 else self.problem.y0
-            for place, time in zip(places.tolist(), times, strict=True)
-        ]
+        chosen = zip(places.clamp(min=0).tolist(), times, strict=True)
+        values = [self._at(place, time) for place, time in chosen]
         packed = torch.stack(values) if values else self.problem.y0.new_empty(0, *self.shape)
         return self.problem.layout.unpack(packed.reshape(*t.shape, *self.shape))
+
+    def _at(self, place: int, t: Time) -> Tensor:
+        if not self.steps:
+            return self.problem.y0
+        step = self.steps[place]
+        if isinstance(t, Tensor) and not isinstance(step, (Step, GridStep)):
+            # Steps of the C++ loop take numbers; those of the reference know the gradient of t.
+            assert self.tableau is not None
+            step = Step(
+                self.problem.field, self.tableau, step.t, step.t1, step.y, step.y1, list(step.k)
+            )
+        return step.at(t)
 
     @property
     def shape(self) -> torch.Size:

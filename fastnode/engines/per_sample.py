@@ -197,6 +197,8 @@ class PerSampleSolve:
         return spread(again, y1), [k[0], *(spread(part, full) for part, full in pairs)]
 
     def _record(self, rows: Tensor, t1: Tensor, y1: Tensor, k: list[Tensor], ratio: Tensor) -> None:
+        if rows.numel() == 0:
+            return
         stiffness = self.stiffness.rows(k)
         parts = (self.batch.index, t1, ratio, stiffness.to(ratio))
         self.log.steps.append(tuple(part[rows] for part in parts))

@@ -43,7 +43,7 @@ def alone(b, **changes):
 
 
 def assert_same(batch, b, one):
-    torch.testing.assert_close(batch.ys[:, b], one.ys, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(batch.ys[:, b], one.ys, rtol=1e-7, atol=1e-7)
     assert [batch.nfe[b], batch.accepted[b], batch.rejected[b]] == [
         one.nfe,
         one.accepted,
@@ -64,9 +64,10 @@ def assert_same(batch, b, one):
 def test_each_sample_is_solved_as_if_alone(method, save, engine):
     if method == "dopri8":
         engine = "auto"
-    batch = solve(method=method, save=save, engine=engine)
+    changes = {"method": method, "save": save, "rtol": 1e-2 if "heun" in method else 1e-5}
+    batch = solve(engine=engine, **changes)
     for b in range(7):
-        assert_same(batch, b, alone(b, method=method, save=save))
+        assert_same(batch, b, alone(b, **changes))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
