@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnode.compilation import outside_graph
 from fastnode.engines.step import Step
 from fastnode.errors import InvalidValue
 from fastnode.methods import ADAPTIVE
@@ -28,6 +29,7 @@ class DenseSolution:
         self.times = [to_float(step.t) for step in steps] + [to_float(steps[-1].t1)]
         self._ends = [t * direction for t in self.times[1:]]
 
+    @outside_graph
     def __call__(self, t: Tensor | float) -> State:
         """The state at a time, or at each of a tensor of times: [*t.shape, *y0.shape].
 
@@ -57,6 +59,7 @@ class DenseSolution:
         return self._steps[index].at(t if value == inside else t + (inside - value))
 
 
+@outside_graph
 def odeint_dense(
     func: Callable[..., Any],
     y0: State,

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastnode.compilation import outside_graph
 from fastnode.engines.fixed import continuation
 from fastnode.errors import EventNotFound, InvalidValue, NonFiniteState
 from fastnode.methods import ADAPTIVE, FIXED, fixed_method
@@ -258,6 +259,7 @@ def solve_until_event(
     return t.to(problem.t.dtype), solution
 
 
+@outside_graph
 def link_found(
     problem: Problem, event_fn: Callable[..., Any], event_t: Tensor, solution: Any
 ) -> tuple[Tensor, Any]:

@@ -1,13 +1,13 @@
-"""Solves that torch.compile cannot record: one break of the graph, and the loop as it is.
-
-In a module of its own because torch.compiler.disable loads the compiler, which nobody should wait
-for who does not compile.
-"""
+"""Loaded only where torch.compile is at work: torch.compiler.disable loads the whole compiler."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
-from fastnode.odeint import run
 
-run_outside_graph = torch.compiler.disable(run)
+@torch.compiler.disable
+def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return function(*args, **kwargs)

@@ -73,8 +73,9 @@ class ErrorNorm:
 def _as_number(norm: Tensor) -> float:
     """The value of a 0-dim tensor; under torch.func.vmap the largest of the batch, so that one
     sequence of steps satisfies the tolerances of every sample."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(norm):
-        norm = torch._C._functorch.get_unwrapped(norm)
+    functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009, unknown to the stubs
+    while functorch.is_functorch_wrapped_tensor(norm):
+        norm = functorch.get_unwrapped(norm)
     return norm.max().item()
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastnode import engines
+from fastnode.compilation import outside_graph
 from fastnode.engines.scipy_solver import integrate_scipy
 from fastnode.events import link_found, solve_until_event
 from fastnode.methods import ADAPTIVE, FIXED, fixed_method
@@ -84,14 +85,11 @@ def odeint(
         StepSizeUnderflow, MaxStepsExceeded, NonFiniteState, StagesNotSolved: the solve cannot go
             on.
     """
-    if traceable(method, options, event_fn):
-        return run(func, y0, t, rtol, atol, method, options, event_fn, args)
-    from fastnode.graph_break import run_outside_graph
-
-    return run_outside_graph(func, y0, t, rtol, atol, method, options, event_fn, args)
+    run = _solve if traceable(method, options, event_fn) else _outside_graph
+    return run(func, y0, t, rtol, atol, method, options, event_fn, args)
 
 
-def run(
+def _solve(
     func: Callable[..., Any],
     y0: State,
     t: Tensor,
@@ -102,7 +100,6 @@ def run(
     event_fn: Callable[..., Any] | None,
     args: tuple[Any, ...],
 ) -> Any:
-    """odeint, once it is settled where it runs."""
     name = find_method(method)
     problem = make_problem(func, y0, t, args)
     if event_fn is not None:
@@ -131,6 +128,9 @@ def run(
         stepper = adaptive_stepper(problem, name, times[-1], options, rtol, atol)
         solution = engines.integrate(stepper, times)
     return problem.layout.unpack(solution)
+
+
+_outside_graph = outside_graph(_solve)
 
 
 def _by_scipy(

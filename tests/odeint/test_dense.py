@@ -121,3 +121,13 @@ def test_what_is_no_time_is_refused():
         dense(torch.tensor(1j))
     with pytest.raises(ValueError, match="t must hold at least one time"):
         dense(vector())
+
+
+def test_torch_compile_runs_a_solve_and_its_evaluation_outside_of_the_graph():
+    def end(y0):
+        return fastnode.odeint_dense(swing, 2 * y0, 0.0, 1.0)(0.5).sum() + 1
+
+    y0 = vector(1.0)
+    compiled = torch.compile(end, backend="eager")
+    torch.testing.assert_close(compiled(y0), end(y0))
+    assert torch._dynamo.explain(end)(y0).graph_break_count <= 2

@@ -52,7 +52,7 @@ def adaptive_options(t, is_tuple):
         optional={
             "first_step": st.floats(1e-3, 0.5),
             "max_step": st.floats(0.1, 0.5),
-            "min_step": st.floats(0, 0.01),
+            "min_step": st.sampled_from([0.0, 0.01]),
             "safety": st.floats(0.5, 0.95),
             "ifactor": st.floats(1.5, 10),
             "dfactor": st.floats(0.1, 0.5),
