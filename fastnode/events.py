@@ -121,10 +121,7 @@ class SignSearch:
             low, x = x, (1.0 if all(signs) else min(1.0, 8 * x))
 
     def passed(self, found: Found) -> float:
-        """Goes on behind ``found``; returns 1 where that element rose there and -1 where it fell.
-
-        The rest of the span in which it lies can then be searched.
-        """
+        """Goes on behind ``found``; returns 1 where that element rose and -1 where it fell."""
         self.signs[found.index] *= -1
         return self.signs[found.index]
 

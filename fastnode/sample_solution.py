@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from fastnode.engines.rows import SampleOptions, Trace, interpolate_rows
 from fastnode.recording import outside_of
-from fastnode.samples import RowLayout, SampleProblem
+from fastnode.samples import SampleProblem
 from fastnode.solution import Solution, Steps
 from fastnode.tableaus import Tableau
 
@@ -21,25 +20,34 @@ def sample_solution(
     """Sorts the steps by sample, each sample's in the order they were taken."""
     layout, count = problem.field.layout, problem.y0.shape[0]
     order = trace.sample.argsort(stable=True)
+    sample = trace.sample[order]
+    # Of n steps n + 1 edges: those of sample b begin b entries later than its steps.
+    edge_of_step = torch.arange(1, len(sample) + 1, device=sample.device) + sample
+    offsets = trace.accepted.cumsum(0) - trace.accepted + torch.arange(count, device=sample.device)
     counts = trace.accepted.tolist()
-    starts = problem.ts[:, :1].unbind()
+    edge_counts = [each + 1 for each in counts]
 
-    def per_sample(column: Tensor) -> tuple[Tensor, ...]:
-        return column[order].split(counts)
+    def with_starts(starts: Tensor, ends: Tensor) -> Tensor:
+        """The values at all edges, from those at the start and at the end of each step."""
+        values = starts.new_zeros(count + len(sample), *starts.shape[1:])
+        return values.index_copy(0, offsets, starts).index_copy(0, edge_of_step, ends[order])
 
-    times = [torch.cat([a, b]) for a, b in zip(starts, per_sample(trace.t1), strict=True)]
+    edges = with_starts(problem.ts[:, 0], trace.t1)
     states: list[Any] = [None] * count
     dense = None
     if trace.states is not None:
-        first = problem.y0.split(1)
-        packed = [torch.cat([a, b]) for a, b in zip(first, per_sample(trace.states), strict=True)]
-        states = [layout.unpack(rows) for rows in packed]
+        rows = with_starts(problem.y0, trace.states)
+        states = [layout.unpack(each) for each in rows.split(edge_counts)]
         if trace.slopes is not None:
-            dense = _Dense(
-                options.tableau, layout, problem.direction, times, packed, trace.slopes[:, order]
-            )
-    edges = [each.detach() for each in times]
-    columns = zip(edges, per_sample(trace.error), per_sample(trace.stiffness), states, strict=True)
+            slopes = trace.slopes[:, order]
+            dense = _Dense(options.tableau, problem, edges, edge_counts, offsets, rows, slopes)
+    columns = zip(
+        edges.detach().split(edge_counts),
+        trace.error[order].split(counts),
+        trace.stiffness[order].split(counts),
+        states,
+        strict=True,
+    )
     return Solution(
         ts=ts,
         ys=layout.unpack(trace.ys),
@@ -58,17 +66,17 @@ class _Dense:
     def __init__(
         self,
         tableau: Tableau,
-        layout: RowLayout,
-        direction: Tensor,
-        times: list[Tensor],
-        states: list[Tensor],
+        problem: SampleProblem,
+        edges: Tensor,
+        edge_counts: list[int],
+        offsets: Tensor,
+        states: Tensor,
         slopes: Tensor,
     ):
-        self.tableau, self.layout, self.direction = tableau, layout, direction.tolist()
-        self.times, self.slopes = [each.detach() for each in times], slopes
-        # One more edge than steps: sample b's edges begin b entries later than its steps.
-        self.edges, self.states = torch.cat(times), torch.cat(states)
-        self.offsets = [0, *accumulate(len(each) for each in times)]
+        self.tableau, self.layout = tableau, problem.field.layout
+        self.direction = problem.direction.tolist()
+        self.times = edges.detach().split(edge_counts)
+        self.edges, self.offsets, self.states, self.slopes = edges, offsets, states, slopes
 
     def __call__(self, t: Tensor) -> Any:
         """At a number, [T], or [B, T] times for all or each of the samples."""
@@ -87,7 +95,7 @@ class _Dense:
             found.append(place.clamp(min=1).clamp(max=len(edges) - 1))
         sample = torch.arange(count, device=t.device).repeat(rows.shape[1])
         place = torch.stack(found, dim=1).reshape(-1)
-        end = place + torch.tensor(self.offsets[:count], device=t.device)[sample]
+        end = place + self.offsets[sample]
         times, values = rows.t().reshape(-1), self.states[end]
         # At an edge only the polynomial knows the slope, for the gradient of the time.
         inside = (place > 0) & (times.requires_grad | (times != self.edges[end]))

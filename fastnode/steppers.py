@@ -50,7 +50,12 @@ def adaptive_stepper(
         problem.y0,
         end=end,
         controller=Controller(
-            chosen.safety, chosen.ifactor, chosen.dfactor, chosen.min_step, chosen.max_step
+            chosen.safety,
+            chosen.ifactor,
+            chosen.dfactor,
+            chosen.min_step,
+            chosen.max_step,
+            keeps_accepted=True,
         ),
         norm=ErrorNorm(problem.layout, problem.y0, rtol, atol, chosen.norm),
         first_step=chosen.first_step,

@@ -8,7 +8,7 @@ import torch
 import fastnode
 
 ADAPTIVE = ["dopri5", "tsit5"]
-FIXED = {"euler": 1, "midpoint": 2, "rk4": 4}
+FIXED = {"euler": 1, "midpoint": 2, "rk4": 4, "implicit_midpoint": 2, "explicit_adams": 4}
 
 
 def swing(t, y):
@@ -46,9 +46,9 @@ class Net(torch.nn.Module):
 
 @pytest.mark.parametrize("t", [times(0, 0.3, 1, 2.5), times(2.5, 1, -0.2), times(0.7)], ids=str)
 @pytest.mark.parametrize("method", [*ADAPTIVE, *FIXED])
-def test_values_are_those_of_odeint(method, t):
-    net, y0 = Net(), state(5, 4)
-    found = fastnode.solve(net, y0, t, method=method, rtol=1e-6, atol=1e-8)
+def test_values_are_those_of_odeint_with_its_controller(method, t):
+    net, y0, controller = Net(), state(5, 4), fastnode.Controller(keeps_accepted=True)
+    found = fastnode.solve(net, y0, t, method=method, rtol=1e-6, atol=1e-8, controller=controller)
     wanted = fastnode.odeint(net, y0, t, method=method, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(found.ys, wanted, rtol=1e-12, atol=1e-12)
     assert found.ts is t and found.status == "finished"

@@ -36,9 +36,9 @@ std::shared_ptr<Tableau> make_tableau(int order, bool fsal, std::vector<double> 
   return tableau;
 }
 
-Controller make_controller(const std::array<double, 8>& numbers, int order) {
-  const auto [safety, ifactor, dfactor, min_step, max_step, b1, b2, b3] = numbers;
-  return {safety, ifactor, dfactor, min_step, max_step, b1, b2, b3, order};
+Controller make_controller(const std::array<double, 9>& numbers, int order) {
+  const auto [safety, ifactor, dfactor, smallest, min_step, max_step, b1, b2, b3] = numbers;
+  return {safety, ifactor, dfactor, smallest, min_step, max_step, b1, b2, b3, order};
 }
 
 template <class X>
@@ -54,7 +54,7 @@ py::object solve_per_sample(py::object problem, const at::Tensor& y0, const at::
                             const at::Tensor& ts, const at::Tensor& direction,
                             const at::Tensor& rtol, const at::Tensor& atol,
                             std::shared_ptr<Tableau> tableau,
-                            const std::array<double, 8>& controller,
+                            const std::array<double, 9>& controller,
                             const std::optional<std::tuple<Row, Row, double>>& pair,
                             std::optional<at::Tensor> first_step, int64_t max_num_steps,
                             bool keep_states, bool keep_slopes, bool throws) {
@@ -103,7 +103,7 @@ void bind_driver(py::module_& m) {
 
   py::class_<AdaptiveStepper>(m, "AdaptiveStepper")
       .def(py::init([](py::object field, std::shared_ptr<Tableau> tableau, double t, at::Tensor y,
-                       double end, const std::array<double, 8>& controller, py::object norm,
+                       double end, const std::array<double, 9>& controller, py::object norm,
                        std::optional<double> first_step, int64_t max_num_steps,
                        const std::vector<std::pair<double, bool>>& stops, py::object on_step,
                        py::object on_accept, py::object on_reject) {

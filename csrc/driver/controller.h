@@ -7,7 +7,7 @@
 namespace fastnode {
 
 struct Controller {
-  double safety, ifactor, dfactor, min_step, max_step;
+  double safety, ifactor, dfactor, smallest, min_step, max_step;
   double b1, b2, b3;
   int order;
 
@@ -30,7 +30,7 @@ struct Controller {
         factor *= std::pow(std::max(before, 1e-4), -b2 / order) *
                   std::pow(std::max(earlier, 1e-4), -b3 / order);
       }
-      const double floor = ratio < 1 ? 1.0 : dfactor;
+      const double floor = ratio < 1 ? smallest : dfactor;
       factor = std::min(ifactor, std::max(factor, floor));
     }
     return clip(h * factor);

@@ -24,8 +24,10 @@ void SampleField::take(const at::Tensor& rows) {
 }
 
 PyObject* SampleField::times(const std::vector<double>& t, const std::vector<double>* before) {
-  const at::Tensor like = at::empty({int64_t(t.size())}, like_.options());
-  const at::Tensor& out = time_.writable(like);
+  if (!time_like_.defined() || size_t(time_like_.numel()) != t.size()) {
+    time_like_ = at::empty({int64_t(t.size())}, like_.options());
+  }
+  const at::Tensor& out = time_.writable(time_like_);
   dispatch_real(like_.scalar_type(), [&]<class T>(T*) {
     T* values = out.mutable_data_ptr<T>();
     for (size_t i = 0; i < t.size(); ++i) values[i] = T(t[i]);

@@ -25,7 +25,7 @@ class SampleField {
 
   py::object problem_, field_, func_;
   py::tuple args_;
-  at::Tensor like_;
+  at::Tensor like_, time_like_;
   Handle time_;
 };
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastnode import extension
 from fastnode.engines import adaptive, fixed, native, per_sample, per_sample_native
-from fastnode.engines.rows import SampleOptions, Trace
+from fastnode.engines.rows import SampleOptions, Trace, nothing
 from fastnode.engines.step import ExplicitSteps, StepFunction
 from fastnode.problem import Time
 from fastnode.samples import SampleProblem
@@ -72,7 +72,7 @@ def solve_per_sample(engine: str, problem: SampleProblem, options: SampleOptions
         ValueError: ``engine`` is "native" where that cannot run.
     """
     if problem.ts.shape[1] == 1:
-        return per_sample.nothing(problem, options)
+        return nothing(problem, options)
     f0 = problem.field(problem.ts[:, 0], problem.y0, problem.args)
     able = engine != "reference" and per_sample_native.available(problem, f0, options)
     if able:

@@ -84,7 +84,7 @@ def integrate_fixed(
 
 
 def control_numbers(c: Controller) -> tuple[float, ...]:
-    return (c.safety, c.ifactor, c.dfactor, c.min_step, c.max_step, *c.exponents)
+    return (c.safety, c.ifactor, c.dfactor, c.smallest, c.min_step, c.max_step, *c.exponents)
 
 
 def _or_none(callback: Any) -> Any:

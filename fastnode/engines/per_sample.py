@@ -11,50 +11,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from fastnode.engines.failures import Failure, raise_failure
-from fastnode.engines.rows import SampleOptions, Trace, combine_rows, interpolate_rows
+from fastnode.engines.rows import Batch, SampleOptions, Trace, combine_rows, interpolate_rows
 from fastnode.ops.rk_rows import rk_stage_rows
-from fastnode.samples import SampleProblem, Tolerances
+from fastnode.samples import SampleProblem
 from fastnode.stiffness import Stiffness
 
 #: Finished samples leave once they are 1 / COMPACTION of the batch.
 COMPACTION = 8
-
-
-@dataclass
-class _Batch:
-    """The samples in the batch: row r is sample index[r]; finished ones stand still."""
-
-    index: Tensor
-    t: Tensor
-    y: Tensor
-    f: Tensor
-    h: Tensor
-    end: Tensor
-    ts: Tensor
-    direction: Tensor
-    before: Tensor
-    earlier: Tensor
-    pending: Tensor
-    attempts: Tensor
-    running: Tensor
-    tolerances: Tolerances
-    args: tuple[Any, ...]
-
-    def take(self, rows: Tensor, problem: SampleProblem) -> _Batch:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                values[name] = value[rows]
-        values["tolerances"] = self.tolerances.take(rows)
-        values["args"] = problem.take_args(self.args, rows)
-        return _Batch(**values)
 
 
 @dataclass
@@ -82,7 +51,7 @@ class PerSampleSolve:
         integers = torch.zeros(3, count, dtype=torch.int64, device=y0.device)
         self.nfe, self.accepted, self.rejected = integers.unbind()
         self.nfe += 1
-        self.batch = _Batch(
+        self.batch = Batch(
             index=torch.arange(count, device=y0.device),
             t=ts[:, 0],
             y=y0,
@@ -165,7 +134,7 @@ class PerSampleSolve:
         batch.running = batch.running & (batch.t.detach() != batch.end.detach())
         self._check_progress(stuck, ratio, k)
 
-    def _stages(self, batch: _Batch, t1: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _stages(self, batch: Batch, t1: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The state after the step and all its slopes."""
         h = t1 - batch.t
         k, stage = [batch.f], batch.y
@@ -245,9 +214,7 @@ class PerSampleSolve:
             inside = interpolate_rows(
                 self.tableau, batch.y[rows], slopes, end - start, times - start
             )
-            at_end = torch.zeros_like(times, dtype=torch.bool)
-            if not times.requires_grad:
-                at_end = times == end
+            at_end = (times == end) & (not times.requires_grad)
             values = torch.where(at_end[:, None], values, inside)
         self._save(batch.index[rows], columns, values)
 
@@ -328,23 +295,3 @@ class PerSampleSolve:
             states=torch.cat([y0[:0], *log.states]) if self.options.keep_states else None,
             slopes=torch.cat([none, *log.slopes], dim=1) if self.options.keep_slopes else None,
         )
-
-
-def nothing(problem: SampleProblem, options: SampleOptions) -> Trace:
-    """A solve at one time, which costs no evaluation."""
-    y0, numbers = problem.y0, problem.direction[:0]
-    zero = torch.zeros(y0.shape[0], dtype=torch.int64, device=y0.device)
-    stages = len(options.tableau.a) + len(options.tableau.further)
-    return Trace(
-        y0[None],
-        zero,
-        zero,
-        zero,
-        [Failure.NONE.status] * y0.shape[0],
-        zero[:0],
-        numbers,
-        numbers,
-        numbers,
-        states=y0[:0] if options.keep_states else None,
-        slopes=y0.new_empty(stages, 0, y0.shape[1]) if options.keep_slopes else None,
-    )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastnode.controllers import Controller
+from fastnode.engines.failures import Failure
 from fastnode.ops.rk_rows import rk_dense_rows, rk_stage_rows
-from fastnode.samples import Tolerances
+from fastnode.samples import SampleProblem, Tolerances
 from fastnode.tableaus import Tableau, Weights
 
 
@@ -48,6 +50,36 @@ class Trace:
     slopes: Tensor | None = None
 
 
+@dataclass
+class Batch:
+    """The samples in the batch: row r is sample index[r]; finished ones stand still."""
+
+    index: Tensor
+    t: Tensor
+    y: Tensor
+    f: Tensor
+    h: Tensor
+    end: Tensor
+    ts: Tensor
+    direction: Tensor
+    before: Tensor
+    earlier: Tensor
+    pending: Tensor
+    attempts: Tensor
+    running: Tensor
+    tolerances: Tolerances
+    args: tuple[Any, ...]
+
+    def take(self, rows: Tensor, problem: SampleProblem) -> Batch:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                values[name] = value[rows]
+        values["tolerances"] = self.tolerances.take(rows)
+        values["args"] = problem.take_args(self.args, rows)
+        return Batch(**values)
+
+
 def combine_rows(y: Tensor, k: Sequence[Tensor], h: Tensor, weights: Weights) -> Tensor:
     """y + h sum_j w_j k_j with a step h [b] for each row."""
     return rk_stage_rows(y, [k[j] for j in weights.stages], weights.values, h)
@@ -66,3 +98,23 @@ def interpolate_rows(
         weights.append(h * total)
     slopes = [k[stage] for stage, _ in tableau.dense_weights]
     return rk_dense_rows(y, slopes, torch.stack(weights, dim=1))
+
+
+def nothing(problem: SampleProblem, options: SampleOptions) -> Trace:
+    """A solve at one time, which costs no evaluation."""
+    y0, numbers = problem.y0, problem.direction[:0]
+    zero = torch.zeros(y0.shape[0], dtype=torch.int64, device=y0.device)
+    stages = len(options.tableau.a) + len(options.tableau.further)
+    return Trace(
+        y0[None],
+        zero,
+        zero,
+        zero,
+        [Failure.NONE.status] * y0.shape[0],
+        zero[:0],
+        numbers,
+        numbers,
+        numbers,
+        states=y0[:0] if options.keep_states else None,
+        slopes=y0.new_empty(stages, 0, y0.shape[1]) if options.keep_slopes else None,
+    )
