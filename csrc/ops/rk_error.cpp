@@ -11,6 +11,7 @@
 #include <cmath>
 
 #include "ops/cuda_stream.h"
+#include "ops/error_norm.h"
 #include "ops/norm_gradients.h"
 #include "ops/terms.h"
 
@@ -51,26 +52,17 @@ Tensor rk_error_cpu(const Tensor& y0, const Tensor& y1, at::TensorList k, at::Ar
   const ContiguousTerms terms(k, c);
   const Rows rows = rows_of(y0, per_sample);
   Tensor norm = empty_norm(y0, per_sample);
-  // One partial sum for each piece of a row: the same result for any number of threads.
-  const int64_t pieces = std::max<int64_t>(1, (rows.dim + kGrain - 1) / kGrain);
-  std::vector<double> partial(rows.count * pieces);
   dispatch_floating(y0.scalar_type(), "rk_error", [&]<class T>(T*) {
-    using A = acc_t<T>;
     const Terms<T> typed = terms.as<T>();
     const int64_t rows_at_once = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, rows.dim));
-    at::parallel_for(0, rows.count * pieces, rows_at_once, [&](int64_t first, int64_t last) {
-      for (int64_t item = first; item < last; ++item) {
-        const int64_t row = item / pieces, begin = row * rows.dim + item % pieces * kGrain;
-        const int64_t end = std::min(begin + kGrain, (row + 1) * rows.dim);
-        partial[item] =
-            rk_error_range(data<T>(before), data<T>(after), typed, A(rtol), A(atol), begin, end);
+    // A lone row is divided among the threads instead.
+    at::parallel_for(0, rows.count, rows_at_once, [&](int64_t first, int64_t last) {
+      for (int64_t row = first; row < last; ++row) {
+        mutable_data<acc_t<T>>(norm)[row] =
+            acc_t<T>(error_norm(data<T>(before), data<T>(after), typed, rtol, atol, row * rows.dim,
+                                (row + 1) * rows.dim));
       }
     });
-    for (int64_t row = 0; row < rows.count; ++row) {
-      double sum = 0;
-      for (int64_t piece = 0; piece < pieces; ++piece) sum += partial[row * pieces + piece];
-      mutable_data<A>(norm)[row] = A(std::sqrt(sum / double(std::max<int64_t>(1, rows.dim))));
-    }
   });
   return norm;
 }
