@@ -17,20 +17,19 @@ from fastnode.tableaus import Tableau
 def sample_solution(
     ts: Tensor, problem: SampleProblem, options: SampleOptions, trace: Trace
 ) -> Solution:
-    """Sorts the steps by sample, each sample's in the order they were taken."""
     layout, count = problem.field.layout, problem.y0.shape[0]
-    order = trace.sample.argsort(stable=True)
-    sample = trace.sample[order]
+    samples = torch.arange(count, device=trace.accepted.device)
+    sample = samples.repeat_interleave(trace.accepted)
     # Of n steps n + 1 edges: those of sample b begin b entries later than its steps.
     edge_of_step = torch.arange(1, len(sample) + 1, device=sample.device) + sample
-    offsets = trace.accepted.cumsum(0) - trace.accepted + torch.arange(count, device=sample.device)
+    offsets = trace.accepted.cumsum(0) - trace.accepted + samples
     counts = trace.accepted.tolist()
     edge_counts = [each + 1 for each in counts]
 
     def with_starts(starts: Tensor, ends: Tensor) -> Tensor:
         """The values at all edges, from those at the start and at the end of each step."""
         values = starts.new_zeros(count + len(sample), *starts.shape[1:])
-        return values.index_copy(0, offsets, starts).index_copy(0, edge_of_step, ends[order])
+        return values.index_copy(0, offsets, starts).index_copy(0, edge_of_step, ends)
 
     edges = with_starts(problem.ts[:, 0], trace.t1)
     states: list[Any] = [None] * count
@@ -39,12 +38,13 @@ def sample_solution(
         rows = with_starts(problem.y0, trace.states)
         states = [layout.unpack(each) for each in rows.split(edge_counts)]
         if trace.slopes is not None:
-            slopes = trace.slopes[:, order]
-            dense = _Dense(options.tableau, problem, edges, edge_counts, offsets, rows, slopes)
+            dense = _Dense(
+                options.tableau, problem, edges, edge_counts, offsets, rows, trace.slopes
+            )
     columns = zip(
         edges.detach().split(edge_counts),
-        trace.error[order].split(counts),
-        trace.stiffness[order].split(counts),
+        trace.error.split(counts),
+        trace.stiffness.split(counts),
         states,
         strict=True,
     )

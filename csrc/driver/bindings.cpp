@@ -48,6 +48,21 @@ at::Tensor tensor_of(const std::vector<X>& values, at::IntArrayRef shape, at::Sc
   return out;
 }
 
+// One after the other: [count] numbers, or rows that follow `shape`.
+template <class X>
+at::Tensor joined(const std::vector<SampleSteps>& steps, std::vector<X> SampleSteps::* part,
+                  at::IntArrayRef shape, at::ScalarType dtype) {
+  const at::Tensor out = at::empty(shape, dtype);
+  char* to = static_cast<char*>(out.mutable_data_ptr());
+  for (const SampleSteps& each : steps) {
+    const std::vector<X>& values = each.*part;
+    if (values.empty()) continue;
+    std::memcpy(to, values.data(), values.size() * sizeof(X));
+    to += values.size() * sizeof(X);
+  }
+  return out;
+}
+
 // The fields of fastnode.engines.rows.Trace in their order, status in numbers; None if the field's
 // results need a graph.
 py::object solve_per_sample(py::object problem, const at::Tensor& y0, const at::Tensor& f0,
@@ -73,18 +88,24 @@ py::object solve_per_sample(py::object problem, const at::Tensor& y0, const at::
   } catch (const NeedsGraph&) {
     return py::none();
   }
-  const int64_t batch = y0.size(0), count = int64_t(trace.sample.size());
-  const auto dtype = y0.scalar_type();
-  const int64_t stages = int64_t(tableau->stages.size()), width = y0.numel() / batch;
+  const int64_t batch = y0.size(0), width = y0.numel() / batch;
+  const int64_t stages = int64_t(tableau->stages.size());
+  int64_t count = 0;
+  for (int64_t each : trace.accepted) count += each;
   py::object states = py::none(), slopes = py::none();
-  if (keep_states) states = wrap(tensor_of(trace.states, {count, width}, dtype));
-  if (keep_slopes) slopes = wrap(tensor_of(trace.slopes, {count, stages, width}, dtype));
+  const auto dtype = y0.scalar_type();
+  if (keep_states) {
+    states = wrap(joined(trace.steps, &SampleSteps::states, {count, width}, dtype));
+  }
+  if (keep_slopes) {
+    slopes = wrap(joined(trace.steps, &SampleSteps::slopes, {count, stages, width}, dtype));
+  }
   return py::make_tuple(
       trace.ys, tensor_of(trace.nfe, {batch}, at::kLong),
       tensor_of(trace.accepted, {batch}, at::kLong), tensor_of(trace.rejected, {batch}, at::kLong),
-      trace.status, tensor_of(trace.sample, {count}, at::kLong),
-      tensor_of(trace.t1, {count}, at::kDouble), tensor_of(trace.error, {count}, at::kDouble),
-      tensor_of(trace.stiffness, {count}, at::kDouble), states, slopes);
+      trace.status, joined(trace.steps, &SampleSteps::t1, {count}, at::kDouble),
+      joined(trace.steps, &SampleSteps::error, {count}, at::kDouble),
+      joined(trace.steps, &SampleSteps::stiffness, {count}, at::kDouble), states, slopes);
 }
 
 }  // namespace

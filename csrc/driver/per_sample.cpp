@@ -30,6 +30,7 @@ PerSampleSolve::PerSampleSolve(py::object problem, const at::Tensor& y0, const a
       batch_(y0.size(0)),
       outputs_(ts.size(1)),
       width_(y0.numel() / y0.size(0)),
+      bytes_(width_ * y0.element_size()),
       ts_(ts),
       dtype_(y0.scalar_type()),
       pending_(batch_, 1),
@@ -58,6 +59,7 @@ PerSampleSolve::PerSampleSolve(py::object problem, const at::Tensor& y0, const a
   trace_.accepted.assign(batch_, 0);
   trace_.rejected.assign(batch_, 0);
   trace_.status.assign(batch_, 0);
+  trace_.steps.resize(batch_);
 }
 
 bool PerSampleSolve::any_running() const {

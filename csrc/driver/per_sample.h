@@ -29,13 +29,16 @@ struct SampleOptions {
   bool keep_states, keep_slopes, throws;
 };
 
-// What the accepted steps leave behind, in the order they were taken.
+// What the accepted steps of a sample leave behind, in the order they were taken.
+struct SampleSteps {
+  std::vector<double> t1, error, stiffness;
+  std::vector<char> states, slopes;  // [n, D] and [n, stages, D]
+};
+
 struct SampleTrace {
   at::Tensor ys;                                         // [T, B, ...]
   std::vector<int64_t> nfe, accepted, rejected, status;  // [B]
-  std::vector<int64_t> sample;                           // [M]
-  std::vector<double> t1, error, stiffness;              // [M]
-  std::vector<char> states, slopes;                      // rows of [M, D] and [M, stages, D]
+  std::vector<SampleSteps> steps;                        // [B]
 };
 
 class PerSampleSolve {
@@ -69,7 +72,7 @@ class PerSampleSolve {
   SampleField field_;
   SampleOptions options_;
   SampleTrace trace_;
-  int64_t batch_, outputs_, width_;
+  int64_t batch_, outputs_, width_, bytes_;  // the last two of a row
   const at::Tensor ts_;
   const at::ScalarType dtype_;
 
@@ -80,7 +83,7 @@ class PerSampleSolve {
   at::Tensor y_;
   Slopes k_;  // k_[0] is the field at (t, y)
   // Of the step that is tried.
-  std::vector<double> t1_, step_, taken_, ratio_, stiffness_, times_;
+  std::vector<double> t1_, step_, taken_, ratio_, stiffness_, times_, zero_, one_;
   Handle stage_, solution_;
   const Handle* y1_ = nullptr;
 };

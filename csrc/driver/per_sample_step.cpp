@@ -9,9 +9,10 @@
 namespace fastnode {
 namespace {
 
-void append(std::vector<char>& to, const at::Tensor& x, int64_t row) {
-  const char* from = row_of(x, row);
-  to.insert(to.end(), from, from + row_bytes(x));
+char* bytes_of(const at::Tensor& x) { return static_cast<char*>(x.mutable_data_ptr()); }
+
+void append(std::vector<char>& to, const char* from, int64_t bytes) {
+  to.insert(to.end(), from, from + bytes);
 }
 
 }  // namespace
@@ -52,10 +53,11 @@ void PerSampleSolve::measure() {
   norm_rows(y_, y1_->tensor(), k_, options_.tableau->error, step_, rtol_, atol_, ratio_);
   stiffness_.assign(rows(), std::numeric_limits<double>::quiet_NaN());
   if (!options_.pair) return;
-  const std::vector<double> zero(rows(), 0.0), one(rows(), 1.0);
+  zero_.assign(rows(), 0.0);
+  one_.assign(rows(), 1.0);
   std::vector<double> states;
-  norm_rows(y_, y_, k_, options_.pair->slopes, one, zero, one, stiffness_);
-  norm_rows(y_, y_, k_, options_.pair->states, one, zero, one, states);
+  norm_rows(y_, y_, k_, options_.pair->slopes, one_, zero_, one_, stiffness_);
+  norm_rows(y_, y_, k_, options_.pair->states, one_, zero_, one_, states);
   for (int64_t r = 0; r < rows(); ++r) {
     if (stiffness_[r] != 0) stiffness_[r] /= states[r] * options_.pair->stability;
   }
@@ -82,13 +84,14 @@ void PerSampleSolve::decide(std::vector<char>& accepted, std::vector<char>& stuc
 }
 
 void PerSampleSolve::record(int64_t row) {
-  trace_.sample.push_back(index_[row]);
-  trace_.t1.push_back(t1_[row]);
-  trace_.error.push_back(ratio_[row]);
-  trace_.stiffness.push_back(stiffness_[row]);
-  if (options_.keep_states) append(trace_.states, y1_->tensor(), row);
+  SampleSteps& steps = trace_.steps[index_[row]];
+  steps.t1.push_back(t1_[row]);
+  steps.error.push_back(ratio_[row]);
+  steps.stiffness.push_back(stiffness_[row]);
+  const int64_t offset = row * bytes_;
+  if (options_.keep_states) append(steps.states, bytes_of(y1_->tensor()) + offset, bytes_);
   if (options_.keep_slopes) {
-    for (const at::Tensor& each : k_) append(trace_.slopes, each, row);
+    for (const at::Tensor& each : k_) append(steps.slopes, bytes_of(each) + offset, bytes_);
   }
 }
 
@@ -98,10 +101,9 @@ void PerSampleSolve::interpolate(int64_t row) {
   for (int64_t& next = pending_[row]; next < outputs_; ++next) {
     const double time = times[next];
     if ((time - t1_[row]) * direction_[row] > 0) return;
-    char* out = static_cast<char*>(trace_.ys.mutable_data_ptr()) +
-                (next * batch_ + index_[row]) * row_bytes(y_);
+    char* out = bytes_of(trace_.ys) + (next * batch_ + index_[row]) * bytes_;
     if (time == t1_[row]) {
-      std::memcpy(out, row_of(y1_->tensor(), row), row_bytes(y_));
+      std::memcpy(out, bytes_of(y1_->tensor()) + row * bytes_, bytes_);
       continue;
     }
     const double x = (time - t_[row]) / step_[row];
@@ -118,14 +120,22 @@ void PerSampleSolve::interpolate(int64_t row) {
 }
 
 void PerSampleSolve::move(const std::vector<char>& accepted) {
-  const int64_t bytes = row_bytes(y_);
-  const at::Tensor &y1 = y1_->tensor(), &f1 = k_.back();
-  for (int64_t r = 0; r < rows(); ++r) {
-    if (!accepted[r]) continue;
-    t_[r] = t1_[r];
-    std::memcpy(row_of(y_, r), row_of(y1, r), bytes);
-    std::memcpy(row_of(k_[0], r), row_of(f1, r), bytes);
-    if (t_[r] == end_[r]) running_[r] = 0;
+  char *y = bytes_of(y_), *f = bytes_of(k_[0]);
+  const char *y1 = bytes_of(y1_->tensor()), *f1 = bytes_of(k_.back());
+  for (int64_t r = 0; r < rows();) {
+    if (!accepted[r]) {
+      ++r;
+      continue;
+    }
+    // Neighbours that were accepted move at once.
+    const int64_t first = r;
+    for (; r < rows() && accepted[r]; ++r) {
+      t_[r] = t1_[r];
+      if (t_[r] == end_[r]) running_[r] = 0;
+    }
+    const int64_t offset = first * bytes_, size = (r - first) * bytes_;
+    std::memcpy(y + offset, y1 + offset, size);
+    std::memcpy(f + offset, f1 + offset, size);
   }
 }
 

@@ -51,16 +51,14 @@ at::Tensor take_rows(const at::Tensor& x, const std::vector<int64_t>& rows) {
   std::vector<int64_t> shape = x.sizes().vec();
   shape[0] = int64_t(rows.size());
   const at::Tensor out = at::empty(shape, x.options());
-  for (size_t i = 0; i < rows.size(); ++i) {
-    std::memcpy(row_of(out, int64_t(i)), row_of(x, rows[i]), row_bytes(x));
+  const int64_t bytes = width_of(x) * x.element_size();
+  const char* from = static_cast<const char*>(x.const_data_ptr());
+  char* to = static_cast<char*>(out.mutable_data_ptr());
+  for (int64_t row : rows) {
+    std::memcpy(to, from + row * bytes, bytes);
+    to += bytes;
   }
   return out;
 }
-
-char* row_of(const at::Tensor& x, int64_t row) {
-  return static_cast<char*>(x.mutable_data_ptr()) + row * row_bytes(x);
-}
-
-int64_t row_bytes(const at::Tensor& x) { return width_of(x) * x.element_size(); }
 
 }  // namespace fastnode

@@ -39,9 +39,6 @@ void norm_rows(const at::Tensor& y0, const at::Tensor& y1, const Slopes& k, cons
 // Copies of some rows.
 at::Tensor take_rows(const at::Tensor& x, const std::vector<int64_t>& rows);
 
-char* row_of(const at::Tensor& x, int64_t row);
-int64_t row_bytes(const at::Tensor& x);
-
 // Keeps the entries `rows`, which rise.
 template <class X>
 void keep(std::vector<X>& values, const std::vector<int64_t>& rows) {

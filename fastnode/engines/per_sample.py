@@ -279,19 +279,18 @@ class PerSampleSolve:
         values = torch.cat([*log.values, torch.full_like(y0[:1], math.nan)])
         ys = values[place].reshape(self.problem.ts.shape[1], y0.shape[0], width)
         empty = (place[:0], *(self.problem.direction[:0],) * 3)
-        sample, t1, error, stiffness = map(torch.cat, zip(empty, *log.steps, strict=True))
+        sample, *columns = map(torch.cat, zip(empty, *log.steps, strict=True))
+        order = sample.argsort(stable=True)
         stages = len(self.tableau.a) + len(self.tableau.further)
         none = y0.new_empty(stages, 0, width)
+        keep = self.options
         return Trace(
             ys,
             self.nfe,
             self.accepted,
             self.rejected,
             self.status,
-            sample,
-            t1,
-            error,
-            stiffness,
-            states=torch.cat([y0[:0], *log.states]) if self.options.keep_states else None,
-            slopes=torch.cat([none, *log.slopes], dim=1) if self.options.keep_slopes else None,
+            *(column[order] for column in columns),
+            states=torch.cat([y0[:0], *log.states])[order] if keep.keep_states else None,
+            slopes=torch.cat([none, *log.slopes], dim=1)[:, order] if keep.keep_slopes else None,
         )

@@ -32,7 +32,8 @@ class SampleOptions:
 
 @dataclass
 class Trace:
-    """What a per-sample solve leaves behind, the accepted steps in the order they were taken."""
+    """What a per-sample solve leaves behind: of its steps those of the first sample, in the order
+    they were taken, then those of the second, and so on."""
 
     #: [T, B, D], NaN where a sample did not get.
     ys: Tensor
@@ -40,9 +41,8 @@ class Trace:
     accepted: Tensor
     rejected: Tensor
     status: list[str]
-    #: Of each accepted step: whose it is, where it ends, its error and stiffness; the state at its
-    #: end [M, D] and its slopes [stages, M, D] where they were asked for.
-    sample: Tensor
+    #: Of each accepted step where it ends, its error and stiffness; the state at its end [M, D]
+    #: and its slopes [stages, M, D] where they were asked for.
     t1: Tensor
     error: Tensor
     stiffness: Tensor
@@ -111,7 +111,6 @@ def nothing(problem: SampleProblem, options: SampleOptions) -> Trace:
         zero,
         zero,
         [Failure.NONE.status] * y0.shape[0],
-        zero[:0],
         numbers,
         numbers,
         numbers,
