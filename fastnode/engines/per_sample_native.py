@@ -60,12 +60,13 @@ def run(problem: SampleProblem, f0: Tensor, options: SampleOptions) -> Trace | N
     if found is None:
         return None
     ys, nfe, accepted, rejected, status, *columns, states, slopes = found
+    names = [failure.status for failure in Failure]
     return Trace(
         ys.reshape(-1, *y0.shape),
         nfe,
         accepted,
         rejected,
-        [Failure(each).status for each in status],
+        [names[each] for each in status],
         *columns,
         states=states,
         slopes=None if slopes is None else slopes.transpose(0, 1),
