@@ -62,7 +62,7 @@ def run(problem: SampleProblem, f0: Tensor, options: SampleOptions) -> Trace | N
     ys, nfe, accepted, rejected, status, *columns, states, slopes = found
     names = [failure.status for failure in Failure]
     return Trace(
-        ys.reshape(-1, *y0.shape),
+        ys.reshape(ys.shape[0], *y0.shape),
         nfe,
         accepted,
         rejected,

@@ -218,6 +218,29 @@ def test_both_engines_take_the_same_steps(dtype):
         assert len(ours) == len(theirs)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "field",
+    [lambda t, y: y, lambda t, y: y.flip(1), lambda t, y: y.t().contiguous().t()],
+    ids=["its argument", "a copy", "not contiguous"],
+)
+def test_what_the_field_keeps_and_returns_is_not_written_over(field, engine):
+    kept = []
+
+    def keeping(t, y):
+        out = field(t, y)
+        kept.append((t, y, out, t.clone(), y.clone(), out.clone()))
+        return out
+
+    y0 = torch.tensor([[1.0, 2.0], [0.5, 0.1]], dtype=torch.float64)
+    before = y0.clone()
+    found = fastnode.solve(keeping, y0, times(0, 1), per_sample=True, engine=engine, rtol=1e-7)
+    assert all(torch.equal(a, b) for each in kept for a, b in zip(each[:3], each[3:], strict=True))
+    assert torch.equal(y0, before)
+    wanted = fastnode.solve(field, y0, times(0, 1), per_sample=True, engine="reference", rtol=1e-7)
+    torch.testing.assert_close(found.ys, wanted.ys)
+
+
 @pytest.mark.skipif(not AVAILABLE, reason="without the extension")
 def test_native_engine_says_what_it_cannot_run():
     with pytest.raises(ValueError, match="engine 'native' cannot run this solve"):
@@ -253,6 +276,17 @@ def test_tuple_states_agree_with_each_sample_alone():
         for ours, theirs in zip(found.ys, one.ys, strict=True):
             torch.testing.assert_close(ours[:, b], theirs, rtol=1e-9, atol=1e-9)
         assert found.steps[b].states[1].shape == one.steps.states[1].shape
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 0), (3, 2, 4), (1, 1)], ids=str)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_samples_of_any_shape(shape, engine):
+    y0 = torch.ones(shape, dtype=torch.float64)
+    found = fastnode.solve(
+        lambda t, y: -y, y0, times(0, 1), per_sample=True, save="dense", engine=engine
+    )
+    assert found.ys.shape == (2, *shape) and found.evaluate(0.5).shape == shape
+    torch.testing.assert_close(found.ys[-1], y0 * math.exp(-1), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.complex128], ids=str)
