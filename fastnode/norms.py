@@ -48,7 +48,7 @@ class ErrorNorm:
     ) -> float:
         """The norm of ``sum_j weights_j k_j`` for a step from y0 to y1."""
         if self.norm is None and self.layout.shapes is None:
-            return _as_number(rk_error(y0, y1, k, weights, self.rtol[0], self.atol[0]))
+            return as_number(rk_error(y0, y1, k, weights, self.rtol[0], self.atol[0]))
         parts = (
             list(zip(*(x.split(self.sizes) for x in (y0, y1, *k)), strict=True))
             if (self.layout.shapes is not None)
@@ -59,18 +59,18 @@ class ErrorNorm:
             for (a, b, *slopes), rtol, atol in zip(parts, self.rtol, self.atol, strict=True)
         ]
         if self.norm is None:
-            return _as_number(torch.stack([rk_error(*each) for each in arguments]).max())
+            return as_number(torch.stack([rk_error(*each) for each in arguments]).max())
         scaled = [scaled_error(*each) for each in arguments]
         joint = scaled[0] if self.layout.shapes is None else torch.cat(scaled)
         measured = self.norm(self.layout.unpack(joint))
-        return abs(_as_number(measured) if isinstance(measured, Tensor) else float(measured))
+        return abs(as_number(measured) if isinstance(measured, Tensor) else float(measured))
 
     def size(self, x: Tensor, y: Tensor) -> float:
         """The norm of x relative to the tolerances at y."""
         return self(y, y, [x], [1.0])
 
 
-def _as_number(norm: Tensor) -> float:
+def as_number(norm: Tensor) -> float:
     """The value of a 0-dim tensor; under torch.func.vmap the largest of the batch, so that one
     sequence of steps satisfies the tolerances of every sample."""
     functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009, unknown to the stubs

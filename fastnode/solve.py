@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastnode import engines
+from fastnode.compilation import outside_graph
 from fastnode.controllers import Controller, find_controller
 from fastnode.engines.grid import GridStepper
 from fastnode.engines.rows import SampleOptions
@@ -29,6 +30,7 @@ SAVE = ("times", "steps", "dense")
 METHOD_NAMES = (*ADAPTIVE, *FIXED)
 
 
+@outside_graph
 def solve(
     func: Callable[..., Any],
     y0: State,

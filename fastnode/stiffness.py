@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastnode.norms import as_number
 from fastnode.ops.rk_error import rk_error
 from fastnode.tableaus import Tableau, Weights
 
@@ -59,7 +60,7 @@ class Stiffness:
         if not self.known:
             return math.nan
         slopes, states = (
-            rk_error(k[0], k[0], [k[j] for j in w.stages], w.values, 0.0, 1.0).item()
+            as_number(rk_error(k[0], k[0], [k[j] for j in w.stages], w.values, 0.0, 1.0))
             for w in (self.slopes, self.states)
         )
         return slopes and (slopes / states / self.stability if states else math.inf)

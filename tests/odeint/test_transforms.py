@@ -135,3 +135,13 @@ def test_compiled_field_runs_inside_a_solve():
     found = fastnode.odeint(lambda t, y: compiled(y), y, torch.tensor([0.0, 1.0]))
     expected = fastnode.odeint(lambda t, y: model.net(y), y, torch.tensor([0.0, 1.0]))
     torch.testing.assert_close(found, expected)
+
+
+def test_solve_goes_through_vmap_and_breaks_a_graph_once():
+    y0 = batch(5, 3)
+    together = vmap(lambda y: fastnode.solve(wave, y, TIMES, rtol=1e-7).ys)(y0)
+    alone = torch.stack([fastnode.solve(wave, y, TIMES, rtol=1e-7).ys for y in y0])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    torch._dynamo.reset()
+    explained = torch._dynamo.explain(lambda y: fastnode.solve(wave, y * 2, TIMES).ys * 3)(y0)
+    assert len(explained.break_reasons) == 1
