@@ -42,6 +42,11 @@ class Stiffness:
             self.slopes = Weights((i, j), (1.0, -1.0))
             self.states = Weights(*zip(*differences, strict=True))
 
+    @property
+    def weights(self) -> tuple[Weights, Weights, float] | None:
+        """What the C++ loop needs to estimate it."""
+        return (self.slopes, self.states, self.stability) if self.known else None
+
     @torch.no_grad()
     def rows(self, k: Sequence[Tensor]) -> Tensor:
         """For each sample, [b], from slopes [b, D]."""

@@ -111,6 +111,7 @@ void AdaptiveStepper::advance() {
     std::swap(y_before_, y_);
     std::swap(y_, stage_);
     f_ = k_.back();
+    if (recording_) keep_record();
     if (!stops_.empty() && (t_ - stops_.back().time) * field_->direction() >= 0) {
       if (stops_.back().jump) (*field_)(t_, y_, 1, f_);
       stops_.pop_back();
@@ -119,17 +120,27 @@ void AdaptiveStepper::advance() {
   }
 }
 
+void AdaptiveStepper::keep_record() {
+  ends.push_back(t_);
+  errors.push_back(accepted_ratio_);
+  if (!stiffness_weights_) return;
+  const double slopes = rms(k_, stiffness_weights_->slopes);
+  // The states differ by h times this: the size of the step cancels.
+  const double states = rms(k_, stiffness_weights_->states);
+  stiffness.push_back(slopes == 0 ? 0 : slopes / states / stiffness_weights_->stability);
+}
+
 Step AdaptiveStepper::last() const {
   return {field_, tableau_, t_before_, t_, y_before_.tensor(), y_.tensor(), k_, accepted_ratio_};
 }
 
-at::Tensor AdaptiveStepper::integrate(const std::vector<double>& times) {
-  Outputs outputs(y_.tensor(), int64_t(times.size()));
+at::Tensor AdaptiveStepper::integrate(const std::vector<double>& times, bool all_together) {
+  Outputs& outputs = outputs_.emplace(y_.tensor(), int64_t(times.size()));
   outputs.add(y_.tensor());
   const std::vector<int> stages = dense_stages(*tableau_);
   const double direction = field_->direction();
   for (size_t i = 1; i < times.size();) {
-    attempts = 0;
+    if (!all_together) attempts = 0;
     while ((t_ - times[i]) * direction < 0) advance();
     std::vector<double> c;
     for (; i < times.size() && (t_ - times[i]) * direction > 0; ++i) {

@@ -16,6 +16,13 @@ struct Callbacks {
   py::object step, accept, reject;
 };
 
+// fastnode.stiffness.Stiffness: weights in the stages of two slopes' difference and of their
+// states'.
+struct StiffnessWeights {
+  Weights slopes, states;
+  double stability;
+};
+
 class AdaptiveStepper {
  public:
   AdaptiveStepper(py::object field, std::shared_ptr<const Tableau> tableau, double t, at::Tensor y,
@@ -27,8 +34,16 @@ class AdaptiveStepper {
   void advance();
   // The step that was accepted last.
   Step last() const;
-  // The solution [T, ...] at `times`, of which it stands at the first.
-  at::Tensor integrate(const std::vector<double>& times);
+  // The solution [T, ...] at `times`, of which it stands at the first; max_num_steps holds from one
+  // of them to the next, or for all together.
+  at::Tensor integrate(const std::vector<double>& times, bool all_together);
+  // What of it is there, also when it did not come to its end.
+  at::Tensor outputs() const { return outputs_ ? outputs_->finish() : y().unsqueeze(0); }
+  // From now on keeps of each accepted step its end, its error and, given weights, its stiffness.
+  void record(std::optional<StiffnessWeights> weights) {
+    recording_ = true;
+    stiffness_weights_ = std::move(weights);
+  }
 
   double t() const { return t_; }
   const at::Tensor& y() const { return y_.tensor(); }
@@ -37,9 +52,11 @@ class AdaptiveStepper {
   int64_t evaluations() const { return field_->evaluations(); }
 
   int64_t attempts = 0, rejected = 0;
+  std::vector<double> ends, errors, stiffness;
 
  private:
   double initial_step();
+  void keep_record();
   double norm_of(const at::Tensor& y0, const at::Tensor& y1, const Weights& weights, double h);
   void check_progress() const;
 
@@ -58,6 +75,9 @@ class AdaptiveStepper {
   Slopes k_;
   double before_ = 1, earlier_ = 1, ratio_ = 0, accepted_ratio_ = 0;
   bool stuck_ = false;
+  bool recording_ = false;
+  std::optional<StiffnessWeights> stiffness_weights_;
+  std::optional<Outputs> outputs_;
 };
 
 }  // namespace fastnode

@@ -64,6 +64,17 @@ constexpr size_t kMostWeights = kMaxTerms;
 
 }  // namespace
 
+double rms(const Slopes& k, const Weights& weights) {
+  double norm = 0;
+  dispatch_floating(k[0].scalar_type(), "rms", [&]<class T>(T*) {
+    const Terms<T> terms = terms_of<T>(k, weights.stages, weights.values.data());
+    const T* any = data<T>(k[0]);
+    const WithoutGil nogil(k[0].numel());
+    norm = error_norm(any, any, terms, 0.0, 1.0, 0, k[0].numel());
+  });
+  return norm;
+}
+
 WithoutGil::WithoutGil(int64_t elements)
     : state_(elements >= kGrain ? PyEval_SaveThread() : nullptr) {}
 

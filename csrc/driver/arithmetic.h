@@ -56,6 +56,9 @@ class ErrorNorm {
   std::vector<double> rtol_, atol_;
 };
 
+// sqrt(mean((sum_j w_j k_j)^2)) over the whole state, in this machine's memory.
+double rms(const Slopes& k, const Weights& weights);
+
 // Lets other Python threads run while a kernel works on many elements.
 class WithoutGil {
  public:

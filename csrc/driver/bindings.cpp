@@ -139,7 +139,19 @@ void bind_driver(py::module_& m) {
              self.advance();
              return self.last();
            })
-      .def("integrate", &AdaptiveStepper::integrate)
+      .def("integrate", &AdaptiveStepper::integrate, py::arg("times"),
+           py::arg("all_together") = false)
+      .def("outputs", &AdaptiveStepper::outputs)
+      .def("record",
+           [](AdaptiveStepper& self,
+              const std::optional<std::tuple<Row, Row, double>>& stiffness_weights) {
+             if (!stiffness_weights) return self.record(std::nullopt);
+             const auto& [slopes, states, stability] = *stiffness_weights;
+             self.record(StiffnessWeights{weights(slopes), weights(states), stability});
+           })
+      .def_readonly("ends", &AdaptiveStepper::ends)
+      .def_readonly("errors", &AdaptiveStepper::errors)
+      .def_readonly("stiffness", &AdaptiveStepper::stiffness)
       .def_property_readonly("t", &AdaptiveStepper::t)
       .def_property_readonly("y", &AdaptiveStepper::y)
       .def_property_readonly("f", &AdaptiveStepper::f)

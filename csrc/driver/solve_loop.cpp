@@ -89,8 +89,8 @@ void Outputs::add(const Arithmetic& arithmetic, const at::Tensor& y, const Slope
   }
 }
 
-at::Tensor Outputs::finish() {
-  if (nodes_.empty()) return block_;
+at::Tensor Outputs::finish() const {
+  if (nodes_.empty()) return filled_ == count_ ? block_ : block_.narrow(0, 0, filled_);
   std::vector<at::Tensor> all;
   for (int64_t i = 0; i < filled_; ++i) all.push_back(block_.select(0, i));
   all.insert(all.end(), nodes_.begin(), nodes_.end());

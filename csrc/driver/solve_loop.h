@@ -47,7 +47,8 @@ class Outputs {
   void add(const Arithmetic& arithmetic, const at::Tensor& y, const Slopes& k,
            const std::vector<int>& stages, const std::vector<double>& c);
   int64_t size() const { return filled_ + int64_t(nodes_.size()); }
-  at::Tensor finish();
+  // What has been added so far.
+  at::Tensor finish() const;
 
  private:
   void* next(int64_t count);
