@@ -1,0 +1,102 @@
+"""Steps of their own for each sample: against torchode, eager and compiled.
+
+256 van der Pol oscillators from (2, 0), mu from 0.1 to 50 in equal ratios, t in [0, 10]: the slow
+ones turn once or twice, the stiff ones creep and do not jump, so that steps differ 100-fold.
+torchode evaluates every sample until the last has finished; evaluations are counted for each
+sample, calls for the field. It is compiled the way its authors recommend and called warm.
+``pip install torchode``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from ratio import compare
+
+import fastnode
+
+torchode = pytest.importorskip("torchode")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SAMPLES, TOLERANCE = 256, 1e-5
+METHODS = {"dopri5": torchode.Dopri5, "tsit5": torchode.Tsit5}
+
+
+def oscillators(t, y, mu):
+    x, v = y.unbind(1)
+    return torch.stack((v, mu * (1 - x * x) * v - x), 1)
+
+
+class Counted:
+    """A field that counts its calls."""
+
+    def __init__(self, field):
+        self.field, self.calls = field, 0
+
+    def __call__(self, t, y, mu):
+        self.calls += 1
+        return self.field(t, y, mu)
+
+
+def problem(dtype=torch.float32):
+    mu = torch.logspace(math.log10(0.1), math.log10(50), SAMPLES, dtype=dtype, device=DEVICE)
+    y0 = torch.tensor([2.0, 0.0], dtype=dtype, device=DEVICE).repeat(SAMPLES, 1)
+    return y0, torch.tensor([0.0, 10.0], dtype=dtype, device=DEVICE), mu
+
+
+def with_fastnode(field, method: str, dtype=torch.float32, tolerance: float = TOLERANCE):
+    y0, t, mu = problem(dtype)
+    return lambda: fastnode.solve(
+        field, y0, t, method=method, rtol=tolerance, atol=tolerance, per_sample=True, args=(mu,)
+    )
+
+
+def with_torchode(field, method: str, compiled: bool):
+    y0, t, mu = problem()
+    term = torchode.ODETerm(field, with_args=True)
+    controller = torchode.IntegralController(TOLERANCE, TOLERANCE, term=term)
+    solver = torchode.AutoDiffAdjoint(METHODS[method](term), controller).to(DEVICE)
+    initial = torchode.InitialValueProblem(y0=y0, t_eval=t.expand(SAMPLES, -1).contiguous())
+    torch._dynamo.reset()
+    solve = torch.compile(solver.solve) if compiled else solver.solve
+    return lambda: solve(initial, args=mu)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+def test_van_der_pol(benchmark, method):
+    ours = with_fastnode(oscillators, method)
+    references = {
+        "torchode": with_torchode(oscillators, method, compiled=False),
+        "torchode, compiled": with_torchode(oscillators, method, compiled=True),
+    }
+    exact = with_fastnode(oscillators, method, torch.float64, 1e-11)().ys[-1].float()
+    ends = {"fastnode": ours().ys[-1]}
+    ends |= {name: solve().ys[:, -1] for name, solve in references.items()}
+    for end in ends.values():
+        torch.testing.assert_close(end, exact, rtol=5e-3, atol=5e-3)
+    counted = {"fastnode": Counted(oscillators), "torchode": Counted(oscillators)}
+    solution = with_fastnode(counted["fastnode"], method)()
+    other = with_torchode(counted["torchode"], method, compiled=False)()
+    evaluations = {
+        "fastnode": int(solution.nfe.sum()),
+        "torchode": int(other.stats["n_f_evals"].sum()),
+    }
+    compare(
+        benchmark,
+        f"{method} per sample",
+        f"van der Pol, {SAMPLES}",
+        ours,
+        references,
+        rounds=5,
+        errors={name: (end - exact).abs().max().item() for name, end in ends.items()},
+        evaluations=evaluations,
+        calls={name: field.calls for name, field in counted.items()},
+        rejected={
+            "fastnode": int(solution.rejected.sum()),
+            "torchode": int((other.stats["n_steps"] - other.stats["n_accepted"]).sum()),
+        },
+    )
+    assert evaluations["fastnode"] <= evaluations["torchode"]
