@@ -40,21 +40,23 @@ class Counted:
         return self.field(t, y, mu)
 
 
-def problem(dtype=torch.float32):
+def problem(outputs: int, dtype=torch.float32):
     mu = torch.logspace(math.log10(0.1), math.log10(50), SAMPLES, dtype=dtype, device=DEVICE)
     y0 = torch.tensor([2.0, 0.0], dtype=dtype, device=DEVICE).repeat(SAMPLES, 1)
-    return y0, torch.tensor([0.0, 10.0], dtype=dtype, device=DEVICE), mu
+    return y0, torch.linspace(0, 10, outputs, dtype=dtype, device=DEVICE), mu
 
 
-def with_fastnode(field, method: str, dtype=torch.float32, tolerance: float = TOLERANCE):
-    y0, t, mu = problem(dtype)
+def with_fastnode(
+    field, method: str, outputs: int, dtype=torch.float32, tolerance: float = TOLERANCE
+):
+    y0, t, mu = problem(outputs, dtype)
     return lambda: fastnode.solve(
         field, y0, t, method=method, rtol=tolerance, atol=tolerance, per_sample=True, args=(mu,)
     )
 
 
-def with_torchode(field, method: str, compiled: bool):
-    y0, t, mu = problem()
+def with_torchode(field, method: str, outputs: int, compiled: bool):
+    y0, t, mu = problem(outputs)
     term = torchode.ODETerm(field, with_args=True)
     controller = torchode.IntegralController(TOLERANCE, TOLERANCE, term=term)
     solver = torchode.AutoDiffAdjoint(METHODS[method](term), controller).to(DEVICE)
@@ -65,21 +67,22 @@ def with_torchode(field, method: str, compiled: bool):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("outputs", [2, 101])
 @pytest.mark.parametrize("method", METHODS)
-def test_van_der_pol(benchmark, method):
-    ours = with_fastnode(oscillators, method)
+def test_van_der_pol(benchmark, method, outputs):
+    ours = with_fastnode(oscillators, method, outputs)
     references = {
-        "torchode": with_torchode(oscillators, method, compiled=False),
-        "torchode, compiled": with_torchode(oscillators, method, compiled=True),
+        "torchode": with_torchode(oscillators, method, outputs, compiled=False),
+        "torchode, compiled": with_torchode(oscillators, method, outputs, compiled=True),
     }
-    exact = with_fastnode(oscillators, method, torch.float64, 1e-11)().ys[-1].float()
+    exact = with_fastnode(oscillators, method, 2, torch.float64, 1e-11)().ys[-1].float()
     ends = {"fastnode": ours().ys[-1]}
     ends |= {name: solve().ys[:, -1] for name, solve in references.items()}
     for end in ends.values():
         torch.testing.assert_close(end, exact, rtol=5e-3, atol=5e-3)
     counted = {"fastnode": Counted(oscillators), "torchode": Counted(oscillators)}
-    solution = with_fastnode(counted["fastnode"], method)()
-    other = with_torchode(counted["torchode"], method, compiled=False)()
+    solution = with_fastnode(counted["fastnode"], method, outputs)()
+    other = with_torchode(counted["torchode"], method, outputs, compiled=False)()
     evaluations = {
         "fastnode": int(solution.nfe.sum()),
         "torchode": int(other.stats["n_f_evals"].sum()),
@@ -87,7 +90,7 @@ def test_van_der_pol(benchmark, method):
     compare(
         benchmark,
         f"{method} per sample",
-        f"van der Pol, {SAMPLES}",
+        f"van der Pol, {SAMPLES}, {outputs} times",
         ours,
         references,
         rounds=5,
