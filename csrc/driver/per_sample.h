@@ -84,6 +84,7 @@ class PerSampleSolve {
   Slopes k_;  // k_[0] is the field at (t, y)
   // Of the step that is tried.
   std::vector<double> t1_, step_, taken_, ratio_, stiffness_, times_, zero_, one_;
+  Weights dense_;
   Handle stage_, solution_;
   const Handle* y1_ = nullptr;
 };

@@ -107,13 +107,15 @@ void PerSampleSolve::interpolate(int64_t row) {
       continue;
     }
     const double x = (time - t_[row]) / step_[row];
-    Weights weights;
+    // Its memory is kept: an allocation costs more than a narrow row.
+    dense_.stages.clear();
+    dense_.values.clear();
     for (const Polynomial& each : options_.tableau->dense) {
-      weights.stages.push_back(each.stage);
-      weights.values.push_back(step_[row] * each.at(x));
+      dense_.stages.push_back(each.stage);
+      dense_.values.push_back(step_[row] * each.at(x));
     }
     dispatch_real(dtype_, [&]<class T>(T*) {
-      rk_stage_range(y_.const_data_ptr<T>() + offset, row_terms<T>(k_, weights, offset), 0, width_,
+      rk_stage_range(y_.const_data_ptr<T>() + offset, row_terms<T>(k_, dense_, offset), 0, width_,
                      reinterpret_cast<T*>(out));
     });
   }
