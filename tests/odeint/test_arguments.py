@@ -3,18 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torchdiffeq
+from odeint_cases import grid
 
 import fastnode
 
 METHODS = ["euler", "midpoint", "rk4", "dopri5", "tsit5"]
-
-
-def state(*shape, dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
-
-
-def grid(*values, dtype=torch.float64):
-    return torch.tensor(values, dtype=dtype)
 
 
 def decay(t, y):

@@ -6,24 +6,9 @@ import warnings
 import pytest
 import torch
 import torchdiffeq
+from odeint_cases import TIMES, grid, state
 
 import fastnode
-
-
-def state(*shape, dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
-
-
-def grid(*values, dtype=torch.float64):
-    return torch.tensor(values, dtype=dtype)
-
-
-TIMES = {
-    "forward": grid(0.0, 0.3, 1.0, 2.5),
-    "backward": grid(2.5, 1.0, 0.3, -0.2),
-    "two": grid(0.0, 1.0),
-    "one": grid(0.7),
-}
 
 
 def fewer_by_whole_steps(ours, theirs):

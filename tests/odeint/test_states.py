@@ -5,26 +5,11 @@ import math
 import pytest
 import torch
 import torchdiffeq
+from odeint_cases import TIMES, grid, state
 
 import fastnode
 
 METHODS = ["euler", "midpoint", "rk4", "dopri5", "tsit5"]
-
-
-def state(*shape, dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
-
-
-def grid(*values, dtype=torch.float64):
-    return torch.tensor(values, dtype=dtype)
-
-
-TIMES = {
-    "forward": grid(0.0, 0.3, 1.0, 2.5),
-    "backward": grid(2.5, 1.0, 0.3, -0.2),
-    "two": grid(0.0, 1.0),
-    "one": grid(0.7),
-}
 
 
 def test_tuple_states_of_any_shapes_with_a_tolerance_each():
