@@ -22,5 +22,6 @@ PYBIND11_MODULE(_C, m) {
     return bytes;
   });
   fastnode::bind_driver(m);
+  fastnode::bind_mlp(m);
   m.def("release_pool", fastnode::release_pool, "Returns kept memory to the system");
 }

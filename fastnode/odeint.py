@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastnode import engines
+from fastnode.engines import fused
 from fastnode.compilation import outside_graph
 from fastnode.engines.scipy_solver import integrate_scipy
 from fastnode.events import link_found, solve_until_event
@@ -85,6 +86,10 @@ def odeint(
         StepSizeUnderflow, MaxStepsExceeded, NonFiniteState, StagesNotSolved: the solve cannot go
             on.
     """
+    if event_fn is None and not args:
+        solved = fused.odeint(func, y0, t, rtol, atol, method, options)
+        if solved is not None:
+            return solved
     run = _solve if traceable(method, options, event_fn) else _outside_graph
     return run(func, y0, t, rtol, atol, method, options, event_fn, args)
 

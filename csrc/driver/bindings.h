@@ -6,5 +6,6 @@ namespace fastnode {
 
 // The loops of a solve, as fastnode.engines.native uses them.
 void bind_driver(pybind11::module_& m);
+void bind_mlp(pybind11::module_& m);
 
 }  // namespace fastnode

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastnode.engines.fused import plain
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
     "gelu": F.gelu,
@@ -18,6 +20,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softplus": F.softplus,
     "tanh": torch.tanh,
 }
+#: The numbers of csrc/kernels/mlp.h.
+ACTIVATION_NUMBERS = {name: i for i, name in enumerate(ACTIVATIONS)}
 TIME_MODES = ("every", "once", "none")
 MAX_DEPTH = 8
 
@@ -164,6 +168,24 @@ class MLPField(nn.Module):
                 z = activate(z)
             z = layer(t, z) if isinstance(layer, TimeLinear) else layer(z)
         return z
+
+    def perceptron(self) -> tuple[list[tuple[Tensor, Tensor | None, int]], int] | None:
+        """What the fused engine solves: (weight, bias, column of the time or -1) of each layer and
+        the number of the activation; None if hooks or other changes make the field more than
+        that."""
+        if type(self) is not MLPField or not plain(self):
+            return None
+        layers = []
+        for layer in self.layers.children():
+            own = layer._parameters
+            if type(layer) not in (TimeLinear, nn.Linear) or not plain(layer) or "weight" not in own:
+                return None
+            weight, bias = own["weight"], own["bias"]
+            if weight is None:
+                return None
+            timed = type(layer) is TimeLinear
+            layers.append((weight, bias, weight.shape[1] - 1 if timed else -1))
+        return layers, ACTIVATION_NUMBERS[self.activation]
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, activation={self.activation}, time={self.time}"

@@ -1,0 +1,108 @@
+// A whole solve of a multilayer perceptron's field: the loop, the stages, the field and the control
+// of the steps, on tiles of samples that stay in the cache. Step for step the loops of
+// fastnode.engines.adaptive and fastnode.engines.fixed.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "driver/controller.h"
+#include "driver/tableau.h"
+#include "fused/mlp_field.h"
+
+namespace fastnode {
+
+// The weights of an estimate of stiffness (fastnode/stiffness.py).
+struct StiffnessPair {
+  Weights slopes, states;
+  double stability;
+};
+
+struct MlpOptions {
+  std::shared_ptr<const Tableau> tableau;
+  std::vector<double> times;  // where the solution is wanted
+  // Adaptive steps, or else steps along `grid`.
+  bool adaptive = true;
+  Controller controller{};
+  double rtol = 0, atol = 0;
+  std::optional<double> first_step;
+  int64_t max_num_steps = 0;
+  bool counted_anew = true;  // steps tried are counted from each output time on
+  std::optional<StiffnessPair> pair;
+  std::vector<double> grid;
+  bool perturb = false;
+  bool keep_states = false;  // what gradients need
+
+  double direction() const { return times.back() >= times.front() ? 1.0 : -1.0; }
+};
+
+enum class Ending : int { kFinished, kBadStart, kStuck };
+
+// What a solve leaves behind.
+struct MlpTrace {
+  std::vector<double> edges;  // where steps begin and end
+  std::vector<double> error, stiffness;
+  int64_t evaluations = 0, rejected = 0;
+  Ending ending = Ending::kFinished;
+  // Of a solve that could not go on: where it stood, and what it was about to try.
+  double t = 0, h = 0, ratio = 0;
+  int64_t attempts = 0;
+  bool saw_nan = false, saw_infinity = false;
+};
+
+// Runs body(thread, threads) on at most so many threads at once, all of them at work together, after
+// prepare(threads) on one.
+using Parallel = std::function<void(int, const std::function<void(int)>& prepare,
+                                    const std::function<void(int, int)>& body)>;
+
+template <class T>
+struct Tile {
+  Frame frame;
+  int64_t first;  // sample
+  // y, and for each stage its slope, of the step at hand; y1 is where it ends.
+  T *y, *y1, *stage;
+  std::vector<T*> k;
+  // Of each accepted step the state and the slope at its beginning, if they are kept.
+  std::vector<std::unique_ptr<T[]>> kept;
+};
+
+template <class T>
+class MlpSolve {
+ public:
+  // A solve of `batch` states of the field's dimension; `field` must outlive it.
+  MlpSolve(const MlpField<T>& field, bool by_sample, int64_t batch, MlpOptions options);
+
+  // y0 [batch, dim] into ys [times, batch, dim].
+  MlpTrace run(const T* y0, T* ys, int threads, const Parallel& parallel);
+
+  // Whether few samples are better laid sample by sample: what either costs in vectors.
+  static bool prefers_rows(const std::vector<typename MlpField<T>::Source>& layers, int64_t batch,
+                           int64_t lanes);
+  int64_t tiles() const { return int64_t(tiles_.size()); }
+  // Bytes that are kept for gradients.
+  int64_t kept_bytes() const;
+
+  // Gradients of what run() returned: `upstream` [times, batch, dim] into gy0 [batch, dim], and if
+  // it is not null into the first of `parameters`, [parameter_numbers()]. `field` is the
+  // one of the solve, made with gradients. If `rates` is not null, it receives for each time the
+  // sum of upstream times the solution's slope there.
+  void gradient(const MlpField<T>& field, const MlpTrace& trace, const T* upstream, T* gy0,
+                std::vector<std::vector<T>>* parameters, double* rates, int threads,
+                const Parallel& parallel);
+
+ private:
+  struct Worker;
+  struct Adjoint;
+
+  const MlpField<T>* field_;
+  MlpOptions options_;
+  int64_t batch_, dim_;
+  bool by_sample_;
+  std::vector<Tile<T>> tiles_;
+  Arena memory_;
+  std::vector<double> sums_;  // [2, tiles, 3]
+};
+
+}  // namespace fastnode

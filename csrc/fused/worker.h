@@ -1,0 +1,122 @@
+// What one thread does with its tiles: shared by the solve and its gradient.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "fused/mlp_solve.h"
+
+namespace fastnode {
+
+// The number before (side -1) or after t on the way, in T.
+template <class T>
+T shifted(double t, int side, double direction) {
+  const T value = T(t);
+  if (side == 0) return value;
+  return std::nextafter(value, T(side * direction * std::numeric_limits<double>::infinity()));
+}
+
+// Arithmetic on tiles with memory of a thread's own.
+template <class T>
+class TileArithmetic {
+ public:
+  TileArithmetic(const MlpField<T>& field, const Frame& largest, int64_t terms)
+      : field_(field),
+        coefficients_(size_t(terms * columns(largest))),
+        times_(size_t(columns(largest))) {}
+
+  int64_t columns(const Frame& frame) const { return frame.extent(field_.dim()).columns; }
+
+  // out = y + sum_j scale w_j k_j; without y where it is null.
+  void combine(const Frame& frame, const T* y, const std::vector<T*>& k, const Weights& weights,
+               double scale, T* out) {
+    const Extent extent = frame.extent(field_.dim());
+    prepare(k, weights, scale, extent.columns);
+    field_.kernels->combine(y, slopes_.data(), coefficients_.data(), int(slopes_.size()), extent,
+                            out);
+  }
+
+  // The sum of squares of scale sum_j w_j k_j over the tolerances; samples and features that are
+  // there only to fill vectors do not count.
+  double squares(const Frame& frame, const T* y0, const T* y1, const std::vector<T*>& k,
+                 const Weights& weights, double scale, double rtol, double atol) {
+    const Extent extent = frame.extent(field_.dim());
+    const int64_t columns = extent.columns;
+    prepare(k, weights, scale, columns);
+    tolerances_.resize(size_t(3 * columns));
+    T *relative = tolerances_.data(), *absolute = relative + columns, *sums = absolute + columns;
+    std::fill(relative, absolute, T(rtol));
+    std::fill(absolute, sums, T(atol));
+    field_.kernels->error(y0, y1, slopes_.data(), coefficients_.data(), int(slopes_.size()),
+                          relative, absolute, extent, sums);
+    const int64_t valid = frame.by_sample ? field_.dim() : frame.samples;
+    double total = 0;
+    for (int64_t i = 0; i < valid; ++i) total += double(sums[i]);
+    return total;
+  }
+
+  const T* times(const Frame& frame, T t) {
+    std::fill_n(times_.data(), columns(frame), t);
+    return times_.data();
+  }
+
+ private:
+  void prepare(const std::vector<T*>& k, const Weights& weights, double scale, int64_t columns) {
+    const size_t count = weights.stages.size();
+    if (coefficients_.size() < count * size_t(columns)) {
+      coefficients_.resize(count * size_t(columns));
+    }
+    slopes_.resize(count);
+    for (size_t j = 0; j < count; ++j) {
+      slopes_[j] = k[size_t(weights.stages[j])];
+      std::fill_n(coefficients_.data() + j * size_t(columns), columns,
+                  T(scale * weights.values[j]));
+    }
+  }
+
+  const MlpField<T>& field_;
+  std::vector<T> coefficients_, times_, tolerances_;
+  std::vector<const T*> slopes_;
+};
+
+// Rows of a tile from or to [samples, dim].
+template <class T>
+void load_tile(const Frame& frame, const T* from, int64_t dim, T* to) {
+  for (int64_t s = 0; s < frame.samples; ++s) {
+    for (int64_t d = 0; d < dim; ++d) to[frame.place(d, s, dim)] = from[s * dim + d];
+  }
+  if (frame.by_sample) return;
+  // What fills the vector up is a sample that is there, so that it meets no worse numbers.
+  for (int64_t s = frame.samples; s < frame.width(); ++s) {
+    for (int64_t d = 0; d < dim; ++d) {
+      to[d * frame.width() + s] = from[(frame.samples - 1) * dim + d];
+    }
+  }
+}
+
+template <class T>
+void store_tile(const Frame& frame, const T* from, int64_t dim, T* to) {
+  for (int64_t s = 0; s < frame.samples; ++s) {
+    for (int64_t d = 0; d < dim; ++d) to[s * dim + d] = from[frame.place(d, s, dim)];
+  }
+}
+
+template <class T>
+void copy_tile(const Extent& extent, const T* from, T* to) {
+  for (int64_t r = 0; r < extent.rows; ++r) {
+    std::copy_n(from + r * extent.stride, extent.columns, to + r * extent.stride);
+  }
+}
+
+// Weights of dense output at x in [0, 1], in units of the step.
+inline Weights dense_weights(const Tableau& tableau, double x) {
+  Weights weights;
+  for (const Polynomial& each : tableau.dense) {
+    weights.stages.push_back(each.stage);
+    weights.values.push_back(each.at(x));
+  }
+  return weights;
+}
+
+}  // namespace fastnode

@@ -1,0 +1,111 @@
+// Kernels of a multilayer perceptron on a tile of samples: matrix products, activations and
+// Runge-Kutta arithmetic. One table of them for each instruction set, chosen at run time.
+#pragma once
+
+#include <cstdint>
+
+namespace fastnode {
+
+// The order of fastnode.nn.fields.ACTIVATIONS.
+enum class Activation : int { kElu, kGelu, kRelu, kSigmoid, kSilu, kSin, kSoftplus, kTanh };
+constexpr int kActivations = 8;
+
+// c[m, n] (+)= sum_k a(m, k) b[k, n] for whole vectors of n.
+template <class T>
+struct Product {
+  int64_t rows, columns, depth;
+  // Rows side by side: element (m, k) of a block of rows that starts at `a` is a[k a_stride + m],
+  // and the next block follows after depth times its rows if it was packed. Otherwise it is
+  // a[m a_stride + k], for the few rows of a small batch.
+  const T* a;
+  int64_t a_stride;
+  const T* b;
+  int64_t b_stride;  // from k to k + 1; 0 for panels made by pack_right
+  T* c;
+  int64_t c_stride;
+};
+
+// Rectangles of numbers: `columns`, a multiple of a vector, in each of `rows` rows.
+struct Extent {
+  int64_t rows, columns, stride;
+};
+
+template <class T>
+struct MlpKernels {
+  const char* name;
+  int lanes;      // numbers in a vector
+  int block;      // rows of c that are made at once
+  int narrow;     // the same where a is not packed by rows
+
+  // a packed by pack_left; b as it lies.
+  void (*multiply_left)(const Product<T>&);
+  // a[m a_stride + k]; b packed by pack_right.
+  void (*multiply_right)(const Product<T>&);
+  // c += a b with a[k a_stride + m]; nothing packed.
+  void (*accumulate)(const Product<T>&);
+
+  // a = activation(z) in place, or with z kept where `out` differs.
+  void (*activate)(Activation, const T* z, T* out, const Extent&);
+  // g *= activation'(z), where a is activation(z).
+  void (*derive)(Activation, const T* z, const T* a, T* g, const Extent&);
+
+  // out = y + sum_j c_j k_j, with one weight for each column: c [count, columns]; without y where
+  // it is null.
+  void (*combine)(const T* y, const T* const* k, const T* c, int count, const Extent&, T* out);
+  // For each column the sum over rows of (sum_j c_j k_j / (atol + rtol max(|y0|, |y1|)))^2.
+  void (*error)(const T* y0, const T* y1, const T* const* k, const T* c, int count, const T* rtol,
+                const T* atol, const Extent&, T* sums);
+};
+
+enum class InstructionSet : int { kBaseline, kV3, kV4 };
+
+// The best that this machine has, or the one asked for; null if the machine lacks it.
+template <class T>
+const MlpKernels<T>* mlp_kernels();
+template <class T>
+const MlpKernels<T>* mlp_kernels(InstructionSet which);
+
+// Rows of a block that begins at `row`, where `rows` are cut into blocks of at most `largest` and
+// about one size.
+inline int64_t block_rows(int64_t rows, int64_t largest, int64_t row) {
+  const int64_t blocks = (rows + largest - 1) / largest;
+  const int64_t size = rows / blocks, longer = rows % blocks;
+  return row < longer * (size + 1) ? size + 1 : size;
+}
+
+inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// The matrix w[m row + k column] for multiply_left: rows * depth numbers.
+template <class T>
+void pack_left(const T* w, int64_t row, int64_t column, int64_t rows, int64_t depth, int block,
+               T* out) {
+  for (int64_t m = 0; m < rows;) {
+    const int64_t size = block_rows(rows, block, m);
+    for (int64_t k = 0; k < depth; ++k) {
+      for (int64_t i = 0; i < size; ++i) *out++ = w[(m + i) * row + k * column];
+    }
+    m += size;
+  }
+}
+
+// Columns of a panel for multiply_right that begins at column n.
+inline int64_t panel_columns(int64_t columns, int64_t lanes, int64_t n) {
+  return columns - n > lanes ? 2 * lanes : lanes;
+}
+
+// The matrix w[k row + n column] for multiply_right: depth * round_up(columns, lanes) numbers.
+template <class T>
+void pack_right(const T* w, int64_t row, int64_t column, int64_t depth, int64_t columns,
+                int64_t lanes, T* out) {
+  for (int64_t n = 0; n < columns;) {
+    const int64_t size = panel_columns(columns, lanes, n);
+    for (int64_t k = 0; k < depth; ++k) {
+      for (int64_t i = 0; i < size; ++i) {
+        *out++ = n + i < columns ? w[k * row + (n + i) * column] : T(0);
+      }
+    }
+    n += size;
+  }
+}
+
+}  // namespace fastnode

@@ -1,0 +1,20 @@
+// Vectors of 16 bytes, which every x86-64 and ARMv8 machine has.
+#include <cstdint>
+
+#include "kernels/mlp.h"
+
+#define INLINE inline __attribute__((always_inline))
+#define INLINE_LAMBDA __attribute__((always_inline))
+
+namespace fastnode {
+namespace baseline {
+
+constexpr int kBytes = 16, kBlock = 4, kNarrow = 4, kPack = 2;
+constexpr char kName[] = "baseline";
+#include "kernels/mlp_tile.h"
+
+extern const MlpKernels<float> kFloat = table<float>();
+extern const MlpKernels<double> kDouble = table<double>();
+
+}  // namespace baseline
+}  // namespace fastnode

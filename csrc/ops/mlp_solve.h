@@ -1,0 +1,35 @@
+// Whole solves of multilayer perceptrons, for Python and for autograd.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <vector>
+
+#include "fused/mlp_solve.h"
+
+namespace fastnode {
+
+// A linear layer: weight [out, in], or [out, in + 1] with the time's column at `time_column` (-1 if
+// it has none); bias [out] or undefined.
+struct LayerTensors {
+  at::Tensor weight, bias;
+  int64_t time_column;
+};
+
+struct MlpOutcome {
+  at::Tensor ys;  // [times, *y0.shape]
+  MlpTrace trace;
+};
+
+// Whether these are tensors that mlp_solve takes: float32 or float64 in the memory of the CPU, the
+// sizes of the layers fitting each other and y0's last dimension.
+bool mlp_fits(const std::vector<LayerTensors>& layers, const at::Tensor& y0);
+
+// The solution at options.times. Differentiable in y0, in the layers and, if it is given, in `t`,
+// which holds the same times.
+MlpOutcome mlp_solve(const std::vector<LayerTensors>& layers, Activation activation,
+                     const at::Tensor& y0, const std::optional<at::Tensor>& t, MlpOptions options,
+                     InstructionSet instructions);
+
+}  // namespace fastnode

@@ -1,0 +1,241 @@
+"""Whole solves of multilayer perceptrons in one native call (csrc/fused).
+
+Fields that declare themselves perceptrons, ``fastnode.nn.MLPField`` and what ``fastnode.fuse``
+returns, are solved without a call of Python: weights packed once, samples in tiles that stay in the
+cache. Steps, errors and gradients are those of the native engine up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fastnode import extension
+from fastnode.controllers import Controller
+from fastnode.engines import native
+from fastnode.tableaus import METHODS, Tableau
+
+if TYPE_CHECKING:
+    from fastnode.solution import Solution
+
+LIMITS = (
+    "it takes an MLPField or what fastnode.fuse returns, without hooks or callbacks, one tensor of "
+    "float32 or float64 on the CPU whose last dimension is the field's, numbers as tolerances and "
+    "explicit Runge-Kutta methods, and knows no args, events, stops, norms of the caller's or "
+    "torch.func transforms"
+)
+
+#: (weight, bias, column of the time or -1) of each layer, number of the activation.
+Layers = list[tuple[Tensor, Tensor | None, int]]
+#: The best instruction set of this machine, or the one that tests force.
+_INSTRUCTIONS = extension.native().mlp_instruction_sets()[-1] if extension.AVAILABLE else 0
+
+
+def plain(module: nn.Module) -> bool:
+    """Whether calling ``module`` is calling its class's forward and nothing else."""
+    own = module.__dict__
+    return not (
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+    )
+
+
+def perceptron(func: Any) -> tuple[Layers, int] | None:
+    """The layers and the activation of a field that declares itself a perceptron, or None."""
+    declare = getattr(type(func), "perceptron", None)
+    if declare is None or torch.nn.modules.module._has_any_global_hook():
+        return None
+    own = func.__dict__
+    if "callback_step" in own or "callback_accept_step" in own or "callback_reject_step" in own:
+        return None
+    return declare(func)
+
+
+def _runs_here() -> bool:
+    """Whether tensors are what they seem (see engines.native)."""
+    return (
+        extension.AVAILABLE
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and torch.autograd.forward_ad._current_level < 0
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+@cache
+def _default_control() -> tuple[float, ...]:
+    return native.control_numbers(Controller())
+
+
+def odeint(
+    func: Any,
+    y0: Any,
+    t: Any,
+    rtol: Any,
+    atol: Any,
+    method: str | None,
+    options: Mapping[str, Any] | None,
+) -> Tensor | None:
+    """fastnode.odeint, or None where this engine does not run it: another one then does, or says
+    what is wrong with the arguments."""
+    if not hasattr(type(func), "perceptron"):
+        return None
+    tableau = METHODS.get("dopri5" if method is None else method)
+    if tableau is None or type(rtol) is not float or type(atol) is not float:
+        return None
+    if not (rtol >= 0 and atol >= 0) or not _runs_here():
+        return None
+    found = perceptron(func)
+    if found is None:
+        return None
+    layers, activation = found
+    if tableau.error is None:
+        return _fixed(func, layers, activation, y0, t, tableau, options)
+    control, first_step, most = _default_control(), None, 2**31 - 1
+    if options is not None:
+        from fastnode.options import AdaptiveOptions, parse
+
+        if not isinstance(options, Mapping) or {"norm", "step_t", "jump_t"} & set(options):
+            return None
+        chosen = parse(AdaptiveOptions, tableau.name, options)
+        control = native.control_numbers(
+            Controller(
+                chosen.safety,
+                chosen.ifactor,
+                chosen.dfactor,
+                min_step=chosen.min_step,
+                max_step=chosen.max_step,
+            )
+        )
+        first_step, most = chosen.first_step, chosen.max_num_steps
+    return extension.native().mlp_solve(
+        layers,
+        activation,
+        y0,
+        t,
+        native.compiled(tableau),
+        control,
+        rtol,
+        atol,
+        first_step,
+        most,
+        True,
+        None,
+        None,
+        False,
+        False,
+        True,
+        _INSTRUCTIONS,
+    )
+
+
+def _fixed(
+    func: Any,
+    layers: Layers,
+    activation: int,
+    y0: Any,
+    t: Any,
+    tableau: Tableau,
+    options: Mapping[str, Any] | None,
+) -> Tensor | None:
+    from fastnode.options import FixedOptions, parse
+
+    if not isinstance(t, Tensor) or t.dim() != 1 or not t.is_floating_point():
+        return None
+    if options is not None and (
+        not isinstance(options, Mapping)
+        or not set(options) <= {"step_size", "perturb", "interp"}
+        or options.get("interp", "linear") != "linear"
+    ):
+        return None
+    chosen = parse(FixedOptions, tableau.name, options)
+    grid = chosen.grid(func, y0, t.detach().cpu()).double().tolist()
+    return extension.native().mlp_solve(
+        layers,
+        activation,
+        y0,
+        t,
+        native.compiled(tableau),
+        None,
+        0.0,
+        0.0,
+        None,
+        0,
+        True,
+        None,
+        grid,
+        chosen.perturb,
+        False,
+        True,
+        _INSTRUCTIONS,
+    )
+
+
+def solve(
+    func: Any,
+    y0: Any,
+    ts: Any,
+    tableau: Tableau,
+    rtol: Any,
+    atol: Any,
+    controller: Controller,
+    first_step: float | None,
+    max_num_steps: int,
+    throw: bool,
+) -> Solution | None:
+    """fastnode.solve with ``save="times"``, or None where this engine does not run it."""
+    if tableau.error is None or not isinstance(rtol, (int, float)):
+        return None
+    if not isinstance(atol, (int, float)) or not (rtol >= 0 and atol >= 0) or not _runs_here():
+        return None
+    found = perceptron(func)
+    # An output of a solve that failed is NaN from there on: the other engines know how.
+    if found is None or not throw:
+        return None
+    from fastnode.solution import Solution, Steps
+    from fastnode.stiffness import Stiffness
+
+    stiffness = Stiffness(tableau)
+    result = extension.native().mlp_solve(
+        *found,
+        y0,
+        ts,
+        native.compiled(tableau),
+        native.control_numbers(controller),
+        float(rtol),
+        float(atol),
+        first_step,
+        max_num_steps,
+        False,
+        (stiffness.slopes, stiffness.states, stiffness.stability) if stiffness.known else None,
+        None,
+        False,
+        True,
+        throw,
+        _INSTRUCTIONS,
+    )
+    if result is None:
+        return None
+    ys, edges, errors, stiff, evaluations, rejected, _ = result
+    return Solution(
+        ts=ts,
+        ys=ys,
+        status="finished",
+        nfe=evaluations,
+        accepted=errors.numel(),
+        rejected=rejected,
+        steps=Steps(edges, errors, stiff, None),
+    )
+
+
+def refuse(why: str = LIMITS) -> None:
+    """Raises ValueError for a caller who asked for this engine by name."""
+    raise ValueError(f"engine 'fused' cannot run this solve: {why}")
+
