@@ -8,9 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastnode.adjoints.continuous import Adjoint
 from fastnode.caller import warn
-from fastnode.odeint import odeint
-from fastnode.problem import State
+from fastnode.engines.step import transformed
+from fastnode.events import link_found, solve_until_event
+from fastnode.norms import ErrorNorm
+from fastnode.odeint import odeint, solve_packed
+from fastnode.problem import Problem, State, make_problem
 from fastnode.steppers import find_method
 
 
@@ -31,34 +35,41 @@ def odeint_adjoint(
     adjoint_params: Iterable[Tensor] | None = None,
     args: tuple[Any, ...] = (),
 ) -> Any:
-    """odeint with the arguments of torchdiffeq's odeint_adjoint.
+    """odeint with gradients by the continuous adjoint, an ODE solved backwards in backward().
 
-    Gradients are those of odeint: exact for the numerical solution, by autograd through its steps.
-    So adjoint_rtol, adjoint_atol, adjoint_method and adjoint_options are checked and have no
-    effect, callbacks whose names end in ``_adjoint`` are not called, and whatever func depends on
-    gets its gradient, in adjoint_params or not.
+    No step of the forward solve is kept, and the gradient is that of the exact solution up to the
+    tolerances. Gradients flow to y0, t, args and adjoint_params, and to nothing else that func
+    holds. Second derivatives are those of odeint, through the steps of a further solve.
+
+    Inside torch.func transforms, forward-mode differentiation and torch.compile gradients are those
+    of odeint.
 
     Args:
-        func, y0, t, rtol, atol, method, options, event_fn, args: as in odeint.
-        adjoint_method, adjoint_options: method and options of an adjoint solve; norm may be
-            "seminorm".
-        adjoint_rtol, adjoint_atol: its tolerances.
-        adjoint_params: tensors that get a gradient, zero if the solution does not depend on them;
-            the parameters of func if it is None.
+        func, y0, t, rtol, atol, method, options, event_fn, args: as in odeint. Its attributes
+            callback_step_adjoint, callback_accept_step_adjoint and callback_reject_step_adjoint,
+            where func has them, are called in the adjoint solve with (t0, state, dt); state is
+            (gradient of t, y, gradient of y, *gradients of adjoint_params) at the start of a step,
+            of which the first is zero, and y and its gradient lie in one dimension for a tuple.
+        adjoint_method: method of the adjoint solve, by default the same.
+        adjoint_rtol, adjoint_atol: its tolerances, by default the same; also a tuple for (t, y,
+            gradient of y, *gradients of adjoint_params), the first of which has no effect.
+        adjoint_options: its options, by default the same but for the norm. norm takes the scaled
+            error of such a tuple (a tuple state and its gradient element by element); by default
+            it is the largest of the state's norm of y and of its gradient, and the root mean square
+            of each parameter's gradient; "seminorm" leaves the latter out, which is faster and
+            leaves their errors to chance. A first step is chosen by y and its gradient alone.
+        adjoint_params: tensors that get a gradient, zero if the solution does not depend on them,
+            if they require one; the parameters of func if it is None.
+
+    Returns:
+        As odeint.
 
     Raises:
         ValueError: func is no nn.Module and adjoint_params is None; or adjoint_method differs from
             method, options is given and adjoint_options is not.
+        ValueError, TypeError, SolverError: as in odeint; in backward() too for the adjoint solve.
     """
-    if adjoint_params is not None:
-        params = tuple(adjoint_params)
-    elif isinstance(func, nn.Module):
-        params = tuple(func.parameters())
-    else:
-        raise ValueError(
-            "func must be an nn.Module where adjoint_params is None, "
-            f"got {type(func).__name__}; adjoint_params=() says that it has no parameters"
-        )
+    params = _parameters(func, adjoint_params)
     if adjoint_method is not None:
         find_method(adjoint_method)
         if adjoint_method != method and options is not None and adjoint_options is None:
@@ -66,47 +77,107 @@ def odeint_adjoint(
                 f"adjoint_options must be given with options where adjoint_method "
                 f"({adjoint_method!r}) differs from method ({method!r})"
             )
-    for i, param in enumerate(params):
-        if not isinstance(param, Tensor):
-            raise TypeError(f"adjoint_params[{i}] must be a tensor, got {type(param).__name__}")
-    _check_options(adjoint_options)
+    if adjoint_options is not None and not isinstance(adjoint_options, Mapping):
+        raise TypeError(f"adjoint_options must be a dict, got {type(adjoint_options).__name__}")
     trained = [param for param in params if param.requires_grad]
     if len(trained) < len(params) and callable((adjoint_options or {}).get("norm")):
         warn("adjoint_params that require no gradient are not in what the adjoint norm is given")
-    result = odeint(
-        func,
-        y0,
-        t,
-        rtol=rtol,
-        atol=atol,
-        method=method,
-        options=options,
-        event_fn=event_fn,
-        args=args,
+    if torch.compiler.is_compiling() or transformed():
+        result = odeint(
+            func,
+            y0,
+            t,
+            rtol=rtol,
+            atol=atol,
+            method=method,
+            options=options,
+            event_fn=event_fn,
+            args=args,
+        )
+        return _depend(result, trained, event_fn is not None)
+
+    name = find_method(method)
+    problem = make_problem(func, y0, t, args)
+    ErrorNorm(problem.layout, problem.y0, rtol, atol)
+    inherited = {key: value for key, value in (options or {}).items() if key != "norm"}
+    known = {id(param) for param in trained}
+    trained += [
+        arg
+        for arg in args
+        if isinstance(arg, Tensor) and arg.requires_grad and id(arg) not in known
+    ]
+    adjoint = Adjoint(
+        problem,
+        trained,
+        method=name if adjoint_method is None else adjoint_method,
+        rtol=rtol if adjoint_rtol is None else adjoint_rtol,
+        atol=atol if adjoint_atol is None else adjoint_atol,
+        options=inherited if adjoint_options is None else adjoint_options,
+        state_norm=(options or {}).get("norm"),
+        again=lambda problem: solve_packed(problem, name, options, rtol, atol),
     )
-    if not trained or not torch.is_grad_enabled():
-        return result
-    if event_fn is None:
-        return _depend(result, trained)
-    event_t, solution = result
-    return _depend(event_t, trained), _depend(solution, trained)
+    if event_fn is not None:
+        return _until_event(adjoint, problem, name, event_fn, options, rtol, atol)
+    with torch.no_grad():
+        solution = solve_packed(problem, name, options, rtol, atol)
+    return problem.layout.unpack(adjoint.attach(solution))
 
 
-def _check_options(options: Mapping[str, Any] | None) -> None:
-    if options is None:
-        return
-    if not isinstance(options, Mapping):
-        raise TypeError(f"adjoint_options must be a dict, got {type(options).__name__}")
-    norm = options.get("norm")
-    if not (norm is None or callable(norm) or norm == "seminorm"):
-        raise TypeError(f"norm in adjoint_options must be callable or 'seminorm', got {norm!r}")
+def _until_event(
+    adjoint: Adjoint,
+    problem: Problem,
+    name: str,
+    event_fn: Callable[..., Any],
+    options: Mapping[str, Any] | None,
+    rtol: Any,
+    atol: Any,
+) -> tuple[Tensor, Any]:
+    """The adjoint of a solve up to a time that is held fixed, and then that time's own gradient."""
+    layout = problem.layout
+    with torch.no_grad():
+        event_t, states = solve_until_event(problem, name, event_fn, options, rtol, atol)
+    packed = (
+        states if layout.shapes is None else [layout.pack(s) for s in zip(*states, strict=True)]
+    )
+    solution = torch.stack(list(packed))
+    times = torch.cat([problem.t[:1], event_t.reshape(1).to(problem.t)])
+    linked = layout.unpack(adjoint.attach(solution, times))
+    return link_found(problem, event_fn, event_t, linked)
 
 
-def _depend(solution: State, params: list[Tensor]) -> State:
+def _parameters(
+    func: Callable[..., Any], adjoint_params: Iterable[Tensor] | None
+) -> tuple[Tensor, ...]:
+    """What is to have gradients, each tensor once."""
+    if adjoint_params is not None:
+        params = tuple(adjoint_params)
+    elif not isinstance(func, nn.Module):
+        raise ValueError(
+            "func must be an nn.Module where adjoint_params is None, "
+            f"got {type(func).__name__}; adjoint_params=() says that it has no parameters"
+        )
+    elif getattr(func, "_is_replica", False):
+        # nn.DataParallel hands its replicas their parameters as plain attributes.
+        held = [value for module in func.modules() for value in vars(module).values()]
+        params = tuple(value for value in held if isinstance(value, Tensor) and value.requires_grad)
+    else:
+        params = tuple(func.parameters())
+    for i, param in enumerate(params):
+        if not isinstance(param, Tensor):
+            raise TypeError(f"adjoint_params[{i}] must be a tensor, got {type(param).__name__}")
+    return tuple({id(param): param for param in params}.values())
+
+
+def _depend(result: Any, params: list[Tensor], event: bool) -> Any:
     """Gives parameters that the solution does not depend on a gradient of zero."""
-    if isinstance(solution, tuple):
-        return tuple(part + _Zero.apply(part, *params) for part in solution)
-    return solution + _Zero.apply(solution, *params)
+    if not params or not torch.is_grad_enabled():
+        return result
+    if event:
+        event_t, solution = result
+        return _depend(event_t, params, False), _depend(solution, params, False)
+    if isinstance(result, tuple):
+        return tuple(part + _Zero.apply(part, *params) for part in result)
+    return result + _Zero.apply(result, *params)
 
 
 class _Zero(torch.autograd.Function):

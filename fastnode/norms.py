@@ -20,7 +20,8 @@ class ErrorNorm:
 
     A lone tensor is measured by the root mean square over its elements, a tuple by the largest such
     value of its elements, both as torchdiffeq does. ``norm`` replaces that: it takes the scaled
-    error in the caller's form (tensor or tuple) and returns a number.
+    error in the caller's form (tensor or tuple) and returns a number. ``prefix`` stands before the
+    names of the tolerances in errors.
     """
 
     def __init__(
@@ -30,12 +31,18 @@ class ErrorNorm:
         rtol: Any,
         atol: Any,
         norm: Callable[[Any], Any] | None = None,
+        prefix: str = "",
     ):
         self.layout = layout
         self.norm = norm
         shapes = layout.shapes or (y0.shape,)
-        self.rtol = [_tolerance(n, v, s, y0) for n, v, s in _per_part("rtol", rtol, layout, shapes)]
-        self.atol = [_tolerance(n, v, s, y0) for n, v, s in _per_part("atol", atol, layout, shapes)]
+        self.rtol, self.atol = (
+            [
+                check_tolerance(n, v, s, y0)
+                for n, v, s in _per_part(prefix + name, value, layout, shapes)
+            ]
+            for name, value in (("rtol", rtol), ("atol", atol))
+        )
         self.sizes = [shape.numel() for shape in shapes]
         #: Root mean squares with numbers as tolerances: what kernels compute by themselves.
         self.plain = norm is None and not any(
@@ -49,10 +56,11 @@ class ErrorNorm:
         """The norm of ``sum_j weights_j k_j`` for a step from y0 to y1."""
         if self.norm is None and self.layout.shapes is None:
             return as_number(rk_error(y0, y1, k, weights, self.rtol[0], self.atol[0]))
+        # Numbers as tolerances know no shape: flat parts will do.
+        apart = (lambda x: x.split(self.sizes)) if self.plain else self.layout.unpack
+        together = (y0, y1, *k)
         parts = (
-            list(zip(*(x.split(self.sizes) for x in (y0, y1, *k)), strict=True))
-            if (self.layout.shapes is not None)
-            else [(y0, y1, *k)]
+            [together] if self.layout.shapes is None else zip(*map(apart, together), strict=True)
         )
         arguments = [
             (a, b, slopes, weights, rtol, atol)
@@ -60,14 +68,18 @@ class ErrorNorm:
         ]
         if self.norm is None:
             return as_number(torch.stack([rk_error(*each) for each in arguments]).max())
-        scaled = [scaled_error(*each) for each in arguments]
-        joint = scaled[0] if self.layout.shapes is None else torch.cat(scaled)
-        measured = self.norm(self.layout.unpack(joint))
-        return abs(as_number(measured) if isinstance(measured, Tensor) else float(measured))
+        scaled = tuple(scaled_error(*each) for each in arguments)
+        return measured(self.norm, scaled[0] if self.layout.shapes is None else scaled)
 
     def size(self, x: Tensor, y: Tensor) -> float:
         """The norm of x relative to the tolerances at y."""
         return self(y, y, [x], [1.0])
+
+
+def measured(norm: Callable[[Any], Any], error: Any) -> float:
+    """What a caller's norm says, as a number."""
+    value = norm(error)
+    return abs(as_number(value) if isinstance(value, Tensor) else float(value))
 
 
 def as_number(norm: Tensor) -> float:
@@ -95,7 +107,7 @@ def _per_part(name: str, tolerance: Any, layout: Layout, shapes: Sequence[torch.
     return [(f"{name}[{i}]", value, shape) for i, (value, shape) in named]
 
 
-def _tolerance(name: str, value: Any, shape: torch.Size, y0: Tensor) -> Tolerance:
+def check_tolerance(name: str, value: Any, shape: torch.Size, y0: Tensor) -> Tolerance:
     if isinstance(value, (int, float)) and value >= 0:
         return float(value)
     try:

@@ -109,11 +109,18 @@ def _solve(
     problem = make_problem(func, y0, t, args)
     if event_fn is not None:
         return solve_until_event(problem, name, event_fn, options, rtol, atol)
+    return problem.layout.unpack(solve_packed(problem, name, options, rtol, atol))
+
+
+def solve_packed(
+    problem: Problem, name: str, options: Mapping[str, Any] | None, rtol: Any, atol: Any
+) -> Tensor:
+    """The packed states at the problem's times, [T, *problem.y0.shape]."""
     times = problem.times
     if name in FIXED:
         fixed, step = fixed_method(name, options, problem, rtol, atol)
-        grid = fixed.grid(func, y0, problem.t)
-        solution = engines.integrate_fixed(
+        grid = fixed.grid(problem.field.func, problem.layout.unpack(problem.y0), problem.t)
+        return engines.integrate_fixed(
             "auto",
             problem.field,
             step,
@@ -124,15 +131,13 @@ def _solve(
             perturb=fixed.perturb,
             callbacks=fixed_callbacks(problem, name),
         )
-    elif name not in ADAPTIVE:
-        solution = _by_scipy(problem, name, options, rtol, atol)
-    elif len(times) == 1:
+    if name not in ADAPTIVE:
+        return _by_scipy(problem, name, options, rtol, atol)
+    if len(times) == 1:
         parse(AdaptiveOptions, name, options)
-        solution = problem.y0.clone().unsqueeze(0)
-    else:
-        stepper = adaptive_stepper(problem, name, times[-1], options, rtol, atol)
-        solution = engines.integrate(stepper, times)
-    return problem.layout.unpack(solution)
+        return problem.y0.clone().unsqueeze(0)
+    stepper = adaptive_stepper(problem, name, times[-1], options, rtol, atol)
+    return engines.integrate(stepper, times)
 
 
 _outside_graph = outside_graph(_solve)

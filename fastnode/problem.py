@@ -70,22 +70,28 @@ class VectorField:
         """dy/dt at (t, y); side -1 or 1 moves t to the next number before or after it on the way,
         so that a field with a jump at t is evaluated on the right side of it."""
         self.evaluations += 1
-        return self.accept(self.func(self._time(t, side), self.layout.unpack(y), *self.args))
+        return self.accept(self.func(self.time(t, side), self.layout.unpack(y), *self.args))
 
     def accept(self, result: Any) -> Tensor:
         """What func returned, packed, once it is found to have the state's form."""
+        parts = self.parts(result)
+        return parts[0] if self.layout.shapes is None else self.layout.pack(parts)
+
+    def parts(self, result: Any) -> tuple[Tensor, ...]:
+        """What func returned, tensor by tensor, once it is found to have the state's form."""
         if self.layout.shapes is None:
-            return self._checked("func", result, self.shape)
+            return (self._checked("func", result, self.shape),)
         shapes = self.layout.shapes
         if not isinstance(result, (tuple, list)) or len(result) != len(shapes):
             came = f"{len(result)}" if isinstance(result, (tuple, list)) else type(result).__name__
             raise TypeError(f"func must return a tuple of {len(shapes)} tensors as y0, got {came}")
         parts = enumerate(zip(result, shapes, strict=True))
-        return self.layout.pack(
-            tuple(self._checked(f"func, element {i},", part, shape) for i, (part, shape) in parts)
+        return tuple(
+            self._checked(f"func, element {i},", part, shape) for i, (part, shape) in parts
         )
 
-    def _time(self, t: Time, side: int) -> Tensor:
+    def time(self, t: Time, side: int) -> Tensor:
+        """t as func is given it."""
         if not side:
             return time_tensor(t, self.time_dtype, self.device)
         value = time_tensor(t, self.time_dtype, t.device if isinstance(t, Tensor) else None)

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastnode import engines
 from fastnode.callbacks import ADAPTIVE_CALLBACKS, FIXED_CALLBACKS, find_callbacks
@@ -15,7 +16,7 @@ from fastnode.engines.step import Step, StepFunction
 from fastnode.methods import ADAPTIVE, NAMES
 from fastnode.norms import ErrorNorm
 from fastnode.options import AdaptiveOptions, parse
-from fastnode.problem import Callbacks, Problem, Time, to_float
+from fastnode.problem import Callbacks, Problem, Time, VectorField, to_float
 from fastnode.tableaus import METHODS
 
 
@@ -41,27 +42,48 @@ def adaptive_stepper(
 ) -> Any:
     """Stands at the first time of the problem, and takes no step beyond ``end``."""
     chosen = parse(AdaptiveOptions, name, options)
-    field, start = problem.field, problem.times[0]
+    return stepper_with(
+        problem.field,
+        name,
+        problem.times[0],
+        problem.y0,
+        end,
+        chosen,
+        norm=ErrorNorm(problem.layout, problem.y0, rtol, atol, chosen.norm),
+        callbacks=find_callbacks(
+            problem, name, ADAPTIVE_CALLBACKS, clock_dtype(problem.field.device)
+        ),
+    )
+
+
+def stepper_with(
+    field: VectorField,
+    name: str,
+    start: Time,
+    y: Tensor,
+    end: Time,
+    options: AdaptiveOptions,
+    **parts: Any,
+) -> Any:
+    """A stepper with options that are already checked; ``parts`` are further arguments of it."""
     return engines.make_stepper(
         "auto",
         field,
         ADAPTIVE[name],
         start,
-        problem.y0,
+        y,
         end=end,
         controller=Controller(
-            chosen.safety,
-            chosen.ifactor,
-            chosen.dfactor,
-            chosen.min_step,
-            chosen.max_step,
+            options.safety,
+            options.ifactor,
+            options.dfactor,
+            options.min_step,
+            options.max_step,
             keeps_accepted=True,
         ),
-        norm=ErrorNorm(problem.layout, problem.y0, rtol, atol, chosen.norm),
-        first_step=chosen.first_step,
-        max_num_steps=chosen.max_num_steps,
-        stops=chosen.stops(to_float(start), to_float(end), field.direction),
-        callbacks=find_callbacks(problem, name, ADAPTIVE_CALLBACKS, clock_dtype(field.device)),
+        max_num_steps=options.max_num_steps,
+        stops=options.stops(to_float(start), to_float(end), field.direction),
+        **{"first_step": options.first_step, **parts},
     )
 
 

@@ -158,6 +158,7 @@ at::Tensor Arithmetic::combine_rows(const at::Tensor& y, const Slopes& k,
 
 ErrorNorm::ErrorNorm(py::object norm, const at::Tensor& like, const Layout& layout)
     : norm_(norm),
+      beside_(py::getattr(norm, "beside", py::none())),
       on_memory_(like.is_cpu() && kernels_take(like.scalar_type()) &&
                  norm.attr("plain").cast<bool>()),
       dtype_(like.scalar_type()),
@@ -192,6 +193,10 @@ double ErrorNorm::operator()(const at::Tensor& y0, const at::Tensor& y1, const S
       offset += sizes_[part];
     }
   });
+  if (!beside_.is_none()) {
+    const double other = beside_().cast<double>();
+    if (!(other <= largest)) largest = other;
+  }
   return largest;
 }
 

@@ -42,14 +42,15 @@ class Arithmetic {
 class ErrorNorm {
  public:
   // `norm` is a fastnode.norms.ErrorNorm, which is called where tolerances are tensors, the norm is
-  // the caller's own, or the state is not in this machine's memory.
+  // the caller's own, or the state is not in this machine's memory. Where it has a function
+  // `beside`, what that returns is measured too.
   ErrorNorm(py::object norm, const at::Tensor& like, const Layout& layout);
 
   double operator()(const at::Tensor& y0, const at::Tensor& y1, const Slopes& k,
                     const std::vector<int>& stages, const double* c) const;
 
  private:
-  py::object norm_;
+  py::object norm_, beside_;
   bool on_memory_;
   at::ScalarType dtype_;
   std::vector<int64_t> sizes_;

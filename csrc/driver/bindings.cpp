@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "driver/adaptive.h"
+#include "driver/adjoint.h"
 #include "driver/fixed.h"
 #include "driver/per_sample.h"
 
@@ -161,6 +162,10 @@ void bind_driver(py::module_& m) {
       .def_readonly("rejected", &AdaptiveStepper::rejected);
 
   m.def("solve_per_sample", &solve_per_sample);
+
+  m.def("pull_back", &pull_back);
+  m.def("add_stage", &add_stage);
+  m.def("largest_error", &largest_error);
 
   m.def("integrate_fixed",
         [](py::object field, const Tableau& tableau, at::Tensor y, const std::vector<double>& times,

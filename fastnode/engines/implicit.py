@@ -46,6 +46,14 @@ class ImplicitSteps:
         ]
         self._guess: Tensor | None = None
         self._differentiable = False
+        self._last: tuple[list[tuple[Time, int]], list[Tensor]] = [], []
+
+    def stages(self, h: Time, y: Tensor) -> list[tuple[float, Time, int, Tensor]]:
+        """Of the last step, which began at y: (weight in the solution, time, side of it, state) of
+        each stage."""
+        points, k = self._last
+        rows = zip(self.tableau.b, points, self._a, strict=True)
+        return [(float(b), *point, combine(y, k, h, _nonzero(a))) for b, point, a in rows]
 
     def __call__(self, field: VectorField, t: Time, t1: Time, y: Tensor, perturb: bool) -> Step:
         h = t1 - t
@@ -63,6 +71,7 @@ class ImplicitSteps:
             k += self._solve(field, solver, chosen, bases, t, h, y)
             self._guess = k[-1].detach()
         y1 = combine(y, k, h, _nonzero([float(b) for b in self.tableau.b]))
+        self._last = points, k
         return Step(field, None, t, t1, y, y1, k[:1] if self.tableau.c[0] == 0 else [])
 
     def _point(self, c: float, t: Time, t1: Time, perturb: bool) -> tuple[Time, int]:

@@ -18,7 +18,7 @@ WAYS = {
 COARSE = {"method": "rk4", "options": {"step_size": 0.1, "interp": "cubic"}}
 INTERFACES = {
     "odeint": fastnode.odeint,
-    "odeint_adjoint": functools.partial(fastnode.odeint_adjoint, adjoint_params=()),
+    "odeint_adjoint": fastnode.odeint_adjoint,
     "torchdiffeq": torchdiffeq.odeint,
 }
 
@@ -43,6 +43,8 @@ class Problem:
             force = torch.cos(t) - damping * y[1:]
             return torch.cat([y[1:], force - torch.sin(y[:1])])
 
+        if kwargs.get("odeint_interface") is fastnode.odeint_adjoint:
+            kwargs["adjoint_params"] = (damping,)
         t, y = odeint_event(
             field, y0, t0, event_fn=lambda t, y: y[0] - level * torch.cos(0.1 * t), **kwargs
         )
