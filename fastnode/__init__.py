@@ -1,9 +1,10 @@
 """fastnode: custom kernels for Neural ODEs in PyTorch."""
 
-from fastnode import flow, nn
+from fastnode import flow, nn, regularize
 from fastnode.adjoint import odeint_adjoint
 from fastnode.controllers import Controller
 from fastnode.dense import odeint_dense
+from fastnode.embedded import EmbeddedStep, embedded_step
 from fastnode.errors import (
     EventNotFound,
     MaxStepsExceeded,
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Controller",
+    "EmbeddedStep",
     "Event",
     "EventNotFound",
     "MaxStepsExceeded",
@@ -32,6 +34,7 @@ __all__ = [
     "StepSizeUnderflow",
     "Steps",
     "__version__",
+    "embedded_step",
     "empty_cache",
     "flow",
     "nn",
@@ -39,5 +42,6 @@ __all__ = [
     "odeint_adjoint",
     "odeint_dense",
     "odeint_event",
+    "regularize",
     "solve",
 ]

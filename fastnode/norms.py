@@ -54,22 +54,32 @@ class ErrorNorm:
         self, y0: Tensor, y1: Tensor, k: Sequence[Tensor], weights: Sequence[float]
     ) -> float:
         """The norm of ``sum_j weights_j k_j`` for a step from y0 to y1."""
-        if self.norm is None and self.layout.shapes is None:
-            return as_number(rk_error(y0, y1, k, weights, self.rtol[0], self.atol[0]))
+        if self.norm is None:
+            return as_number(self.differentiable(y0, y1, k, weights))
+        scaled = tuple(scaled_error(*each) for each in self._parts(y0, y1, k, weights))
+        return measured(self.norm, scaled[0] if self.layout.shapes is None else scaled)
+
+    def differentiable(
+        self, y0: Tensor, y1: Tensor, k: Sequence[Tensor], weights: Sequence[float]
+    ) -> Tensor:
+        """The same as a 0-dim tensor with its gradient, for norms that are not the caller's."""
+        if self.layout.shapes is None:
+            return rk_error(y0, y1, k, weights, self.rtol[0], self.atol[0])
+        return torch.stack([rk_error(*each) for each in self._parts(y0, y1, k, weights)]).max()
+
+    def _parts(
+        self, y0: Tensor, y1: Tensor, k: Sequence[Tensor], weights: Sequence[float]
+    ) -> list[tuple[Tensor, Tensor, list[Tensor], Sequence[float], Tolerance, Tolerance]]:
+        """The arguments of rk_error for each tensor of the state."""
+        if self.layout.shapes is None:
+            return [(y0, y1, list(k), weights, self.rtol[0], self.atol[0])]
         # Numbers as tolerances know no shape: flat parts will do.
         apart = (lambda x: x.split(self.sizes)) if self.plain else self.layout.unpack
-        together = (y0, y1, *k)
-        parts = (
-            [together] if self.layout.shapes is None else zip(*map(apart, together), strict=True)
-        )
-        arguments = [
+        parts = zip(*map(apart, (y0, y1, *k)), strict=True)
+        return [
             (a, b, slopes, weights, rtol, atol)
             for (a, b, *slopes), rtol, atol in zip(parts, self.rtol, self.atol, strict=True)
         ]
-        if self.norm is None:
-            return as_number(torch.stack([rk_error(*each) for each in arguments]).max())
-        scaled = tuple(scaled_error(*each) for each in arguments)
-        return measured(self.norm, scaled[0] if self.layout.shapes is None else scaled)
 
     def size(self, x: Tensor, y: Tensor) -> float:
         """The norm of x relative to the tolerances at y."""

@@ -24,9 +24,14 @@ class Recording:
     """What the steps of one solve leave behind."""
 
     def __init__(
-        self, problem: Problem, tableau: Tableau | None, save: str, events: Sequence[Event]
+        self,
+        problem: Problem,
+        tableau: Tableau | None,
+        save: str,
+        events: Sequence[Event],
+        on_step: Callable[[Any], Any] | None = None,
     ):
-        self.problem, self.save = problem, save
+        self.problem, self.save, self.on_step = problem, save, on_step
         self.watch = EventWatch(problem, events)
         self.tableau, self.stiffness = tableau, Stiffness(tableau)
         self.outputs = [problem.y0]
@@ -57,8 +62,8 @@ class Recording:
     def _recorded_by(self, stepper: Any) -> bool:
         """Whether the stepper can keep by itself all that is asked for, in C++."""
         y = self.problem.y0
-        plain = y.is_cpu and y.dtype in FLOATING and self.save == "times" and not self.watch.wanted
-        return plain and hasattr(stepper, "record")
+        asked = self.save != "times" or self.watch.wanted or self.on_step is not None
+        return y.is_cpu and y.dtype in FLOATING and not asked and hasattr(stepper, "record")
 
     def _integrate(self, stepper: Any) -> None:
         stepper.record(self.stiffness.weights)
@@ -96,6 +101,8 @@ class Recording:
             self.states.append(step.y1)
         if self.save == "dense":
             self.steps.append(step)
+        if self.on_step is not None:
+            self.on_step(step)
 
     def solution(self) -> Solution:
         for step in self.steps:

@@ -52,6 +52,7 @@ def solve(
     step_size: float | None = None,
     steps: int | None = None,
     throw: bool = True,
+    on_step: Callable[[Any], Any] | None = None,
 ) -> Solution:
     """Solves dy/dt = func(t, y, *args) from y0 at the first of ``ts``, and says how that went.
 
@@ -95,6 +96,9 @@ def solve(
             interpolate by the cubic with the values and slopes of both ends.
         throw: whether a solve that cannot go on raises; otherwise its ``Solution.status`` says why
             and its values are NaN from there on.
+        on_step: called with each accepted step as it is taken; its attributes are the times ``t``
+            and ``t1``, the packed states ``y`` and ``y1`` at both, the slopes ``k`` of the stages
+            and, in units of the tolerances, the local ``error``; not per sample.
 
     Raises:
         ValueError, TypeError: an argument is wrong; named before any work is done, except for what
@@ -115,6 +119,8 @@ def solve(
     watched = as_events(events)
     if watched and per_sample:
         raise ValueError("events must be None with per_sample=True")
+    if on_step is not None and per_sample:
+        raise ValueError("on_step must be None with per_sample=True")
     if method in FIXED and per_sample:
         raise ValueError(f"per_sample needs a method with an error estimate, got {method!r}")
     if method in ADAPTIVE and not (step_size is None and steps is None):
@@ -152,7 +158,7 @@ def solve(
             first_step=_positive("first_step", first_step),
             max_num_steps=max_num_steps,
         )
-    recording = Recording(problem, METHODS.get(method), save, watched)
+    recording = Recording(problem, METHODS.get(method), save, watched, on_step)
     if len(ts) > 1:
         recording.run(make_stepper, throw)
     return recording.solution()

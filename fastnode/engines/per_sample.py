@@ -77,7 +77,7 @@ class PerSampleSolve:
         if bool(batch.running.any()):
             first = self.options.first_step
             with torch.no_grad():
-                size = self._initial_steps() if first is None else first + torch.zeros_like(batch.h)
+                size = self.initial_steps() if first is None else first + torch.zeros_like(batch.h)
             batch.h = size.clamp(self.options.controller.min_step, self.options.controller.max_step)
             self._check_progress(torch.zeros_like(batch.running), batch.h, [batch.f])
         while bool(self.batch.running.any()):
@@ -101,7 +101,7 @@ class PerSampleSolve:
         limit = batch.end.detach() + (batch.t - batch.t.detach())
         t1 = torch.where(batch.h < room, batch.t + batch.h * batch.direction, limit)
         t1 = torch.where(batch.running, t1, batch.t)
-        y1, k = self._stages(batch, t1)
+        y1, k = self.stages(batch, t1)
         with torch.no_grad():
             weights = tableau.error_weights
             slopes = [k[j] for j in weights.stages]
@@ -134,7 +134,7 @@ class PerSampleSolve:
         batch.running = batch.running & (batch.t.detach() != batch.end.detach())
         self._check_progress(stuck, ratio, k)
 
-    def _stages(self, batch: Batch, t1: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def stages(self, batch: Batch, t1: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The state after the step and all its slopes."""
         h = t1 - batch.t
         k, stage = [batch.f], batch.y
@@ -157,7 +157,7 @@ class PerSampleSolve:
         """The step again without rejected samples: theirs was not finite, and a gradient of zero
         times infinity would reach the parameters as NaN."""
         rows = (~rejected).nonzero()[:, 0]
-        again, slopes = self._stages(self.batch.take(rows, self.problem), t1[rows])
+        again, slopes = self.stages(self.batch.take(rows, self.problem), t1[rows])
 
         def spread(part: Tensor, like: Tensor) -> Tensor:
             return torch.zeros_like(like).index_copy(0, rows, part)
@@ -222,7 +222,7 @@ class PerSampleSolve:
         self.log.slots.append(columns * self.problem.y0.shape[0] + samples)
         self.log.values.append(values)
 
-    def _initial_steps(self) -> Tensor:
+    def initial_steps(self) -> Tensor:
         """``controllers.initial_step`` for each sample."""
         batch, order, layout = self.batch, self.tableau.order, self.problem.field.layout
         span = (batch.end - batch.t).abs()
