@@ -63,6 +63,25 @@ def _parser() -> Parser:
     add("dataset", metavar="DATASET", help="digits, diabetes, mnist, cifar10 or uci/<name>")
     add("--method", default="simfree", help="simfree (default) or node, through the solver")
     add("--path", default="linear", help="of simfree: linear (default), concave or convex")
+    add(
+        "--regularizer",
+        default="none",
+        metavar="NAME",
+        help="of node: local-unbiased, local-biased, global-error, global-stiffness, steer, rnode "
+        "or taynode (default none)",
+    )
+    add(
+        "--regularizer-weight",
+        type=float,
+        metavar="WEIGHT",
+        help="weight of the penalty; for steer half the width of the interval of end times",
+    )
+    add(
+        "--regularizer-weight-end",
+        type=float,
+        metavar="WEIGHT",
+        help="weight at the end of the run, reached exponentially (default: the same throughout)",
+    )
     add("--split", type=int, default=0, help="split of a UCI set (default 0)")
     add("--seed", type=int, default=0, help="seed of everything random (default 0)")
     add("--steps", type=int, help="optimiser steps")
@@ -137,6 +156,9 @@ def _config(arguments: argparse.Namespace, data: Dataset, processes: int) -> Con
         lr=recipe.lr if arguments.lr is None else arguments.lr,
         eval_every=every if arguments.eval_every is None else arguments.eval_every,
         processes=processes,
+        regularizer=arguments.regularizer,
+        regularizer_weight=arguments.regularizer_weight,
+        regularizer_weight_end=arguments.regularizer_weight_end,
     )
 
 

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from fastnode.methods import ADAPTIVE, FIXED, NAMES
 from fastnode.nn.fields import check_positive
+from fastnode.nn.solving import check_regularizer, solve_regularized
 from fastnode.odeint import odeint
+from fastnode.regularize import Regularizer
+from fastnode.regularize.base import no_penalty
 
 #: Bound on the steps of an adaptive solve, as in the evaluation of arXiv 2410.22918.
 MAX_STEPS = 1000
@@ -54,7 +57,20 @@ def full_precision(z: Tensor) -> Tensor:
     return z
 
 
-class NeuralODE(nn.Module):
+class _Regularized(nn.Module):
+    """A module that keeps the penalty of its last call of forward for the loss."""
+
+    def __init__(self, regularizer: Regularizer | None) -> None:
+        super().__init__()
+        self.regularizer = regularizer
+        self.regularization = torch.zeros(())
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has the value of the penalty; its graph belongs to the call that made it.
+        return {**self.__dict__, "regularization": self.regularization.detach()}
+
+
+class NeuralODE(_Regularized):
     """A layer whose output is the solution of dz/dt = field(t, z) at t1, with z(t0) its input.
 
     It is trained by backpropagation through the solver's steps. With an encoder before and a
@@ -65,14 +81,19 @@ class NeuralODE(nn.Module):
         method: any method of :func:`fastnode.odeint`.
         rtol, atol: tolerances of an adaptive method.
         t0, t1: start and end time; t1 may lie before t0.
-        options: the solver's options, as for :func:`fastnode.odeint`.
+        options: the solver's options, as for :func:`fastnode.odeint`; with a regulariser
+            first_step, min_step, max_step, max_num_steps and step_size.
+        regularizer: one of :mod:`fastnode.regularize`, at work in training mode.
 
     Attributes:
-        nfe: evaluations of the field in the last call of forward (an int, not part of the state).
+        nfe: evaluations of the field by the last solve of forward (an int, not part of the state).
+        regularization: the weighted penalty of the last call of forward, to be added to the loss:
+            a scalar with its gradient, 0 in evaluation mode and without a regulariser.
 
     Raises:
-        TypeError: field is not a module.
-        ValueError: unknown method, t0 and t1 equal; in a call, what :func:`fastnode.odeint` raises.
+        TypeError: field is not a module, or regularizer none.
+        ValueError: unknown method, t0 and t1 equal, a method or option that the regulariser cannot
+            work with; in a call, what :func:`fastnode.odeint` and the regulariser raise.
 
     Source: Chen et al., NeurIPS 2018, arXiv 1806.07366.
     """
@@ -86,10 +107,12 @@ class NeuralODE(nn.Module):
         t0: float = 0.0,
         t1: float = 1.0,
         options: dict[str, Any] | None = None,
+        regularizer: Regularizer | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(regularizer)
         check_module(field=field)
         _check_method(method)
+        check_regularizer(regularizer, method, options)
         if t0 == t1:
             raise ValueError(f"t0 and t1 must differ, got {t0} for both")
         self.field = field
@@ -103,24 +126,42 @@ class NeuralODE(nn.Module):
         ``ts`` replaces t0 and t1: a tensor of increasing or decreasing times that starts with the
         time of z0.
         """
+        z0, last = full_precision(z0), ts is None
+        if ts is None:
+            ts = _grid(self.t0, self.t1, 1)
+        if self.regularizer is not None:
+            options = dict(self.options or {})
+            if last and self.method in FIXED and "step_size" not in options:
+                options["steps"] = 1
+            solution, self.regularization, self.nfe = solve_regularized(
+                self,
+                self.regularizer,
+                z0,
+                ts,
+                rtol=self.rtol,
+                atol=self.atol,
+                method=self.method,
+                **options,
+            )
+            return solution[-1] if last else solution
         counted = _Counted(self.field)
         solution = odeint(
             counted,
-            full_precision(z0),
-            _grid(self.t0, self.t1, 1) if ts is None else ts,
+            z0,
+            ts,
             rtol=self.rtol,
             atol=self.atol,
             method=self.method,
             options=self.options,
         )
-        self.nfe = counted.nfe
-        return solution[-1] if ts is None else solution
+        self.nfe, self.regularization = counted.nfe, no_penalty(z0)
+        return solution[-1] if last else solution
 
     def extra_repr(self) -> str:
         return f"method={self.method}, rtol={self.rtol}, atol={self.atol}, t=[{self.t0}, {self.t1}]"
 
 
-class EncodedODE(nn.Module):
+class EncodedODE(_Regularized):
     """decoder(z(1)) where dz/dt = field(t, z) and z(0) = encoder(x).
 
     The model that a NODE trained through the solver and :class:`SimulationFreeNODE` share; the way
@@ -131,9 +172,12 @@ class EncodedODE(nn.Module):
         method, steps, rtol, atol: how forward solves unless told otherwise: any method of
             :func:`fastnode.odeint`, ``steps`` equal steps for a method of fixed steps, the
             tolerances for an adaptive one.
+        regularizer: one of :mod:`fastnode.regularize`, at work in training mode.
 
     Attributes:
-        nfe: evaluations of the field in the last call of forward (an int, not part of the state).
+        nfe: evaluations of the field by the last solve of forward (an int, not part of the state).
+        regularization: the weighted penalty of the last call of forward, to be added to the loss:
+            a scalar with its gradient, 0 in evaluation mode and without a regulariser.
 
     Raises:
         TypeError: a module is none.
@@ -150,11 +194,13 @@ class EncodedODE(nn.Module):
         steps: int = 1,
         rtol: float = 1e-3,
         atol: float = 1e-3,
+        regularizer: Regularizer | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(regularizer)
         check_module(encoder=encoder, field=field, decoder=decoder)
         check_positive(steps=steps)
         _check_method(method)
+        check_regularizer(regularizer, method)
         self.encoder, self.field, self.decoder = encoder, field, decoder
         self.method, self.steps, self.rtol, self.atol = method, steps, rtol, atol
         self.nfe = 0
@@ -172,18 +218,35 @@ class EncodedODE(nn.Module):
         steps = self.steps if steps is None else steps
         check_positive(steps=steps)
         _check_method(method)
-        fixed = method in FIXED
+        z0, fixed = full_precision(self.encoder(x)), method in FIXED
+        rtol = self.rtol if rtol is None else rtol
+        atol = self.atol if atol is None else atol
+        options = {"max_num_steps": MAX_STEPS} if method in ADAPTIVE else {}
+        if self.regularizer is not None and self.training:
+            if fixed:
+                options["steps"] = steps
+            solution, self.regularization, self.nfe = solve_regularized(
+                self,
+                self.regularizer,
+                z0,
+                _grid(0.0, 1.0, 1),
+                rtol=rtol,
+                atol=atol,
+                method=method,
+                **options,
+            )
+            return self.decoder(solution[-1])
         counted = _Counted(self.field)
         solution = odeint(
             counted,
-            full_precision(self.encoder(x)),
+            z0,
             _grid(0.0, 1.0, steps if fixed else 1),
-            rtol=self.rtol if rtol is None else rtol,
-            atol=self.atol if atol is None else atol,
+            rtol=rtol,
+            atol=atol,
             method=method,
-            options={"max_num_steps": MAX_STEPS} if method in ADAPTIVE else None,
+            options=options,
         )
-        self.nfe = counted.nfe
+        self.nfe, self.regularization = counted.nfe, no_penalty(z0)
         return self.decoder(solution[-1])
 
     def extra_repr(self) -> str:

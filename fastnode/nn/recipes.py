@@ -16,6 +16,7 @@ from fastnode.flow import Path
 from fastnode.nn.fields import ConvField, MLPField, check_positive
 from fastnode.nn.node import EncodedODE
 from fastnode.nn.simfree import SimulationFreeNODE
+from fastnode.regularize import Regularizer
 
 
 class Nets(NamedTuple):
@@ -71,13 +72,23 @@ class Recipe:
             num_classes=self.num_classes,
         )
 
-    def build_node(self, rtol: float = 1e-3, atol: float = 1e-3) -> EncodedODE:
+    def build_node(
+        self, rtol: float = 1e-3, atol: float = 1e-3, regularizer: Regularizer | None = None
+    ) -> EncodedODE:
         """A new model of the same networks for training through the solver (dopri5).
 
         ``model(x)`` gives logits for the cross-entropy, or values for the mean squared error.
         """
         nets = self.make_nets()
-        return EncodedODE(nets.encoder, nets.field, nets.decoder, "dopri5", rtol=rtol, atol=atol)
+        return EncodedODE(
+            nets.encoder,
+            nets.field,
+            nets.decoder,
+            "dopri5",
+            rtol=rtol,
+            atol=atol,
+            regularizer=regularizer,
+        )
 
 
 def recipe(name: str, in_features: int | None = None) -> Recipe:

@@ -1,6 +1,6 @@
 """Training runs: configuration, loop, checkpoints, evaluation."""
 
-from fastnode.training.config import METHODS, Config
+from fastnode.training.config import METHODS, REGULARIZERS, Config
 from fastnode.training.evaluation import evaluate
 from fastnode.training.loop import CHECKPOINT, METRICS, Progress, Trainer
 from fastnode.training.models import build_model, recipe_for, restore
@@ -9,6 +9,7 @@ __all__ = [
     "CHECKPOINT",
     "METHODS",
     "METRICS",
+    "REGULARIZERS",
     "Config",
     "Progress",
     "Trainer",

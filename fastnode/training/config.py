@@ -9,6 +9,17 @@ from typing import Any
 from fastnode.flow import get_path
 
 METHODS = ("simfree", "node")
+#: What fastnode.regularize has, by the names of the command line.
+REGULARIZERS = (
+    "none",
+    "local-unbiased",
+    "local-biased",
+    "global-error",
+    "global-stiffness",
+    "steer",
+    "rnode",
+    "taynode",
+)
 _LEAST = {"split": 0, "seed": 0, "steps": 1, "batch": 1, "eval_every": 1, "processes": 1}
 
 
@@ -26,6 +37,11 @@ class Config:
         lr: learning rate of AdamW.
         eval_every: steps between validations, where the set has a validation part.
         processes: how many processes share each batch.
+        regularizer: of `node`, one of `REGULARIZERS`.
+        regularizer_weight: its weight (both weights of `rnode`, the b of `steer`); its own default
+            if None.
+        regularizer_weight_end: the weight at the end of the run, to which it goes exponentially;
+            None for a constant one.
 
     Raises:
         TypeError, ValueError: names the setting, what came and what was expected.
@@ -41,6 +57,9 @@ class Config:
     split: int = 0
     seed: int = 0
     processes: int = 1
+    regularizer: str = "none"
+    regularizer_weight: float | None = None
+    regularizer_weight_end: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("dataset", "method", "path"):
@@ -58,10 +77,31 @@ class Config:
             raise ValueError(f"lr must be positive and finite, got {self.lr}")
         if self.method not in METHODS:
             raise ValueError(f"unknown method {self.method!r}; expected {' or '.join(METHODS)}")
+        self._check_regularizer()
         get_path(self.path)
         if self.batch % self.processes:
             raise ValueError(
                 f"batch must be a multiple of the {self.processes} processes, got {self.batch}"
+            )
+
+    def _check_regularizer(self) -> None:
+        name = self.regularizer
+        if name not in REGULARIZERS:
+            raise ValueError(f"regularizer must be one of {', '.join(REGULARIZERS)}, got {name!r}")
+        if name != "none" and self.method != "node":
+            raise ValueError(f"regularizer {name!r} needs method 'node', got {self.method!r}")
+        first, last = self.regularizer_weight, self.regularizer_weight_end
+        for weight in (first, last):
+            if isinstance(weight, bool) or not isinstance(weight, (int, float, type(None))):
+                raise TypeError(f"regularizer_weight must be a float, got {weight!r}")
+            if weight is not None and not (weight >= 0 and math.isfinite(weight)):
+                raise ValueError(f"regularizer_weight must be at least 0, got {weight}")
+            if weight is not None and name == "none":
+                raise ValueError(f"regularizer_weight needs a regularizer, got {weight} alone")
+        if last is not None and (name == "steer" or not (first and last)):
+            raise ValueError(
+                "regularizer_weight_end needs two positive weights and a regularizer with a "
+                f"penalty, got {name!r} with {first} and {last}"
             )
 
     @staticmethod

@@ -179,6 +179,8 @@ class Trainer:
         x, y = self.x.index_select(0, rows), self.y.index_select(0, rows)
         if self.data.name == "cifar10":
             x = augment(x, self.generator)
+        if self.model.regularizer is not None:
+            self.model.regularizer.step = self.step
         self.optimizer.zero_grad()
         losses = self.objective(x, y, self.generator)
         losses.total.backward()

@@ -11,14 +11,34 @@ from torch import Tensor, nn
 
 from fastnode.datasets import Dataset, load
 from fastnode.nn import EncodedODE, LossModule, Recipe, SimulationFreeNODE, recipe
+from fastnode.regularize import (
+    RNODE,
+    STEER,
+    Exponential,
+    Global,
+    Local,
+    Regularizer,
+    TayNODE,
+)
 from fastnode.training import checkpoint
 from fastnode.training.config import Config
+
+#: Half the width of the interval from which STEER draws the end of the unit interval.
+STEER_WIDTH = 0.5
 
 
 class TaskLoss(NamedTuple):
     """A training loss without further parts; a scalar."""
 
     total: Tensor
+
+
+class RegularizedLoss(NamedTuple):
+    """``total = task + regularization``, scalars."""
+
+    total: Tensor
+    task: Tensor
+    regularization: Tensor
 
 
 class SupervisedLoss(nn.Module):
@@ -29,8 +49,16 @@ class SupervisedLoss(nn.Module):
         self.model = model
         self.loss = F.cross_entropy if task == "classification" else F.mse_loss
 
-    def forward(self, x: Tensor, y: Tensor, generator: torch.Generator) -> TaskLoss:
-        return TaskLoss(self.loss(self.model(x), y))
+    def forward(
+        self, x: Tensor, y: Tensor, generator: torch.Generator
+    ) -> TaskLoss | RegularizedLoss:
+        regularizer = self.model.regularizer
+        if regularizer is None:
+            return TaskLoss(self.loss(self.model(x), y))
+        regularizer.generator = generator
+        task = self.loss(self.model(x), y)
+        penalty = self.model.regularization
+        return RegularizedLoss(task + penalty, task, penalty)
 
 
 def recipe_for(data: Dataset) -> Recipe:
@@ -44,7 +72,31 @@ def build_model(config: Config, recipe: Recipe) -> EncodedODE:
         torch.manual_seed(config.seed)
         if config.method == "simfree":
             return recipe.build_simfree(config.path)
-        return recipe.build_node()
+        return recipe.build_node(regularizer=build_regularizer(config))
+
+
+def build_regularizer(config: Config) -> Regularizer | None:
+    """The regulariser of `config`, if it has one."""
+    name, first, last = (
+        config.regularizer,
+        config.regularizer_weight,
+        config.regularizer_weight_end,
+    )
+    if name == "none":
+        return None
+    if name == "steer":
+        return STEER(STEER_WIDTH if first is None else first)
+    weights: dict[str, Any] = {}
+    if first is not None:
+        schedule = first if last is None else Exponential(first, last, config.steps)
+        names = ("kinetic", "jacobian") if name == "rnode" else ("weight",)
+        weights = dict.fromkeys(names, schedule)
+    if name == "rnode":
+        return RNODE(**weights)
+    if name == "taynode":
+        return TayNODE(**weights)
+    family, kind = name.split("-")
+    return Local(mode=kind, **weights) if family == "local" else Global(kind=kind, **weights)
 
 
 def build_objective(model: EncodedODE, task: str) -> nn.Module:
