@@ -88,6 +88,8 @@ def embedded_step(
         ValueError, TypeError: an argument is wrong; named before any work is done.
     """
     tableau = find_tableau(method)
+    if not isinstance(args, (tuple, list)):
+        raise TypeError(f"args must be a tuple or a list, got {type(args).__name__}")
     held = set(constants)
     if not held <= set(CONSTANTS):
         raise ValueError(f"constants must be among {', '.join(CONSTANTS)}, got {constants!r}")
@@ -232,7 +234,7 @@ class SampleStart:
 
     def take(self, f: Tensor, h: Any) -> Taken:
         solve, ts = self._solve(f), self.problem.ts
-        size = torch.as_tensor(h).to(ts).expand(ts.shape[0])
+        size = torch.as_tensor(h, dtype=torch.float64).to(ts).expand(ts.shape[0])
         y1, k = solve.stages(solve.batch, solve.batch.t + size)
         return Taken(size, y1, k)
 
@@ -253,7 +255,8 @@ class SampleStart:
         stages, values = self.tableau.error_weights
         slopes = [taken.k[j] for j in stages]
         layout, h = self.problem.field.layout, taken.h.double()
-        return self.tolerances.norm(layout, self.problem.y0, taken.y1, slopes, values, h)
+        norm = self.tolerances.norm(layout, self.problem.y0, taken.y1, slopes, values, h)
+        return norm.to(torch.promote_types(taken.y1.dtype.to_real(), torch.float32))
 
     def stiffness(self, taken: Taken) -> Tensor:
         def size(y0: Tensor, y1: Tensor, k: Sequence[Tensor], c: Sequence[float]) -> Tensor:
@@ -272,7 +275,7 @@ def stiffness(tableau: Tableau, k: Sequence[Tensor], h: Any, size: Callable[...,
         size(k[0], k[0], [k[j] for j in w.stages], w.values) for w in (known.slopes, known.states)
     )
     eps = torch.finfo(slopes.dtype).eps
-    return slopes / (abs(h) * states + eps) / known.stability
+    return (slopes / (abs(h) * states + eps) / known.stability).to(slopes.dtype)
 
 
 def _as_time(t: Any) -> Time:

@@ -220,6 +220,8 @@ def sample_first_step(value: Any, y0: Tensor) -> float | Tensor | None:
 
 def _per_sample_number(name: str, value: Any, y0: Tensor) -> float | Tensor:
     """A number, or a tensor [B] in float64."""
+    if type(value) in (int, float):
+        return float(value)
     try:
         tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
