@@ -151,10 +151,11 @@ class Start:
         for name, value in (("t", t), ("h", end)):
             if isinstance(value, Tensor) and value.numel() != 1:
                 raise ValueError(f"{name} must be one number, got shape {tuple(value.shape)}")
-        ends = torch.tensor([float(t), float(end)], dtype=torch.float64)
+        first, last = (x.item() if isinstance(x, Tensor) else float(x) for x in (t, end))
+        ends = torch.tensor([first, last], dtype=torch.float64)
         self.problem = make_problem(func, y, ends, args)
         self.tableau, self.field = tableau, self.problem.field
-        self.t, self.span = _as_time(t), float(end) - float(t)
+        self.t, self.span = _as_time(t), last - first
         self.measure = ErrorNorm(self.problem.layout, self.problem.y0, rtol, atol)
 
     def slope(self, constant: bool) -> Tensor:
@@ -282,4 +283,4 @@ def _as_time(t: Any) -> Time:
     """A float, or a 0-dim float64 tensor where it needs a gradient."""
     if isinstance(t, Tensor) and t.requires_grad and torch.is_grad_enabled():
         return t.double().cpu().reshape(())
-    return float(t)
+    return t.item() if isinstance(t, Tensor) else float(t)
