@@ -257,3 +257,30 @@ def test_the_command_line_imports_nothing_it_does_not_need():
     command = [sys.executable, "-c", code]
     found = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=100)
     assert found.stdout.strip() == "[]", found.stderr
+
+
+def test_regularised_training_repeats_its_parameters(tmp_path, capsys):
+    settings = ["--method", "node", "--regularizer", "local-biased", "--regularizer-weight", "2"]
+    settings += ["--regularizer-weight-end", "1", "--steps", "6"]
+    for out, extra in (("one", []), ("two", ["--resume"])):
+        assert cli.main(["train", *DIGITS, *settings, "--out", str(tmp_path / out), *extra]) == 0
+    one, two = (parameters(tmp_path / out) for out in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert "digits" in capsys.readouterr().out
+    assert cli.main(["evaluate", str(tmp_path / "one")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--regularizer", "rnode"], "needs method 'node'"),
+        (["--method", "node", "--regularizer", "l2"], "regularizer must be one of"),
+        (["--method", "node", "--regularizer-weight", "1"], "needs a regularizer"),
+        (
+            ["--method", "node", "--regularizer", "rnode", "--regularizer-weight", "-1"],
+            "must be at least 0, got -1.0",
+        ),
+    ],
+)
+def test_wrong_regularisers_are_errors(tmp_path, capsys, arguments, words):
+    assert words in fails(capsys, "train", *DIGITS, *arguments, "--out", tmp_path / "run")

@@ -16,7 +16,7 @@ def rms(x, per_sample):
 
 
 def reference_step(func, t, y, h, method, rtol, atol, per_sample, held=True):
-    """(y1, e, E, S): the stages of the tableau one after the other, E and S by their definitions."""
+    """(y1, e, E, S): the stages one after the other, E and S by their definitions."""
     tableau = METHODS[method]
     if per_sample:
         t, h = (torch.as_tensor(x, dtype=torch.float64).expand(y.shape[0]) for x in (t, h))
