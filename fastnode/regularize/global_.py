@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from fastnode import embedded
-from fastnode.embedded import find_tableau
+from fastnode.embedded import embedded_step, find_tableau, stiffness
 from fastnode.norms import ErrorNorm
 from fastnode.ops.rk_error import rk_error
 from fastnode.problem import State, make_problem, to_float
 from fastnode.regularize.base import Regularizer, check_kind, needs_error_estimate
 from fastnode.regularize.schedules import Schedule, as_schedule
-from fastnode.solution import Solution
+from fastnode.solution import Solution, Steps
 from fastnode.solve import solve
+
+#: Adjoints that give the gradient of the steps that were taken.
+DISCRETE = ("backprop", "checkpoint", "revolve")
 
 
 class Global(Regularizer):
     """sum_j E_j |dt_j| or sum_j S_j |dt_j| over the accepted steps of the solve.
 
     E and S are those of ``fastnode.embedded_step``. The gradient goes through the whole solve, so
-    it needs the graph of all its steps: ``adjoint="backprop"``. The sizes of the steps are
-    constants.
+    it needs a discrete adjoint: "backprop", where it costs no evaluation; "checkpoint" or
+    ``Revolve``, where each step is evaluated once more, and once more in the backward pass. The
+    sizes of the steps are constants.
 
     Args:
         kind: "error" or "stiffness".
@@ -53,13 +58,21 @@ class Global(Regularizer):
         self, func: Callable[..., Any], y0: State, ts: Tensor, options: dict[str, Any]
     ) -> tuple[Solution, Tensor]:
         adjoint = options.get("adjoint", "backprop")
-        if adjoint != "backprop":
+        if isinstance(adjoint, str) and adjoint not in DISCRETE:
             raise ValueError(
-                "Global needs the gradients of every step of the solve, so adjoint='backprop', "
-                f"got {adjoint!r}; Local works with every adjoint"
+                "Global needs a discrete adjoint, as its gradient goes through every step of the "
+                f"solve: {', '.join(DISCRETE)} or a Revolve, got {adjoint!r}; Local works with all"
             )
         if options.get("per_sample"):
             raise ValueError("Global needs per_sample=False, got True; Local works with both")
+        terms = self._kept if adjoint == "backprop" else self._anew
+        solution, found = terms(func, y0, ts, options)
+        return solution, self.weight(self.step) * torch.stack(found).sum()
+
+    def _kept(
+        self, func: Callable[..., Any], y0: State, ts: Tensor, options: dict[str, Any]
+    ) -> tuple[Solution, list[Tensor]]:
+        """The terms of the sum, from the slopes that the solve has a graph of."""
         problem = make_problem(func, y0, ts, tuple(options.get("args", ())))
         tableau = find_tableau(options["method"])
         norm = ErrorNorm(problem.layout, problem.y0, options["rtol"], options["atol"])
@@ -74,10 +87,39 @@ class Global(Regularizer):
                 terms.append(norm.differentiable(step.y, step.y1, slopes, values) * h**2)
             else:
                 size = partial(rk_error, rtol=0.0, atol=1.0)
-                terms.append(embedded.stiffness(tableau, step.k, h, size) * h)
+                terms.append(stiffness(tableau, step.k, h, size) * h)
 
-        solution = solve(func, y0, ts, **options, on_step=add)
-        return solution, self.weight(self.step) * torch.stack(terms).sum()
+        return solve(func, y0, ts, **options, on_step=add), terms
+
+    def _anew(
+        self, func: Callable[..., Any], y0: State, ts: Tensor, options: dict[str, Any]
+    ) -> tuple[Solution, list[Tensor]]:
+        """The terms of the sum, each from the state at which its step begins."""
+        method = options["method"]
+        if not find_tableau(method).fsal:
+            raise ValueError(
+                "Global needs a method whose last slope is the field at the end of the step with "
+                f"this adjoint, got {method!r}; use adjoint='backprop'"
+            )
+        kept = options.get("save", "times") != "times"
+        solution = solve(func, y0, ts, **(options if kept else {**options, "save": "steps"}))
+        steps = solution.steps
+        assert isinstance(steps, Steps) and steps.states is not None
+        names = ("method", "rtol", "atol", "args")
+        settings = {name: options[name] for name in names if name in options}
+
+        def term(t: float, h: float, y: State) -> Tensor:
+            step = embedded_step(func, t, y, h, **settings, constants=("h",))
+            return abs(h) * (step.norm if self.kind == "error" else step.stiffness)
+
+        terms = []
+        for i, (t, h) in enumerate(zip(steps.times.tolist(), steps.h.tolist(), strict=False)):
+            states = steps.states
+            y = tuple(x[i] for x in states) if isinstance(states, tuple) else states[i]
+            terms.append(checkpoint(term, t, h, y, use_reentrant=False))
+        if not kept:
+            solution = replace(solution, steps=replace(steps, states=None))
+        return solution, terms
 
     def __repr__(self) -> str:
         return f"Global(kind={self.kind!r}, weight={self.weight!r})"
