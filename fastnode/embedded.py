@@ -118,7 +118,7 @@ def _end(t: Any, h: Any) -> Any:
     for name, value in (("t", t), ("h", h)):
         if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
             raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
-    start, size = (torch.as_tensor(x, dtype=torch.float64).detach() for x in (t, h))
+    start, size = _double(t).detach(), _double(h).detach()
     end = start + size
     if not bool((end.isfinite() & (end != start)).all()):
         raise ValueError(f"h must be finite and large enough to change t = {t}, got {h}")
@@ -210,7 +210,7 @@ class SampleStart:
         count = first.shape[0] if isinstance(first, Tensor) and first.dim() else 1
         ends = []
         for name, value in (("t", t), ("h", end)):
-            tensor = torch.as_tensor(value, dtype=torch.float64)
+            tensor = _double(value)
             if tensor.dim() and tensor.shape != (count,):
                 raise ValueError(
                     f"{name} must be a number or have shape [{count}], got {tuple(tensor.shape)}"
@@ -235,7 +235,7 @@ class SampleStart:
 
     def take(self, f: Tensor, h: Any) -> Taken:
         solve, ts = self._solve(f), self.problem.ts
-        size = torch.as_tensor(h, dtype=torch.float64).to(ts).expand(ts.shape[0])
+        size = _double(h).to(ts).expand(ts.shape[0])
         y1, k = solve.stages(solve.batch, solve.batch.t + size)
         return Taken(size, y1, k)
 
@@ -277,6 +277,11 @@ def stiffness(tableau: Tableau, k: Sequence[Tensor], h: Any, size: Callable[...,
     )
     eps = torch.finfo(slopes.dtype).eps
     return (slopes / (abs(h) * states + eps) / known.stability).to(slopes.dtype)
+
+
+def _double(x: float | Tensor) -> Tensor:
+    """In float64 on the CPU: every device can be copied from, and not every one has float64."""
+    return x.cpu().double() if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64)
 
 
 def _as_time(t: Any) -> Time:

@@ -140,6 +140,25 @@ def test_the_penalty_has_no_gradient_through_the_solve(field, y0, mode):
     assert sum(graphs[solution.nfe :]) == 6
 
 
+@pytest.mark.parametrize("mode", ["unbiased", "biased"])
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_the_graph_of_the_penalty_does_not_grow_with_the_steps(field, y0, mode, per_sample):
+    sizes, steps = [], []
+    for tolerance in (1e-2, 1e-9):
+        solution, penalty = Local(mode, per_sample=per_sample).solve(
+            field, y0, TS, rtol=tolerance, atol=tolerance, per_sample=per_sample
+        )
+        steps.append(solution.accepted.sum() if per_sample else solution.accepted)
+        seen, ahead = set(), [penalty.grad_fn]
+        while ahead:
+            node = ahead.pop()
+            if node is not None and node not in seen:
+                seen.add(node)
+                ahead += [each for each, _ in node.next_functions]
+        sizes.append(len(seen))
+    assert steps[1] > 4 * steps[0] and sizes[0] == sizes[1]
+
+
 def test_all_of_the_gradient_with_a_first_slope_that_varies(
     field, y0, reference, first_step, gradients
 ):
