@@ -95,7 +95,7 @@ class AdjointNorm:
         """The norm of the parameter gradients' errors in the step that is tried."""
         if self._quadrature is None or not self._quadrature.measurable:
             return 0.0
-        return self._quadrature.error_norm(*self._tolerances)
+        return self._quadrature.error_norm(self._tolerances[0], self._tolerances[1])
 
     def size(self, x: Tensor, y: Tensor) -> float:
         """The norm of x relative to the tolerances at y."""
@@ -104,7 +104,7 @@ class AdjointNorm:
     def _measure(self, parts: tuple[Tensor, ...]) -> Any:
         assert self._custom is not None
         if self._quadrature is not None and self._quadrature.measurable:
-            errors = self._quadrature.scaled_errors(*self._tolerances)
+            errors = self._quadrature.scaled_errors(self._tolerances[0], self._tolerances[1])
         else:
             errors = [torch.zeros_like(param) for param in self.params]
         return self._custom((self._clock, *parts, *errors))

@@ -81,8 +81,17 @@ class BackwardSolve:
             final = self._fixed(problem)
         n = self.problem.y0.numel()
         if self.func.inside:
-            self._rows = list(self.layout.unpack(final)[len(self.norm.layout.shapes or ()) :])
+            self._rows = self._gradients_in(final)
         return final[n : 2 * n].reshape(self.problem.y0.shape)
+
+    def _parts(self, state: Tensor) -> tuple[Tensor, ...]:
+        parts = self.layout.unpack(state)
+        assert isinstance(parts, tuple)
+        return parts
+
+    def _gradients_in(self, state: Tensor) -> list[Tensor]:
+        """Those of the parameters that a state holds besides y and a."""
+        return list(self._parts(state)[len(self.norm.layout.shapes or ()) :])
 
     @property
     def _time_dtype(self) -> torch.dtype:
@@ -140,8 +149,8 @@ class BackwardSolve:
             h = made.t1 - made.t
             for weight, time, side, state in steps.stages(h, y):
                 if weight:
-                    parts = self.layout.unpack(state)
-                    _, integrand = self.func.evaluate(field.time(time, side), parts, True)
+                    at = field.time(time, side)
+                    _, integrand = self.func.evaluate(at, self._parts(state), True)
                     self.quadrature.add(integrand, float(h) * weight)
             return made
 
@@ -149,12 +158,13 @@ class BackwardSolve:
 
     def _by_scipy(self, problem: Problem) -> Tensor:
         self._told((), self.problem.t.dtype)
+        rtol, atol = self._tolerances
         scipy = parse(ScipyOptions, self.name, self.options)
         return integrate_scipy(
             problem.field,
             problem.y0,
             problem.times,
-            ErrorNorm(problem.layout, problem.y0, *self._tolerances),
+            ErrorNorm(problem.layout, problem.y0, rtol, atol),
             solver=scipy.solver,
             min_step=scipy.min_step,
             max_step=scipy.max_step,
@@ -183,8 +193,10 @@ class BackwardSolve:
 
         def view(state: Tensor) -> tuple[Tensor, ...]:
             y, a = (state[i : i + n].reshape(like.shape) for i in (0, n))
-            rows = self.layout.unpack(state)[len(self.norm.layout.shapes or ()) :]
-            totals = self.func.from_state(rows) if self.func.inside else self.quadrature.totals
+            if self.func.inside:
+                totals = self.func.from_state(self._gradients_in(state))
+            else:
+                totals = self.quadrature.totals
             return like.new_zeros(()), y, a, *totals
 
         return find_callbacks(self.problem, self.name, supported, dtype, "_adjoint", view)

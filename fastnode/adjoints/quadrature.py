@@ -12,11 +12,13 @@ rejected leaves the value at its start as it was.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastnode import extension
+from fastnode.norms import Tolerance
 from fastnode.ops.rk_error import rk_error, scaled_error
 from fastnode.tableaus import Tableau, Weights
 
@@ -104,11 +106,11 @@ class Quadrature:
             self._fresh = True
         self._first, self._stage = self._kept, _START
 
-    def scaled_errors(self, rtol: Sequence[float], atol: Sequence[float]) -> list[Tensor]:
+    def scaled_errors(self, rtol: Sequence[Tolerance], atol: Sequence[Tolerance]) -> list[Tensor]:
         """The error of the step that is tried, over its tolerance."""
         return [scaled_error(*each) for each in self._measured(rtol, atol)]
 
-    def error_norm(self, rtol: Sequence[float], atol: Sequence[float]) -> float:
+    def error_norm(self, rtol: Sequence[Tolerance], atol: Sequence[Tolerance]) -> float:
         """The largest root mean square of ``scaled_errors``."""
         if self._fused and all(type(each) is float for each in (*rtol, *atol)):
             ends, errors = self._ends
@@ -125,7 +127,7 @@ class Quadrature:
             return self.totals, [error.zero_() for error in self._errors]
         return self._trial, self._errors
 
-    def _measured(self, rtol: Sequence[float], atol: Sequence[float]) -> list:
+    def _measured(self, rtol: Sequence[Tolerance], atol: Sequence[Tolerance]) -> list[Any]:
         rows = zip(self.totals, *self._ends, rtol, atol, strict=True)
         return [(y, y1, [e], [1.0], r, a) for y, y1, e, r, a in rows]
 
