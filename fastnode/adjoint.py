@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -66,7 +67,8 @@ def odeint_adjoint(
 
     Raises:
         ValueError: func is no nn.Module and adjoint_params is None; or adjoint_method differs from
-            method, options is given and adjoint_options is not.
+            method, options is given and adjoint_options is not; or fully_shard was applied to func
+            itself.
         ValueError, TypeError, SolverError: as in odeint; in backward() too for the adjoint solve.
     """
     params = _parameters(func, adjoint_params)
@@ -165,7 +167,18 @@ def _parameters(
     for i, param in enumerate(params):
         if not isinstance(param, Tensor):
             raise TypeError(f"adjoint_params[{i}] must be a tensor, got {type(param).__name__}")
+        if _is_sharded(param):
+            raise ValueError(
+                f"adjoint_params[{i}] is a DTensor, whose gradient func's own hooks would have to "
+                "make: apply fully_shard to the module that calls odeint_adjoint, not to func"
+            )
     return tuple({id(param): param for param in params}.values())
+
+
+def _is_sharded(param: Tensor) -> bool:
+    # Where nobody has loaded the module there are none, and loading it takes long.
+    distributed = sys.modules.get("torch.distributed.tensor")
+    return distributed is not None and isinstance(param, distributed.DTensor)
 
 
 def _depend(result: Any, params: list[Tensor], event: bool) -> Any:

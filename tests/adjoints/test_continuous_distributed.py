@@ -1,4 +1,4 @@
-"""odeint_adjoint under DistributedDataParallel: two processes make the gradients of one."""
+"""odeint_adjoint under DistributedDataParallel and fully_shard: two processes, one gradient."""
 
 import socket
 from datetime import timedelta
@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import fastnode
@@ -57,8 +59,16 @@ def worker(rank, port, results):
     torch.set_num_threads(1)
     model = DistributedDataParallel(Model())
     model(batch(rank)).backward()
+    sharded, alone = Model(), Model()
+    mesh = init_device_mesh("cpu", (WORLD,))
+    fully_shard(sharded, mesh=mesh)
+    sharded(batch(rank)).backward()
+    gathered = [param.grad.full_tensor() for param in sharded.parameters()]
+    fully_shard(alone.field, mesh=mesh)
+    with pytest.raises(ValueError, match="apply fully_shard to the module that calls"):
+        alone(batch(rank))
     if rank == 0:
-        torch.save([param.grad for param in model.parameters()], results)
+        torch.save(([param.grad for param in model.parameters()], gathered), results)
     # A process that leaves while the other still talks to it can abort in the other's threads.
     dist.barrier()
     del model
@@ -78,6 +88,6 @@ def test_two_processes_make_the_gradients_of_the_whole_batch(tmp_path):
     mp.spawn(worker, (free_port(), str(results)), nprocs=WORLD)
     whole = Model()
     (sum(whole(batch(rank)) for rank in range(WORLD)) / WORLD).backward()
-    found = torch.load(results)
-    torch.testing.assert_close(found, [param.grad for param in whole.parameters()])
-    assert not found[-1].any() and not found[-2].any()
+    for found in torch.load(results):
+        torch.testing.assert_close(found, [param.grad for param in whole.parameters()])
+        assert not found[-1].any() and not found[-2].any()
