@@ -14,6 +14,7 @@ from fastnode.errors import (
     StepSizeUnderflow,
 )
 from fastnode.extension import empty_cache
+from fastnode.fuse import NotFusable, fuse
 from fastnode.odeint import odeint, odeint_event
 from fastnode.solution import Solution, Steps
 from fastnode.solve import solve
@@ -28,6 +29,7 @@ __all__ = [
     "EventNotFound",
     "MaxStepsExceeded",
     "NonFiniteState",
+    "NotFusable",
     "Solution",
     "SolverError",
     "StagesNotSolved",
@@ -37,6 +39,7 @@ __all__ = [
     "embedded_step",
     "empty_cache",
     "flow",
+    "fuse",
     "nn",
     "odeint",
     "odeint_adjoint",

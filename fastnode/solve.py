@@ -13,6 +13,7 @@ from torch import Tensor
 from fastnode import engines
 from fastnode.compilation import outside_graph
 from fastnode.controllers import Controller, find_controller
+from fastnode.engines import fused
 from fastnode.engines.grid import GridStepper
 from fastnode.engines.rows import SampleOptions
 from fastnode.engines.step import StepFunction
@@ -85,8 +86,10 @@ def solve(
             sequence of these; not per sample. ``Solution.events`` says where they happened. As in
             ``odeint_event`` a function that changes its sign twice within a step is not seen.
         args: further arguments of func.
-        engine: "auto", "reference" (pure PyTorch) or "native" (C++), which knows no gradients
-            where it solves per sample; "auto" takes it wherever it can.
+        engine: "auto", "reference" (pure PyTorch), "native" (C++), which knows no gradients where
+            it solves per sample, or "fused" (one native call for the whole solve) for an MLPField
+            or what ``fastnode.fuse`` returns, with ``save="times"``; "auto" takes the last that it
+            can.
         first_step: size of the first step; chosen at the cost of one evaluation if None; if per
             sample a number or [B].
         min_step, max_step: limits of the step size, those of the controller if None.
@@ -139,6 +142,17 @@ def solve(
         )
         trace = engines.solve_per_sample(engine, samples, options)
         return sample_solution(ts, samples, options, trace)
+    if engine in ("auto", "fused"):
+        solved = None
+        if save == "times" and not watched and not args and method in ADAPTIVE:
+            size = _positive("first_step", first_step)
+            solved = fused.solve(
+                func, y0, ts, ADAPTIVE[method], rtol, atol, control, size, max_num_steps, throw
+            )
+        if solved is not None:
+            return solved
+        if engine == "fused":
+            fused.refuse()
     check_times("ts", ts)
     problem = make_problem(func, y0, ts, tuple(args))
     if method in FIXED:

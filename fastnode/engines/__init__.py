@@ -1,6 +1,7 @@
 """The loops of a solve, and which of them runs.
 
-``reference`` is pure PyTorch and the definition of right; ``native`` is the same loop in C++.
+``reference`` is pure PyTorch and the definition of right; ``native`` is the same loop in C++;
+``fused`` is that loop with a multilayer perceptron inside, chosen before a problem is made.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from fastnode.engines.step import ExplicitSteps, StepFunction
 from fastnode.problem import Time
 from fastnode.samples import SampleProblem
 
-NAMES = ("auto", "reference", "native")
+NAMES = ("auto", "reference", "native", "fused")
 
 
 def is_native(engine: str, y: Tensor, times: Sequence[Time]) -> bool:

@@ -71,7 +71,8 @@ def _runs_here() -> bool:
 
 @cache
 def _default_control() -> tuple[float, ...]:
-    return native.control_numbers(Controller())
+    # Steps never shrink after an accepted one in odeint (see steppers.adaptive_stepper).
+    return native.control_numbers(Controller(keeps_accepted=True))
 
 
 def odeint(
@@ -112,6 +113,7 @@ def odeint(
                 chosen.dfactor,
                 min_step=chosen.min_step,
                 max_step=chosen.max_step,
+                keeps_accepted=True,
             )
         )
         first_step, most = chosen.first_step, chosen.max_num_steps

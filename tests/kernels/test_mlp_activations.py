@@ -1,0 +1,59 @@
+"""Activations of the fused engine, by each instruction set that this machine has."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from fastnode import extension
+from fastnode.nn.fields import ACTIVATIONS
+
+pytestmark = pytest.mark.skipif(not extension.AVAILABLE, reason=extension.REASON)
+NAMES = list(ACTIVATIONS)
+SETS = extension.native().mlp_instruction_sets() if extension.AVAILABLE else []
+
+
+def activate(instructions, name, x):
+    return extension.native().mlp_activate(instructions, NAMES.index(name), x)
+
+
+def ulps(found: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
+    """Distance of float32 numbers from float64 ones in units of the last place of the latter."""
+    rounded = exact.float()
+    size = rounded.abs()
+    finite = size.clamp(max=float(np.finfo(np.float32).max))
+    below = torch.nextafter(finite, torch.zeros(()))
+    unit = (finite.double() - below.double()).clamp(min=2.0**-149)
+    same = (found == rounded) | (found.isnan() & rounded.isnan())
+    return torch.where(same, 0.0, (found.double() - exact).abs() / unit)
+
+
+def every(step: int) -> torch.Tensor:
+    """Every step-th float32 number of all there are, NaN and infinities included."""
+    bits = torch.arange(-(2**31), 2**31, step, dtype=torch.int64).to(torch.int32)
+    return bits.view(torch.float32)
+
+
+@pytest.mark.parametrize("instructions", SETS)
+@pytest.mark.parametrize("name", NAMES)
+def test_activations_are_within_two_units_over_the_whole_range(name, instructions):
+    ordinary = torch.cat([sign * torch.logspace(-6, 2.1, 200_001) for sign in (-1, 1)])
+    special = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan, 20.0, 1e-45, -1e-45, -104.0])
+    x = torch.cat([every(40_009), ordinary, special])
+    exact = ACTIVATIONS[name](x.double())
+    assert ulps(activate(instructions, name, x), exact).max() <= 2
+
+
+@pytest.mark.parametrize("instructions", SETS)
+@pytest.mark.parametrize("name", NAMES)
+def test_activations_in_float64(name, instructions):
+    x = torch.linspace(-30, 30, 20_011, dtype=torch.float64)
+    found, exact = activate(instructions, name, x), ACTIVATIONS[name](x)
+    torch.testing.assert_close(found, exact, rtol=4e-15, atol=1e-300)
+
+
+@pytest.mark.parametrize("size", [1, 15, 63, 1023])
+def test_odd_sizes(size):
+    x = torch.randn(size)
+    torch.testing.assert_close(activate(SETS[-1], "silu", x), torch.nn.functional.silu(x))
