@@ -2,6 +2,7 @@
 
 from fastnode import flow, nn, regularize
 from fastnode.adjoint import odeint_adjoint
+from fastnode.adjoints import Revolve
 from fastnode.controllers import Controller
 from fastnode.dense import odeint_dense
 from fastnode.embedded import EmbeddedStep, embedded_step
@@ -30,6 +31,7 @@ __all__ = [
     "MaxStepsExceeded",
     "NonFiniteState",
     "NotFusable",
+    "Revolve",
     "Solution",
     "SolverError",
     "StagesNotSolved",

@@ -35,27 +35,35 @@ class Recording:
         self.watch = EventWatch(problem, events)
         self.tableau, self.stiffness = tableau, Stiffness(tableau)
         self.outputs = [problem.y0]
+        #: The step in which each further output lies.
+        self.within: list[int] = []
         self.end = to_float(problem.times[0])
         self.times = [self.end]
         self.errors: list[float] = []
         self.stiff: list[float] = []
         self.states = [problem.y0]
         self.steps: list[Any] = []
+        #: Whether ``steps`` are those of the stepper, or others that evaluate their slopes anew.
+        self.keeps_slopes = save == "dense"
         self.status = "finished"
-        self.stepper: Any = None
+        self.evaluations = self.rejected = 0
 
     def run(self, make_stepper: Callable[[], Any], throw: bool) -> None:
         """Steps up to the last of the problem's times; a failure is raised or kept as status."""
+        stepper = None
         try:
-            self.stepper = make_stepper()
-            if self._recorded_by(self.stepper):
-                self._integrate(self.stepper)
+            stepper = make_stepper()
+            if self._recorded_by(stepper):
+                self._integrate(stepper)
             else:
-                self._advance(self.stepper)
+                self._advance(stepper)
         except SolverError as error:
             if throw:
                 raise
             self.status = type(error).__name__
+        if stepper is not None:
+            # Only its counts: it holds the slopes of its last step.
+            self.evaluations, self.rejected = getattr(stepper, "evaluations", 0), stepper.rejected
         missing = len(self.problem.times) - len(self.outputs)
         self.outputs += [torch.full_like(self.problem.y0, torch.nan)] * missing
 
@@ -88,9 +96,12 @@ class Recording:
                 if not reached(reach, target, direction):
                     break
                 self.outputs.append(step.at(target))
+                self.within.append(len(self.errors) - 1)
             if event is not None:
                 self.status, self.end = "event", event
                 return
+            # The next step may write where this one's slopes are.
+            del step
 
     def _add(self, step: Any) -> None:
         self.end = to_float(step.t1)
@@ -99,13 +110,13 @@ class Recording:
         self.stiff.append(self.stiffness(step.k))
         if self.save != "times":
             self.states.append(step.y1)
-        if self.save == "dense":
+        if self.keeps_slopes:
             self.steps.append(step)
         if self.on_step is not None:
             self.on_step(step)
 
     def solution(self) -> Solution:
-        for step in self.steps:
+        for step in self.steps if self.keeps_slopes else ():
             # What dense output evaluates, it evaluates here and not when it is asked for.
             step.at((to_float(step.t) + to_float(step.t1)) / 2)
         problem, layout = self.problem, self.problem.layout
@@ -115,9 +126,9 @@ class Recording:
             ts=problem.t,
             ys=layout.unpack(torch.stack(self.outputs)),
             status=self.status,
-            nfe=problem.field.evaluations + getattr(self.stepper, "evaluations", 0),
+            nfe=problem.field.evaluations + self.evaluations,
             accepted=len(self.errors),
-            rejected=0 if self.stepper is None else self.stepper.rejected,
+            rejected=self.rejected,
             steps=Steps(
                 torch.tensor(self.times, dtype=torch.float64),
                 torch.tensor(self.errors, dtype=torch.float64),
@@ -137,22 +148,30 @@ class Recording:
         # The first edge at or beyond t ends its step.
         places = torch.searchsorted(edges * direction, flat.detach() * direction) - 1
         times: Sequence[Time] = list(flat.unbind()) if flat.requires_grad else flat.tolist()
-        chosen = zip(places.clamp(min=0).tolist(), times, strict=True)
-        values = [self._at(place, time) for place, time in chosen]
+        inside: dict[int, list[int]] = {}
+        for i, place in enumerate(places.clamp(min=0).tolist()):
+            inside.setdefault(place, []).append(i)
+        found: dict[int, Tensor] = {}
+        for place, indices in inside.items():
+            found.update(zip(indices, self._at(place, [times[i] for i in indices]), strict=True))
+        values = [found[i] for i in range(len(times))]
         packed = torch.stack(values) if values else self.problem.y0.new_empty(0, *self.shape)
         return self.problem.layout.unpack(packed.reshape(*t.shape, *self.shape))
 
-    def _at(self, place: int, t: Time) -> Tensor:
+    def _at(self, place: int, times: Sequence[Time]) -> list[Tensor]:
+        """The solution at times inside one step."""
         if not self.steps:
-            return self.problem.y0
+            return [self.problem.y0 for _ in times]
         step = self.steps[place]
-        if isinstance(t, Tensor) and not isinstance(step, (Step, GridStep)):
+        if not self.keeps_slopes:
+            return step.at_all(times)
+        if isinstance(times[0], Tensor) and not isinstance(step, (Step, GridStep)):
             # Steps of the C++ loop take numbers; those of the reference know the gradient of t.
             assert self.tableau is not None
             step = Step(
                 self.problem.field, self.tableau, step.t, step.t1, step.y, step.y1, list(step.k)
             )
-        return step.at(t)
+        return [step.at(t) for t in times]
 
     @property
     def shape(self) -> torch.Size:

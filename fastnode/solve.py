@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,12 +11,17 @@ import torch
 from torch import Tensor
 
 from fastnode import engines
+from fastnode.adjoints import DISCRETE, Revolve, find_adjoint, find_params, recorded
+from fastnode.adjoints.checkpoint import checkpointed
+from fastnode.adjoints.reversible import reversibly
+from fastnode.adjoints.sample_checkpoint import checkpoint_samples
+from fastnode.adjoints.stages import Scheme
 from fastnode.compilation import outside_graph
 from fastnode.controllers import Controller, find_controller
 from fastnode.engines import fused
 from fastnode.engines.grid import GridStepper
 from fastnode.engines.rows import SampleOptions
-from fastnode.engines.step import StepFunction
+from fastnode.engines.step import StepFunction, transformed
 from fastnode.methods import ADAPTIVE, FIXED, fixed_method
 from fastnode.norms import ErrorNorm
 from fastnode.problem import Problem, State, Time, as_times, check_times, make_problem
@@ -25,10 +30,11 @@ from fastnode.sample_solution import sample_solution
 from fastnode.samples import make_samples, sample_first_step, sample_tolerances
 from fastnode.solution import Solution
 from fastnode.solve_events import as_events
-from fastnode.tableaus import METHODS
+from fastnode.tableaus import METHODS, Tableau
 
 SAVE = ("times", "steps", "dense")
 METHOD_NAMES = (*ADAPTIVE, *FIXED)
+_REVERSIBLE = ("controller", "norm", "first_step")
 
 
 @outside_graph
@@ -54,12 +60,14 @@ def solve(
     steps: int | None = None,
     throw: bool = True,
     on_step: Callable[[Any], Any] | None = None,
+    adjoint: str | Revolve = "backprop",
+    adjoint_params: Iterable[Tensor] | None = None,
 ) -> Solution:
     """Solves dy/dt = func(t, y, *args) from y0 at the first of ``ts``, and says how that went.
 
     The defaults are those that most users know: SciPy's tolerances, and the method and controller
     with which other libraries of differentiable solvers begin. Gradients flow to y0, to args, to
-    what func closes over and to ts, through the operations of the solve.
+    what func closes over and to ts; ``adjoint`` says how.
 
     With ``per_sample=True`` the first dimension of y0 is a batch of independent problems, each with
     steps of its own: what comes out for one is what solving it alone gives. Each may have its own
@@ -102,6 +110,17 @@ def solve(
         on_step: called with each accepted step as it is taken; its attributes are the times ``t``
             and ``t1``, the packed states ``y`` and ``y1`` at both, the slopes ``k`` of the stages
             and, in units of the tolerances, the local ``error``; not per sample.
+        adjoint: how gradients are made. "backprop": through the operations of the solve, whose
+            graph stays in memory. "checkpoint": the steps are taken again from the state at the
+            beginning of each, ``Revolve(slots)``: from at most that many states; the same
+            gradient, in the memory of one step and of the states. "reversible": by two states and
+            steps that can be undone, a solution of its own (see adjoints/reversible.py) and its
+            exact gradient. "continuous": by a second solve, as ``odeint_adjoint`` does. "none": no
+            gradient. All but "backprop" call func again in the backward pass; random numbers,
+            autocast and buffers are as in the forward pass.
+        adjoint_params: the tensors that func holds and that need a gradient, for every adjoint but
+            "backprop"; the parameters of func if it is None and func a module. They must be leaves;
+            those that func does not use get zero.
 
     Raises:
         ValueError, TypeError: an argument is wrong; named before any work is done, except for what
@@ -109,6 +128,7 @@ def solve(
         StepSizeUnderflow, MaxStepsExceeded, NonFiniteState: the solve cannot go on; the error names
             time and step, and the samples if per sample.
     """
+    given = {k: v for k, v in locals().items() if k not in ("func", "y0", "ts")}
     _check_choice("method", method, METHOD_NAMES)
     _check_choice("save", save, SAVE)
     _check_choice("engine", engine, engines.NAMES)
@@ -128,6 +148,13 @@ def solve(
         raise ValueError(f"per_sample needs a method with an error estimate, got {method!r}")
     if method in ADAPTIVE and not (step_size is None and steps is None):
         raise ValueError(f"step_size and steps need a method of fixed steps, got {method!r}")
+    name, slots = find_adjoint(adjoint, method)
+    if name == "none":
+        with torch.no_grad():
+            return solve(func, y0, ts, **{**given, "adjoint": "backprop"})
+    if name == "reversible" and (per_sample or events is not None or save == "dense"):
+        what = "per_sample" if per_sample else "events" if save != "dense" else "save='dense'"
+        raise ValueError(f"adjoint 'reversible' has no {what}; use adjoint='checkpoint'")
     if per_sample:
         samples = make_samples(func, y0, ts, tuple(args))
         options = SampleOptions(
@@ -140,7 +167,12 @@ def solve(
             keep_slopes=save == "dense",
             throw=throw,
         )
-        trace = engines.solve_per_sample(engine, samples, options)
+        params = find_params(func, name, adjoint_params) if name in DISCRETE else ()
+        once = name in DISCRETE and recorded((samples.y0, ts), args, params) and not transformed()
+        if once and samples.ts.shape[1] > 1:
+            trace = checkpoint_samples(samples, options, engine, slots, params)
+        else:
+            trace = engines.solve_per_sample(engine, samples, options)
         return sample_solution(ts, samples, options, trace)
     if engine in ("auto", "fused"):
         solved = None
@@ -157,25 +189,59 @@ def solve(
     problem = make_problem(func, y0, ts, tuple(args))
     if method in FIXED:
         grid, step = _fixed_steps(method, problem, rtol, atol, step_size, steps)
-        make_stepper = partial(GridStepper, problem.field, step, problem.y0, grid, max_num_steps)
+        stepper = partial(_along_grid, step, max_num_steps)
     else:
-        make_stepper = partial(
-            engines.make_stepper,
+        grid = []
+        stepper = partial(
+            _adaptive,
             engine,
-            problem.field,
             ADAPTIVE[method],
-            problem.times[0],
-            problem.y0,
-            end=problem.times[-1],
             controller=control,
             norm=ErrorNorm(problem.layout, problem.y0, rtol, atol),
             first_step=_positive("first_step", first_step),
             max_num_steps=max_num_steps,
         )
-    recording = Recording(problem, METHODS.get(method), save, watched, on_step)
+    record = partial(
+        Recording,
+        tableau=METHODS.get(method),
+        save=save,
+        events=watched,
+        on_step=on_step,
+    )
+    if name in DISCRETE and len(ts) > 1:
+        params = find_params(func, name, adjoint_params)
+        if name == "reversible":
+            options = {} if method in FIXED else {k: stepper.keywords[k] for k in _REVERSIBLE}
+            tableau = METHODS[method]
+            return reversibly(problem, tableau, params, record, grid, max_num_steps, options, throw)
+        if recorded((problem.y0, ts), args, params) and not transformed():
+            inside = "dense" if method in ADAPTIVE else "cubic"
+            scheme = Scheme(METHODS[method], inside, perturb=method in ADAPTIVE)
+            if save == "dense" and scheme.carries:
+                raise ValueError(
+                    f"save='dense' with adjoint {name!r} needs a method whose last stage is the "
+                    f"field at the end of the step, got {method!r}; use adjoint='backprop'"
+                )
+            return checkpointed(problem, grid, scheme, slots, params, record, stepper, throw)
+    recording = record(problem)
     if len(ts) > 1:
-        recording.run(make_stepper, throw)
+        recording.run(partial(stepper, problem, grid), throw)
     return recording.solution()
+
+
+def _adaptive(
+    engine: str, tableau: Tableau, problem: Problem, grid: list[Time], **options: Any
+) -> Any:
+    start, *_, end = problem.times
+    return engines.make_stepper(
+        engine, problem.field, tableau, start, problem.y0, end=end, **options
+    )
+
+
+def _along_grid(
+    step: StepFunction, max_num_steps: int, problem: Problem, grid: list[Time]
+) -> GridStepper:
+    return GridStepper(problem.field, step, problem.y0, grid, max_num_steps)
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,9 @@ class EventWatch:
         functions = [events.Event(e.fn, problem.layout, dtype, field.device) for e in wanted]
         self.searches = [events.SignSearch(function, resolution) for function in functions]
         self.found: list[list[events.Found]] = [[] for _ in wanted]
+        #: The step in which each of them lies.
+        self.within: list[list[int]] = [[] for _ in wanted]
+        self._steps = 0
 
     def step(self, step: Any) -> float | None:
         """Notes what happens in the step; the time of the first terminal event, if there is one."""
@@ -76,9 +79,21 @@ class EventWatch:
             each[-1].t for e, each in zip(self.wanted, fresh, strict=True) if e.terminal and each
         ]
         end = min(ends, key=lambda t: t * direction, default=None)
-        for all_found, each in zip(self.found, fresh, strict=True):
-            all_found += [f for f in each if end is None or (end - f.t) * direction >= 0]
+        for i, each in enumerate(fresh):
+            kept = [f for f in each if end is None or (end - f.t) * direction >= 0]
+            self.found[i] += kept
+            self.within[i] += [self._steps] * len(kept)
+        self._steps += 1
         return end
+
+    def all_found(self) -> Iterator[tuple[int, events.Found]]:
+        """(step, what was found in it), event by event."""
+        for steps, found in zip(self.within, self.found, strict=True):
+            yield from zip(steps, found, strict=True)
+
+    def replace_states(self, states: Iterator[Tensor]) -> None:
+        """Puts others in place of the states that were found, in the order of ``all_found``."""
+        self.found = [[f._replace(y=next(states)) for f in found] for found in self.found]
 
     def _within(self, index: int, span: events.Span) -> list[events.Found]:
         """The changes in a span, the last of which ends the solve if the event is terminal."""

@@ -80,6 +80,7 @@ class AdaptiveStepper:
         """
         while True:
             self._check_progress()
+            self._slopes = ()
             self.attempts += 1
             direction, end = self.field.direction, self._stops[0] if self._stops else None
             limit = self.end if end is None else end.time
@@ -89,7 +90,7 @@ class AdaptiveStepper:
             t1 = self._end_of_step(limit, self.h < room)
             h = t1 - self.t
             self.callbacks.step(self.t, self.y, h)
-            trial = take_step(self.field, self.tableau, self.t, t1, self.y, self.f, perturb=True)
+            trial = self._try(t1)
             weights = [to_float(h) * w for w in self.tableau.error_weights.values]
             self._slopes = trial.k
             slopes = [trial.k[j] for j in self.tableau.error_weights.stages]
@@ -101,7 +102,7 @@ class AdaptiveStepper:
                 self._stuck = False
                 # A step cut short says little of what the next one may be.
                 self.h = max(following, self.h) if taken < self.h else following
-                self.t, self.y, self.f = t1, trial.y1, trial.k[-1]
+                self.t, self.y, self.f = t1, trial.y1, self._next_slope(trial)
                 if end is not None and reached(t1, end.time, direction):
                     self._stops.pop(0)
                     if end.jump:
@@ -111,6 +112,13 @@ class AdaptiveStepper:
             self.rejected += 1
             self._stuck = following >= taken
             self.h = following
+
+    def _try(self, t1: Time) -> Step:
+        return take_step(self.field, self.tableau, self.t, t1, self.y, self.f, perturb=True)
+
+    def _next_slope(self, accepted: Step) -> Tensor:
+        """The slope with which the step after one begins."""
+        return accepted.k[-1]
 
     def _end_of_step(self, limit: Time, inside: bool) -> Time:
         """t + h on the way to ``limit``, and not beyond it."""

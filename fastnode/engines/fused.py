@@ -240,4 +240,3 @@ def solve(
 def refuse(why: str = LIMITS) -> None:
     """Raises ValueError for a caller who asked for this engine by name."""
     raise ValueError(f"engine 'fused' cannot run this solve: {why}")
-

@@ -14,20 +14,22 @@ from fastnode.problem import Time, VectorField, to_float
 
 class GridStep:
     """A step from (t, y) to (t1, y1), continued inside by the cubic with the values and slopes of
-    both ends. Slopes that nobody has are evaluated when they are needed."""
+    both ends, or by a straight line. Slopes that nobody has are evaluated when they are needed."""
 
     error = math.nan
 
-    def __init__(self, step: Step):
+    def __init__(self, step: Step, interp: str = "cubic", perturb: bool = False):
         self.t, self.t1, self.y, self.y1, self.k = step.t, step.t1, step.y, step.y1, step.k
         self.slope_at_end: Tensor | None = None
-        self._step = step
+        self._step, self._interp, self._perturb = step, interp, perturb
 
     def at(self, t: Time) -> Tensor:
         if to_float(t) == to_float(self.t1):
             return self.y1
+        if self._interp == "linear":
+            return self._step.linear_at(t)
         if not self.k:
-            self.k.append(self._step.field(self.t, self.y))
+            self.k.append(self._step.field(self.t, self.y, int(self._perturb)))
         if self.slope_at_end is None:
             self.slope_at_end = self._step.field(self.t1, self.y1)
         return self._step.cubic_at(t, self.slope_at_end)
@@ -43,8 +45,11 @@ class GridStepper:
         y: Tensor,
         grid: Sequence[Time],
         max_num_steps: int,
+        interp: str = "cubic",
+        perturb: bool = False,
     ):
         self.field, self.step, self.grid = field, step, grid
+        self.interp, self.perturb = interp, perturb
         self.max_num_steps = max_num_steps
         self.t, self.y = grid[0], y
         self.attempts = 0
@@ -66,7 +71,9 @@ class GridStepper:
                 step=to_float(t1) - start,
             )
         self.attempts += 1
-        made = GridStep(self.step(self.field, t, t1, self.y, False))
+        made = GridStep(
+            self.step(self.field, t, t1, self.y, self.perturb), self.interp, self.perturb
+        )
         if self._last is not None and made.k:
             # The slope at which this step begins is that at which the one before ends.
             self._last.slope_at_end = made.k[0]

@@ -60,7 +60,7 @@ class Step:
         for c, weights in self.tableau.further_stages[done:]:
             self.k.append(self.field(self.t + c * h, combine(self.y, self.k, h, weights)))
         slopes = [self.k[i] for i, _ in rows]
-        return rk_stage(self.y, slopes, [h * _polynomial(row, x) for _, row in rows])
+        return rk_stage(self.y, slopes, [h * polynomial(row, x) for _, row in rows])
 
     def linear_at(self, t: Time) -> Tensor:
         if to_float(t) == to_float(self.t1):
@@ -76,7 +76,7 @@ class Step:
         return rk_stage(self.y, slopes, [rise, h * square * (1 - x), -h * square * x])
 
 
-def _polynomial(coefficients: Sequence[float], x: Time) -> Time:
+def polynomial(coefficients: Sequence[float], x: Time) -> Time:
     """sum_p coefficients_p x^(p + 1)."""
     total = coefficients[-1] * x
     for coefficient in reversed(coefficients[:-1]):

@@ -178,7 +178,11 @@ class MLPField(nn.Module):
         layers = []
         for layer in self.layers.children():
             own = layer._parameters
-            if type(layer) not in (TimeLinear, nn.Linear) or not plain(layer) or "weight" not in own:
+            if (
+                type(layer) not in (TimeLinear, nn.Linear)
+                or not plain(layer)
+                or "weight" not in own
+            ):
                 return None
             weight, bias = own["weight"], own["bias"]
             if weight is None:

@@ -1,0 +1,139 @@
+"""Evaluating a field again as if for the first time: random numbers, autocast, buffers, hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+#: The state of a generator on the CPU and, for CUDA states, of the one on the device.
+RandomState = list[Tensor]
+
+
+def module_of(func: Any) -> nn.Module | None:
+    """The module that evaluates func, if func is one, a method of one, or either partially."""
+    while isinstance(func, partial):
+        func = func.func
+    owner = func if isinstance(func, nn.Module) else getattr(func, "__self__", None)
+    return owner if isinstance(owner, nn.Module) else None
+
+
+class Observed:
+    """A field that remembers the random numbers each of its evaluations began with.
+
+    Whether it draws any at all is seen at its first evaluation: for the many that do not, nothing
+    is remembered.
+    """
+
+    def __init__(self, func: Callable[..., Any], device: torch.device):
+        self.func, self.device = func, device
+        self.draws: bool | None = None
+        self.count = 0
+        self.states: list[RandomState] = []
+
+    def __call__(self, t: Tensor, y: Any, *args: Any) -> Any:
+        self.count += 1
+        if self.draws is False:
+            return self.func(t, y, *args)
+        before = random_state(self.device)
+        result = self.func(t, y, *args)
+        if self.draws is None:
+            after = random_state(self.device)
+            self.draws = not all(map(torch.equal, before, after))
+        if self.draws:
+            self.states.append(before)
+        return result
+
+    def replay(self, evaluation: int) -> None:
+        """Sets the generators to where they were at the beginning of an evaluation."""
+        if self.draws and evaluation < len(self.states):
+            set_random_state(self.states[evaluation], self.device)
+
+
+def random_state(device: torch.device) -> RandomState:
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def set_random_state(states: RandomState, device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+
+
+class Surroundings:
+    """What a field's evaluations depend on beside their arguments, as it was in the forward pass.
+
+    Buffers of the module need not be restored afterwards: recomputation changes copies.
+    """
+
+    def __init__(self, func: Any, device: torch.device):
+        self.device, self.module = device, module_of(func)
+        kinds = {"cpu", device.type}
+        self.autocast = [
+            (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+            for kind in sorted(kinds)
+        ]
+        self.silent_hooks: set[int] = set()
+
+    @contextmanager
+    def first(self) -> Iterator[None]:
+        """The forward pass, without a graph: notes which forward hooks only look on."""
+        active: set[int] = set()
+        with ExitStack() as stack:
+            self._autocast(stack, only_if_enabled=True)
+            for module in self._modules():
+                hooks = module._forward_hooks
+                if hooks:
+                    stack.callback(_restore, hooks, dict(hooks))
+                    for key, hook in list(hooks.items()):
+                        hooks[key] = partial(_noting, hook, active, key)
+                        self.silent_hooks.add(key)
+            yield
+        self.silent_hooks -= active
+
+    @contextmanager
+    def again(self, draws: bool) -> Iterator[None]:
+        """Recomputation, anywhere in the backward pass."""
+        with ExitStack() as stack:
+            self._autocast(stack)
+            if draws:
+                stack.callback(set_random_state, random_state(self.device), self.device)
+            for module in self._modules():
+                buffers, hooks = module._buffers, module._forward_hooks
+                if buffers:
+                    stack.callback(_restore, buffers, dict(buffers))
+                    for name, value in list(buffers.items()):
+                        buffers[name] = None if value is None else value.clone()
+                if self.silent_hooks & set(hooks):
+                    stack.callback(_restore, hooks, dict(hooks))
+                    for key in self.silent_hooks & set(hooks):
+                        del hooks[key]
+            yield
+
+    def _modules(self) -> Iterator[nn.Module]:
+        return iter(()) if self.module is None else self.module.modules()
+
+    def _autocast(self, stack: ExitStack, only_if_enabled: bool = False) -> None:
+        # Without its cache: what it keeps of a pass without a graph has no gradient.
+        for kind, enabled, dtype in self.autocast:
+            if enabled or (not only_if_enabled and torch.is_autocast_enabled(kind)):
+                stack.enter_context(
+                    torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False)
+                )
+
+
+def _restore(registry: Any, before: dict[Any, Any]) -> None:
+    registry.clear()
+    registry.update(before)
+
+
+def _noting(hook: Callable[..., Any], active: set[int], key: int, *args: Any, **kwargs: Any) -> Any:
+    result = hook(*args, **kwargs)
+    if result is not None:
+        active.add(key)
+    return result
