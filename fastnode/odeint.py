@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fastnode import engines
-from fastnode.engines import fused
 from fastnode.compilation import outside_graph
+from fastnode.engines import fused
 from fastnode.engines.scipy_solver import integrate_scipy
 from fastnode.events import link_found, solve_until_event
 from fastnode.methods import ADAPTIVE, FIXED, fixed_method

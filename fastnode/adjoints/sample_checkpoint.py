@@ -267,7 +267,6 @@ class SampleChain:
         """Sorts steps and output times by sample and by number."""
         ts, direction = self.problem.ts.detach(), self.problem.direction
         device, counts = ts.device, trace.accepted.to(ts.device)
-        order = trace.sample.to(device).argsort(stable=True)
         first, start = counts.cumsum(0) - counts, ts[:, 0]
         ends = trace.t1.detach().to(ts)
         # Which step each time lies in: the first whose end is at it or beyond.
@@ -275,7 +274,7 @@ class SampleChain:
         pending[:, 0] = False
         for w in range(int(counts.max()) if counts.numel() else 0):
             rows = (counts > w).nonzero()[:, 0]
-            steps = order[first[rows] + w]
+            steps = first[rows] + w
             t1 = ends[steps]
             due = pending[rows] & ((ts[rows] - t1[:, None]) * direction[rows, None] <= 0)
             inner, columns = due.nonzero().unbind(dim=1)
@@ -319,6 +318,6 @@ def checkpoint_samples(
     t1 = trace.t1
     if ts is not None:
         # Steps begin and end at fixed distances from the start.
-        start = ts[:, 0][trace.sample]
+        start = ts[:, 0].repeat_interleave(trace.accepted)
         t1 = t1 + (start - start.detach())
     return replace(trace, ys=ys, t1=t1, states=states, slopes=slopes)
