@@ -13,6 +13,7 @@ from torch import Tensor
 from fastnode import engines
 from fastnode.adjoints import DISCRETE, Revolve, find_adjoint, find_params, recorded
 from fastnode.adjoints.checkpoint import checkpointed
+from fastnode.adjoints.continuous import Adjoint
 from fastnode.adjoints.reversible import reversibly
 from fastnode.adjoints.sample_checkpoint import checkpoint_samples
 from fastnode.adjoints.stages import Scheme
@@ -24,7 +25,15 @@ from fastnode.engines.rows import SampleOptions
 from fastnode.engines.step import StepFunction, transformed
 from fastnode.methods import ADAPTIVE, FIXED, fixed_method
 from fastnode.norms import ErrorNorm
-from fastnode.problem import Problem, State, Time, as_times, check_times, make_problem
+from fastnode.problem import (
+    Problem,
+    State,
+    Time,
+    as_times,
+    check_times,
+    make_problem,
+    to_float,
+)
 from fastnode.recording import Recording
 from fastnode.sample_solution import sample_solution
 from fastnode.samples import make_samples, sample_first_step, sample_tolerances
@@ -152,9 +161,11 @@ def solve(
     if name == "none":
         with torch.no_grad():
             return solve(func, y0, ts, **{**given, "adjoint": "backprop"})
-    if name == "reversible" and (per_sample or events is not None or save == "dense"):
-        what = "per_sample" if per_sample else "events" if save != "dense" else "save='dense'"
-        raise ValueError(f"adjoint 'reversible' has no {what}; use adjoint='checkpoint'")
+    if name in ("reversible", "continuous"):
+        asked = {"per_sample": per_sample, "events": bool(watched), f"save={save!r}": True}
+        asked[f"save={save!r}"] = save == "dense" or (save == "steps" and name == "continuous")
+        for what in (what for what, wanted in asked.items() if wanted):
+            raise ValueError(f"adjoint {name!r} has no {what}; use adjoint='checkpoint'")
     if per_sample:
         samples = make_samples(func, y0, ts, tuple(args))
         options = SampleOptions(
@@ -223,10 +234,59 @@ def solve(
                     f"field at the end of the step, got {method!r}; use adjoint='backprop'"
                 )
             return checkpointed(problem, grid, scheme, slots, params, record, stepper, throw)
+    if name == "continuous" and len(ts) > 1:
+        params = find_params(func, name, adjoint_params)
+        if recorded((problem.y0, ts), args, params) and not transformed():
+            size = None if method in ADAPTIVE else _size(problem, step_size, steps)
+            again = partial(_backprop, record, stepper, method, rtol, atol, step_size, steps)
+            held = tuple(x for x in args if isinstance(x, Tensor) and x.requires_grad)
+            adjoint_solve = Adjoint(
+                problem,
+                tuple({id(x): x for x in (*params, *held)}.values()),
+                method=method,
+                rtol=rtol,
+                atol=atol,
+                options=None if size is None else {"step_size": size},
+                again=again,
+            )
+            with torch.no_grad():
+                recording = record(replace(problem, t=problem.t.detach()))
+                plain: list[Time] = [to_float(t) for t in grid]
+                recording.run(partial(stepper, recording.problem, plain), throw)
+                packed = torch.stack(recording.outputs)
+            recording.outputs = list(adjoint_solve.attach(packed).unbind())
+            recording.problem = problem
+            return recording.solution()
     recording = record(problem)
     if len(ts) > 1:
         recording.run(partial(stepper, problem, grid), throw)
     return recording.solution()
+
+
+def _backprop(
+    record: Callable[[Problem], Recording],
+    stepper: Callable[..., Any],
+    method: str,
+    rtol: Any,
+    atol: Any,
+    step_size: Any,
+    steps: Any,
+    problem: Problem,
+) -> Tensor:
+    """The packed states at the times, with the graph of all steps."""
+    fixed = method in FIXED
+    grid = _fixed_steps(method, problem, rtol, atol, step_size, steps)[0] if fixed else []
+    recording = record(problem)
+    recording.run(partial(stepper, problem, grid), True)
+    return torch.stack(recording.outputs)
+
+
+def _size(problem: Problem, step_size: Any, steps: Any) -> float | None:
+    """The size of fixed steps, None for those from one time to the next."""
+    if steps is None:
+        return step_size
+    start, *_, end = problem.t.tolist()
+    return abs(end - start) / steps
 
 
 def _adaptive(

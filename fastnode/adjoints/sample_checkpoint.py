@@ -266,7 +266,7 @@ class SampleChain:
     def _find_waves(self, trace: Trace) -> None:
         """Sorts steps and output times by sample and by number."""
         ts, direction = self.problem.ts.detach(), self.problem.direction
-        device, counts = ts.device, trace.accepted.to(ts.device)
+        counts = trace.accepted.to(ts.device)
         first, start = counts.cumsum(0) - counts, ts[:, 0]
         ends = trace.t1.detach().to(ts)
         # Which step each time lies in: the first whose end is at it or beyond.

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastnode.adjoints import Revolve, find_adjoint
 from fastnode.methods import ADAPTIVE, FIXED, NAMES
 from fastnode.nn.fields import check_positive
-from fastnode.nn.solving import check_regularizer, solve_regularized
+from fastnode.nn.solving import check_options, check_regularizer, solve_regularized
 from fastnode.odeint import odeint
 from fastnode.regularize import Regularizer
 from fastnode.regularize.base import no_penalty
@@ -73,7 +74,7 @@ class _Regularized(nn.Module):
 class NeuralODE(_Regularized):
     """A layer whose output is the solution of dz/dt = field(t, z) at t1, with z(t0) its input.
 
-    It is trained by backpropagation through the solver's steps. With an encoder before and a
+    It is trained through the solver's steps, or as ``adjoint`` says. With an encoder before and a
     decoder behind it is a NODE classifier: ``nn.Sequential(encoder, NeuralODE(field), decoder)``.
 
     Args:
@@ -84,6 +85,8 @@ class NeuralODE(_Regularized):
         options: the solver's options, as for :func:`fastnode.odeint`; with a regulariser
             first_step, min_step, max_step, max_num_steps and step_size.
         regularizer: one of :mod:`fastnode.regularize`, at work in training mode.
+        adjoint: how gradients are made, as in :func:`fastnode.solve`; with any but "backprop"
+            options are those of a regulariser.
 
     Attributes:
         nfe: evaluations of the field by the last solve of forward (an int, not part of the state).
@@ -108,11 +111,16 @@ class NeuralODE(_Regularized):
         t1: float = 1.0,
         options: dict[str, Any] | None = None,
         regularizer: Regularizer | None = None,
+        adjoint: str | Revolve = "backprop",
     ) -> None:
         super().__init__(regularizer)
         check_module(field=field)
         _check_method(method)
         check_regularizer(regularizer, method, options)
+        find_adjoint(adjoint, method)
+        if adjoint != "backprop":
+            check_options(f"adjoint {adjoint!r}", options)
+        self.adjoint = adjoint
         if t0 == t1:
             raise ValueError(f"t0 and t1 must differ, got {t0} for both")
         self.field = field
@@ -129,7 +137,7 @@ class NeuralODE(_Regularized):
         z0, last = full_precision(z0), ts is None
         if ts is None:
             ts = _grid(self.t0, self.t1, 1)
-        if self.regularizer is not None:
+        if self.regularizer is not None or self.adjoint != "backprop":
             options = dict(self.options or {})
             if last and self.method in FIXED and "step_size" not in options:
                 options["steps"] = 1
@@ -141,6 +149,7 @@ class NeuralODE(_Regularized):
                 rtol=self.rtol,
                 atol=self.atol,
                 method=self.method,
+                adjoint=self.adjoint,
                 **options,
             )
             return solution[-1] if last else solution

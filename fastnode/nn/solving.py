@@ -1,4 +1,4 @@
-"""How modules with a regulariser solve."""
+"""How modules with a regulariser or with an adjoint of their own solve."""
 
 from __future__ import annotations
 
@@ -30,21 +30,25 @@ def check_regularizer(
             f"{type(regularizer).__name__}"
         )
     regularizer.check(method)
+    check_options("a regularizer", options)
+
+
+def check_options(what: str, options: Mapping[str, Any] | None) -> None:
+    """Raises ValueError for options that go together with ``odeint`` alone."""
     unknown = sorted(set(options or ()) - set(OPTIONS))
     if unknown:
         raise ValueError(
-            f"options must be among {', '.join(OPTIONS)} with a regularizer, got "
-            f"{', '.join(unknown)}"
+            f"options must be among {', '.join(OPTIONS)} with {what}, got {', '.join(unknown)}"
         )
 
 
 def solve_regularized(
-    module: nn.Module, regularizer: Regularizer, z0: Tensor, ts: Tensor, **options: Any
+    module: nn.Module, regularizer: Regularizer | None, z0: Tensor, ts: Tensor, **options: Any
 ) -> tuple[Tensor, Tensor, int]:
     """The trajectory, the penalty (0 unless the module is in training mode) and the NFE."""
     func = module.field
     options = {"controller": CONTROLLER, **options}
-    if module.training:
+    if regularizer is not None and module.training:
         solution, penalty = regularizer.solve(func, z0, ts, **options)  # pyright: ignore
     else:
         solution, penalty = solve(func, z0, ts, **options), no_penalty(z0)  # pyright: ignore
