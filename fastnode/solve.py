@@ -187,7 +187,8 @@ def solve(
         return sample_solution(ts, samples, options, trace)
     if engine in ("auto", "fused"):
         solved = None
-        if save == "times" and not watched and not args and method in ADAPTIVE:
+        whole = save == "times" and not watched and not args and on_step is None
+        if whole and adjoint == "backprop" and method in ADAPTIVE:
             size = _positive("first_step", first_step)
             solved = fused.solve(
                 func, y0, ts, ADAPTIVE[method], rtol, atol, control, size, max_num_steps, throw
