@@ -161,23 +161,6 @@ int64_t MlpField<T>::parameter_numbers() const {
   return total;
 }
 
-namespace {
-
-// to[sample, row] = from[row, sample] for so many rows of `width`.
-template <class T>
-void transpose(const T* from, int64_t rows, int64_t width, T* to, int64_t stride) {
-  // Squares that fit a few cache lines each way.
-  constexpr int64_t kSide = 8;
-  for (int64_t r = 0; r < rows; r += kSide) {
-    const int64_t last = std::min(rows, r + kSide);
-    for (int64_t s = 0; s < width; ++s) {
-      for (int64_t i = r; i < last; ++i) to[s * stride + i] = from[i * width + s];
-    }
-  }
-}
-
-}  // namespace
-
 template <class T>
 int64_t MlpField<T>::gradient_scratch(const Frame& frame) const {
   const int64_t half = round_up(frame.front() + frame.size(widest_), frame.lanes);
@@ -208,8 +191,8 @@ void MlpField<T>::gradient(const Frame& frame, const T* x, const T* tape, T* g, 
                              input - constants, frame.stride(layer.in), to, stride});
       } else {
         const int64_t width = frame.width(), rows = round_up(layer.out, frame.lanes);
-        transpose(g, layer.out, width, turned, rows);
-        transpose(input - constants * width, layer.depth(), width, turned_too, stride);
+        kernels->transpose(g, layer.out, width, turned, rows);
+        kernels->transpose(input - constants * width, layer.depth(), width, turned_too, stride);
         kernels->accumulate({layer.out, stride, width, turned, rows, turned_too, stride, to,
                              stride});
       }

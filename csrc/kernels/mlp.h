@@ -52,6 +52,8 @@ struct MlpKernels {
   // out = y + sum_j c_j k_j, with one weight for each column: c [count, columns]; without y where
   // it is null.
   void (*combine)(const T* y, const T* const* k, const T* c, int count, const Extent&, T* out);
+  // to[column t_stride + row] = from[row columns + column] for whole vectors of columns.
+  void (*transpose)(const T* from, int64_t rows, int64_t columns, T* to, int64_t t_stride);
   // For each column the sum over rows of (sum_j c_j k_j / (atol + rtol max(|y0|, |y1|)))^2.
   void (*error)(const T* y0, const T* y1, const T* const* k, const T* c, int count, const T* rtol,
                 const T* atol, const Extent&, T* sums);

@@ -206,19 +206,24 @@ struct Exponential {
   INLINE X<T, K> value() const { return (tail + T(1)) * first * second; }
 };
 
-// a / (b + low) for b >= 1, low being what the rounding of b left out.
+// What q = a / b has too much of a / (b + low), low being what the rounding of b >= 1 left out.
 template <int K>
-INLINE X<float, K> quotient(X<float, K> a, X<float, K> b, X<float, K> low) {
+INLINE X<float, K> excess(X<float, K> q, X<float, K> b, X<float, K> low) {
   // 1 / b to an eighth: the exponent changes its sign in whole numbers.
   const X<float, K> inverse = each<V<float>, K>(
       [&](int i) INLINE_LAMBDA { return (V<float>)(0x7EF311C3 - (I<float>)b.v[i]); });
-  const X<float, K> q = a / b;
-  return q - q * low * inverse;
+  return q * low * inverse;
 }
 
 template <int K>
-INLINE X<double, K> quotient(X<double, K> a, X<double, K> b, X<double, K>) {
-  return a / b;
+INLINE X<double, K> excess(X<double, K>, X<double, K>, X<double, K>) {
+  return all<double, K>(0);
+}
+
+template <class U, int K>
+INLINE Pack<U, K> quotient(Pack<U, K> a, Pack<U, K> b, Pack<U, K> low) {
+  const Pack<U, K> q = a / b;
+  return q - excess(q, b, low);
 }
 
 template <class T, int K>
@@ -281,11 +286,11 @@ template <class T, int K>
 INLINE X<T, K> softplus(X<T, K> x) {
   const X<T, K> e = Exponential<T, K>(below_zero<T, K>(x)).value();
   const X<T, K> b = e + T(2), low = e - (b - T(2));
-  const X<T, K> twice = quotient(e + e, b, low), s = twice * T(0.5);
+  const X<T, K> twice = (e + e) / b, s = twice * T(0.5);
   const X<T, K> square = s * s;
   // log(1 + e) = 2 atanh(s), and what the sum of the two largest terms leaves out.
   const X<T, K> linear = at_least<T, K>(x, 0), sum = linear + twice, added = sum - linear;
-  const X<T, K> left = (linear - (sum - added)) + (twice - added);
+  const X<T, K> left = (linear - (sum - added)) + (twice - added) - excess(twice, b, low);
   const X<T, K> rest = twice * (square * polynomial<T, K>(Lanes<T>::kAtanh, square)) + left;
   return where_above<T, K>(x, 20, x, sum + rest);
 }

@@ -419,8 +419,61 @@ void error(const T* y0, const T* y1, const T* const* k, const T* c, int count,
   }
 }
 
+// ---- transposition
+
+// Rows a and b of a square of which columns in groups of `Span` change places.
+template <class T, int Span>
+INLINE void exchange(V<T>& a, V<T>& b) {
+#if defined(__clang__)
+  V<T> first = a, second = b;
+  for (int i = 0; i < kLanes<T>; ++i) {
+    first[i] = i & Span ? b[i - Span] : a[i];
+    second[i] = i & Span ? b[i] : a[i + Span];
+  }
+  a = first;
+  b = second;
+#else
+  I<T> left, right;
+  for (int i = 0; i < kLanes<T>; ++i) {
+    left[i] = i & Span ? kLanes<T> + i - Span : i;
+    right[i] = i & Span ? kLanes<T> + i : i + Span;
+  }
+  const V<T> first = __builtin_shuffle(a, b, left), second = __builtin_shuffle(a, b, right);
+  a = first;
+  b = second;
+#endif
+}
+
+template <class T, int Span>
+INLINE void turn(V<T> (&x)[kLanes<T>]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes<T>; ++i) {
+    if (!(i & Span)) exchange<T, Span>(x[i], x[i + Span]);
+  }
+  if constexpr (Span > 1) turn<T, Span / 2>(x);
+}
+
+template <class T>
+void transpose(const T* from, int64_t rows, int64_t columns, T* to, int64_t stride) {
+  constexpr int kSide = kLanes<T>;
+  int64_t r = 0;
+  for (; r + kSide <= rows; r += kSide) {
+    for (int64_t n = 0; n < columns; n += kSide) {
+      V<T> x[kSide];
+#pragma GCC unroll 16
+      for (int i = 0; i < kSide; ++i) x[i] = load(from + (r + i) * columns + n);
+      turn<T, kSide / 2>(x);
+#pragma GCC unroll 16
+      for (int i = 0; i < kSide; ++i) store<T>(to + (n + i) * stride + r, x[i]);
+    }
+  }
+  for (; r < rows; ++r) {
+    for (int64_t n = 0; n < columns; ++n) to[n * stride + r] = from[r * columns + n];
+  }
+}
+
 template <class T>
 constexpr MlpKernels<T> table() {
   return {kName,           kLanes<T>,     kBlock,      kNarrow,    &multiply_left<T>,
-          &multiply_right<T>, &accumulate<T>, &activate<T>, &derive<T>, &combine<T>, &error<T>};
+          &multiply_right<T>, &accumulate<T>, &activate<T>, &derive<T>, &combine<T>, &transpose<T>, &error<T>};
 }

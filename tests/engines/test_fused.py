@@ -204,8 +204,14 @@ def test_failures_are_those_of_the_native_engine():
     y0, t = torch.randn(3, 2).double(), torch.tensor([0.0, 1.0]).double()
     with pytest.raises(fastnode.MaxStepsExceeded, match="2 steps tried"):
         fastnode.odeint(field, y0, t, rtol=1e-9, atol=1e-9, options={"max_num_steps": 2})
-    with pytest.raises(fastnode.StepSizeUnderflow):
-        fastnode.odeint(field, 1e3 * y0, t, rtol=0.0, atol=1e-30)
+    growing = MLPField(1, 4, 2, "relu", "none").float()
+    with torch.no_grad():
+        for layer in growing.layers:
+            layer.weight.fill_(1.0)
+    arguments = {"rtol": 1e-3, "atol": 1e-3}
+    for func in (growing, called(growing)):
+        with pytest.raises(fastnode.NonFiniteState):
+            fastnode.odeint(func, torch.ones(3, 1), torch.tensor([0.0, 100.0]), **arguments)
 
 
 def test_parameters_changed_after_a_solve_are_an_error_in_backward():
