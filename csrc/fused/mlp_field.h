@@ -11,13 +11,19 @@
 
 namespace fastnode {
 
-// One block of memory for a solve, handed out in lines of 64 bytes; filled with zeros.
+// One block of memory for a solve, handed out in lines of 64 bytes.
 class Arena {
  public:
-  void reserve(int64_t bytes);
+  Arena() = default;
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  ~Arena();
+
+  // Its contents are zeros, or what was there before.
+  void reserve(int64_t bytes, bool zeros);
   template <class T>
   T* take(int64_t count) {
-    T* const out = reinterpret_cast<T*>(memory_.get() + used_);
+    T* const out = reinterpret_cast<T*>(memory_ + used_);
     used_ += bytes<T>(count);
     return out;
   }
@@ -27,11 +33,8 @@ class Arena {
   }
 
  private:
-  struct Free {
-    void operator()(char* p) const { std::free(p); }
-  };
-  std::unique_ptr<char, Free> memory_;
-  int64_t used_ = 0;
+  char* memory_ = nullptr;
+  int64_t size_ = 0, used_ = 0;
 };
 
 // How the numbers of a tile lie. With many samples, samples side by side: element (feature, sample)

@@ -51,7 +51,7 @@ struct MlpSolve<T>::Adjoint {
     tape_size = round_up(field.tape(frame), 64 / int64_t(sizeof(T)));
     memory.reserve(int64_t(3 * all + 5) * Arena::bytes<T>(size) +
                    int64_t(all) * Arena::bytes<T>(tape_size) +
-                   Arena::bytes<T>(field.gradient_scratch(frame)));
+                   Arena::bytes<T>(field.gradient_scratch(frame)), frame.by_sample);
     const auto state = [&] { return memory.take<T>(size) + frame.front(); };
     for (auto* each : {&states, &gx, &direct}) {
       for (T*& x : *each) x = state();

@@ -41,7 +41,8 @@ MlpSolve<T>::MlpSolve(const MlpField<T>& field, bool by_sample, int64_t batch, M
              int64_t(slopes) * Arena::bytes<T>(frame.size(dim_));
     tiles_.push_back(std::move(tile));
   }
-  memory_.reserve(bytes);
+  // Where features stand side by side, none may meet what lies between them.
+  memory_.reserve(bytes, by_sample);
   for (Tile<T>& tile : tiles_) {
     const Frame& frame = tile.frame;
     const auto state = [&] {
