@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx.proxy import TraceError
 
 from fastnode.engines.fused import Layers, plain
 from fastnode.nn.fields import ACTIVATION_NUMBERS, ACTIVATIONS, MAX_DEPTH, MLPField, TimeLinear
@@ -131,7 +132,7 @@ class _Reader:
             return self._method(node, str(node.target), args)
         return self._function(node, node.target, args)
 
-    def _module(self, node: fx.Node, module: nn.Module, args: list[Any]) -> Any:
+    def _module(self, node: fx.Node, module: Any, args: list[Any]) -> Any:
         kind = type(module)
         if kind is nn.Identity:
             return args[0]
@@ -293,7 +294,7 @@ def fuse(module: Callable[..., Any]) -> Any:
     ``module`` is an ordinary nn.Module with ``forward(t, y)``: 1 to 8 nn.Linear with one kind of
     activation between them (ELU, GELU, ReLU, sigmoid, SiLU, sine, softplus, tanh, as modules or as
     functions, with their default options), the time appended to the input of any of them by
-    ``torch.cat`` along the last dimension, or nowhere. The result calls ``module`` when it is called
+    ``torch.cat`` along the last dimension, or nowhere. The result calls ``module`` when called
     and shares its parameters: train either. Solves with what the fused engine does not know run on
     other engines, as for any field.
 
@@ -312,7 +313,7 @@ def fuse(module: Callable[..., Any]) -> Any:
     tracer = _Tracer()
     try:
         graph = tracer.trace(module)
-    except (fx.proxy.TraceError, TypeError, RuntimeError, AttributeError, ValueError) as error:
+    except (TraceError, TypeError, RuntimeError, AttributeError, ValueError) as error:
         raise NotFusable(f"forward cannot be traced: {error}", str(error)) from error
     fused = FusedField(module, _Reader(module, graph).read())
     _check(fused)

@@ -27,9 +27,8 @@ bool read_times(const Tensor& t, std::vector<double>& times) {
   const int64_t count = t.size(0), stride = t.stride(0);
   times.resize(size_t(count));
   for (int64_t i = 0; i < count; ++i) {
-    times[size_t(i)] = t.scalar_type() == at::kFloat
-                           ? double(t.const_data_ptr<float>()[i * stride])
-                           : t.const_data_ptr<double>()[i * stride];
+    times[size_t(i)] = t.scalar_type() == at::kFloat ? double(t.const_data_ptr<float>()[i * stride])
+                                                     : t.const_data_ptr<double>()[i * stride];
   }
   const bool forward = times.back() > times.front();
   for (size_t i = 0; i < times.size(); ++i) {
@@ -65,8 +64,8 @@ Tensor numbers(const std::vector<double>& values) {
 using Row = std::pair<std::vector<int>, std::vector<double>>;
 
 // None where the arguments are not plain tensors that fit: then other engines say what is wrong, or
-// solve it. Otherwise ys, or with `traced` (ys, edges, errors, stiffness, evaluations, rejected, the
-// error that ended it or None).
+// solve it. Otherwise ys, or with `traced` (ys, edges, errors, stiffness, evaluations, rejected,
+// the error that ended it or None).
 py::object solve(const std::vector<LayerTuple>& layers, int activation, py::handle y0, py::handle t,
                  std::shared_ptr<Tableau> tableau,
                  const std::optional<std::array<double, 9>>& controller, double rtol, double atol,
@@ -91,8 +90,8 @@ py::object solve(const std::vector<LayerTuple>& layers, int activation, py::hand
   options.adaptive = controller.has_value();
   if (controller) {
     const auto [safety, ifactor, dfactor, smallest, least, most, b1, b2, b3] = *controller;
-    options.controller = {safety, ifactor, dfactor, smallest, least, most, b1, b2, b3,
-                          tableau->order};
+    options.controller = {safety, ifactor, dfactor, smallest, least,
+                          most,   b1,      b2,      b3,       tableau->order};
   } else if (timed) {
     return py::none();
   }
@@ -103,8 +102,8 @@ py::object solve(const std::vector<LayerTuple>& layers, int activation, py::hand
   options.counted_anew = counted_anew;
   if (pair) {
     const auto& [slopes, states, stability] = *pair;
-    options.pair = StiffnessPair{{slopes.first, slopes.second},
-                                 {states.first, states.second}, stability};
+    options.pair =
+        StiffnessPair{{slopes.first, slopes.second}, {states.first, states.second}, stability};
   }
   if (grid) options.grid = *grid;
   options.perturb = perturb;

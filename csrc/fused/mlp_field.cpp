@@ -249,8 +249,8 @@ void MlpField<T>::gradient(const Frame& frame, const T* x, const T* tape, T* g, 
         const int64_t width = frame.width(), rows = round_up(layer.out, frame.lanes);
         kernels->transpose(g, layer.out, width, turned, rows);
         kernels->transpose(input - constants * width, layer.depth(), width, turned_too, stride);
-        kernels->accumulate({layer.out, stride, width, turned, rows, turned_too, stride, to,
-                             stride});
+        kernels->accumulate(
+            {layer.out, stride, width, turned, rows, turned_too, stride, to, stride});
       }
     }
     T* const y = l == 0 ? gx : scratch + (l % 2) * half + frame.front();
@@ -260,8 +260,7 @@ void MlpField<T>::gradient(const Frame& frame, const T* x, const T* tape, T* g, 
                                frame.stride(layer.in)});
     } else {
       const int64_t width = frame.width();
-      kernels->multiply_left(
-          {layer.in, width, layer.out, layer.transposed, 0, g, width, y, width});
+      kernels->multiply_left({layer.in, width, layer.out, layer.transposed, 0, g, width, y, width});
     }
     if (l > 0) kernels->derive(activation_, z, input, y, frame.extent(layer.in));
     g = y;

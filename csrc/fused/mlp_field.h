@@ -112,7 +112,9 @@ class MlpField {
   // Numbers in the gradients of all layers, each [out, row_stride(layer)] with the columns of
   // Layer::weights.
   int64_t parameter_numbers() const;
-  int64_t row_stride(const Layer<T>& layer) const { return round_up(layer.depth(), kernels->lanes); }
+  int64_t row_stride(const Layer<T>& layer) const {
+    return round_up(layer.depth(), kernels->lanes);
+  }
 
   const MlpKernels<T>* kernels;
   std::vector<Layer<T>> layers;

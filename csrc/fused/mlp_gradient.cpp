@@ -1,5 +1,6 @@
-// The exact derivative of the steps that a solve took: its stages are computed again from the states
-// that it kept, and followed backwards. Sizes of steps are constants, as in fastnode.engines.adaptive.
+// The exact derivative of the steps that a solve took: its stages are computed again from the
+// states that it kept, and followed backwards. Sizes of steps are constants, as in
+// fastnode.engines.adaptive.
 #include "fused/worker.h"
 
 namespace fastnode {
@@ -50,8 +51,9 @@ struct MlpSolve<T>::Adjoint {
     const int64_t size = frame.front() + frame.size(dim());
     tape_size = round_up(field.tape(frame), 64 / int64_t(sizeof(T)));
     memory.reserve(int64_t(3 * all + 5) * Arena::bytes<T>(size) +
-                   int64_t(all) * Arena::bytes<T>(tape_size) +
-                   Arena::bytes<T>(field.gradient_scratch(frame)), frame.by_sample);
+                       int64_t(all) * Arena::bytes<T>(tape_size) +
+                       Arena::bytes<T>(field.gradient_scratch(frame)),
+                   frame.by_sample);
     const auto state = [&] { return memory.take<T>(size) + frame.front(); };
     for (auto* each : {&states, &gx, &direct}) {
       for (T*& x : *each) x = state();

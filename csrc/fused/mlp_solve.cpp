@@ -34,8 +34,13 @@ MlpSolve<T>::MlpSolve(const MlpField<T>& field, bool by_sample, int64_t batch, M
   const int64_t states = tableau.fsal ? 2 : 3;
   int64_t bytes = 0;
   for (int64_t first = 0; first < batch; first += width) {
-    Tile<T> tile{make_frame(by_sample, std::min(width, batch - first), lanes), first,
-                 nullptr, nullptr, nullptr, std::vector<T*>(slopes), {}};
+    Tile<T> tile{make_frame(by_sample, std::min(width, batch - first), lanes),
+                 first,
+                 nullptr,
+                 nullptr,
+                 nullptr,
+                 std::vector<T*>(slopes),
+                 {}};
     const Frame& frame = tile.frame;
     bytes += states * Arena::bytes<T>(frame.front() + frame.size(dim_)) +
              int64_t(slopes) * Arena::bytes<T>(frame.size(dim_));

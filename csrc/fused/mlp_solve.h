@@ -52,8 +52,8 @@ struct MlpTrace {
   bool saw_nan = false, saw_infinity = false;
 };
 
-// Runs body(thread, threads) on at most so many threads at once, all of them at work together, after
-// prepare(threads) on one.
+// Runs body(thread, threads) on at most so many threads at once, all of them at work together,
+// after prepare(threads) on one.
 using Parallel = std::function<void(int, const std::function<void(int)>& prepare,
                                     const std::function<void(int, int)>& body)>;
 

@@ -33,9 +33,9 @@ struct Extent {
 template <class T>
 struct MlpKernels {
   const char* name;
-  int lanes;      // numbers in a vector
-  int block;      // rows of c that are made at once
-  int narrow;     // the same where a is not packed by rows
+  int lanes;   // numbers in a vector
+  int block;   // rows of c that are made at once
+  int narrow;  // the same where a is not packed by rows
 
   // a packed by pack_left; b as it lies.
   void (*multiply_left)(const Product<T>&);

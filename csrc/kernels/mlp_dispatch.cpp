@@ -39,8 +39,8 @@ bool has(InstructionSet which) {
 }
 
 template <class T>
-const MlpKernels<T>* choose(InstructionSet which, const MlpKernels<T>* v4,
-                            const MlpKernels<T>* v3, const MlpKernels<T>* baseline) {
+const MlpKernels<T>* choose(InstructionSet which, const MlpKernels<T>* v4, const MlpKernels<T>* v3,
+                            const MlpKernels<T>* baseline) {
   if (!has(which)) return nullptr;
   return which == InstructionSet::kV4 ? v4 : which == InstructionSet::kV3 ? v3 : baseline;
 }

@@ -26,8 +26,8 @@ struct Lanes<float> {
   static constexpr float kExpTwice[] = {2 * kExp[0], 4 * kExp[1], 8 * kExp[2], 16 * kExp[3],
                                         32 * kExp[4]};
   // (atanh(s) / s - 1) / s^2 in s^2 <= 1 / 9.
-  static constexpr float kAtanh[] = {0x1.555558p-2f, 0x1.9996a8p-3f, 0x1.250982p-3f,
-                                     0x1.b6d3c4p-4f, 0x1.f1bed0p-4f};
+  static constexpr float kAtanh[] = {0x1.555558p-2f, 0x1.9996a8p-3f, 0x1.250982p-3f, 0x1.b6d3c4p-4f,
+                                     0x1.f1bed0p-4f};
 };
 
 template <>
@@ -39,14 +39,22 @@ struct Lanes<double> {
   static constexpr double kMagic = 0x1.8p52;
   static constexpr double kLn2High = 0x1.62e42fefap-1, kLn2Low = 0x1.cf79abc9e3b3ap-40;
   static constexpr double kLowest = -760.0, kSaturated = 19.1, kExpm1Lowest = -38.0;
-  static constexpr double kExp[] = {1.0 / 2,           1.0 / 6,           1.0 / 24,
-                                    1.0 / 120,         1.0 / 720,         1.0 / 5040,
-                                    1.0 / 40320,       1.0 / 362880,      1.0 / 3628800,
-                                    1.0 / 39916800,    1.0 / 479001600,   1.0 / 6227020800.0,
+  static constexpr double kExp[] = {1.0 / 2,
+                                    1.0 / 6,
+                                    1.0 / 24,
+                                    1.0 / 120,
+                                    1.0 / 720,
+                                    1.0 / 5040,
+                                    1.0 / 40320,
+                                    1.0 / 362880,
+                                    1.0 / 3628800,
+                                    1.0 / 39916800,
+                                    1.0 / 479001600,
+                                    1.0 / 6227020800.0,
                                     1.0 / 87178291200.0};
   static constexpr double kExpTwice[] = {
-      2 * kExp[0],   4 * kExp[1],   8 * kExp[2],    16 * kExp[3],   32 * kExp[4],
-      64 * kExp[5],  128 * kExp[6], 256 * kExp[7],  512 * kExp[8],  1024 * kExp[9],
+      2 * kExp[0],     4 * kExp[1],     8 * kExp[2],    16 * kExp[3],  32 * kExp[4],
+      64 * kExp[5],    128 * kExp[6],   256 * kExp[7],  512 * kExp[8], 1024 * kExp[9],
       2048 * kExp[10], 4096 * kExp[11], 8192 * kExp[12]};
   static constexpr double kAtanh[] = {1.0 / 3,  1.0 / 5,  1.0 / 7,  1.0 / 9,  1.0 / 11, 1.0 / 13,
                                       1.0 / 15, 1.0 / 17, 1.0 / 19, 1.0 / 21, 1.0 / 23, 1.0 / 25,
@@ -60,8 +68,9 @@ using I = typename Lanes<T>::I;
 template <class T>
 constexpr int kLanes = kBytes / int(sizeof(T));
 
-// Several vectors that take every operation side by side: an operation waits four cycles for the one
-// before it, and a processor does not look far enough ahead to find the next vector's by itself.
+// Several vectors that take every operation side by side: an operation waits four cycles for the
+// one before it, and a processor does not look far enough ahead to find the next vector's by
+// itself.
 template <class U, int K>
 struct Pack {
   U v[K];
@@ -97,14 +106,14 @@ INLINE auto each(F f) {
   return out;
 }
 
-#define FASTNODE_PACK_OPERATOR(op)                                                            \
-  template <class U, int K>                                                                   \
-  INLINE Pack<U, K> operator op(Pack<U, K> a, Pack<U, K> b) {                                 \
-    return each<U, K>([&](int i) INLINE_LAMBDA { return a.v[i] op b.v[i]; });                 \
-  }                                                                                           \
-  template <class U, int K>                                                                   \
-  INLINE Pack<U, K> operator op(Pack<U, K> a, decltype(U{}[0] + U{}[0]) b) {                  \
-    return each<U, K>([&](int i) INLINE_LAMBDA { return a.v[i] op b; });                      \
+#define FASTNODE_PACK_OPERATOR(op)                                            \
+  template <class U, int K>                                                   \
+  INLINE Pack<U, K> operator op(Pack<U, K> a, Pack<U, K> b) {                 \
+    return each<U, K>([&](int i) INLINE_LAMBDA { return a.v[i] op b.v[i]; }); \
+  }                                                                           \
+  template <class U, int K>                                                   \
+  INLINE Pack<U, K> operator op(Pack<U, K> a, decltype(U{}[0] + U{}[0]) b) {  \
+    return each<U, K>([&](int i) INLINE_LAMBDA { return a.v[i] op b; });      \
   }
 FASTNODE_PACK_OPERATOR(+)
 FASTNODE_PACK_OPERATOR(-)
@@ -166,8 +175,8 @@ INLINE X<T, K> polynomial(const T (&c)[N], X<T, K> x) {
 
 template <class T, int K>
 INLINE X<T, K> magnitude(X<T, K> x) {
-  constexpr auto kRest = decltype(Lanes<T>::kOne + 0)(-1) ^
-                         (decltype(Lanes<T>::kOne + 0)(1) << (sizeof(T) * 8 - 1));
+  constexpr auto kRest =
+      decltype(Lanes<T>::kOne + 0)(-1) ^ (decltype(Lanes<T>::kOne + 0)(1) << (sizeof(T) * 8 - 1));
   return number<T, K>(bits<T, K>(x) & kRest);
 }
 
@@ -198,8 +207,7 @@ struct Exponential {
     Bits<T, K> z;
     tail = exp_parts<T, K>(at_least<T, K>(x, Lanes<T>::kLowest), z);
     z = z - bits<T, K>(all<T, K>(Lanes<T>::kMagic));
-    const Bits<T, K> half =
-        each<I<T>, K>([&](int i) INLINE_LAMBDA { return z.v[i] >> 1; });
+    const Bits<T, K> half = each<I<T>, K>([&](int i) INLINE_LAMBDA { return z.v[i] >> 1; });
     first = power_of_two<T, K>(half);
     second = power_of_two<T, K>(z - half);
   }
@@ -259,8 +267,7 @@ INLINE X<T, K> below_zero(X<T, K> x) {
 
 // 1 / (1 + exp(-|x|)) or, for negative x, exp(x) / (1 + exp(x)); times `factor`.
 template <class T, int K>
-INLINE X<T, K> logistic_times(X<T, K> x, X<T, K> factor, const Exponential<T, K>& e,
-                              X<T, K> last) {
+INLINE X<T, K> logistic_times(X<T, K> x, X<T, K> factor, const Exponential<T, K>& e, X<T, K> last) {
   const X<T, K> value = e.value(), b = value + T(1), low = value - (b - T(1));
   const X<T, K> scaled = factor * e.first, below = scaled + scaled * e.tail;
   const X<T, K> ratio = quotient(where_below<T, K>(x, 0, below, factor), b, low);
@@ -325,10 +332,9 @@ INLINE void narrow(float* to, X<double, K> x) {
 template <int K>
 INLINE X<double, K> normal_distribution(X<double, K> x, X<double, K>& bell) {
   static constexpr double kRatio[] = {
-      0x1.f1b89c23b7fd0p-4,  -0x1.a6b669d510bb2p-3, 0x1.f8baba0e641d7p-4,
-      -0x1.7a94880cd39f8p-5, 0x1.91f3ef29a1b6dp-8,  0x1.7ccf1d24c3a27p-9,
-      -0x1.03a60bf3cb570p-10, -0x1.6797ce7ca5d8ep-12, 0x1.11f32d1ad4213p-13,
-      0x1.061cdfdf41e87p-14, -0x1.99d01592e376dp-17, -0x1.2516504df38fbp-17};
+      0x1.f1b89c23b7fd0p-4,  -0x1.a6b669d510bb2p-3, 0x1.f8baba0e641d7p-4,   -0x1.7a94880cd39f8p-5,
+      0x1.91f3ef29a1b6dp-8,  0x1.7ccf1d24c3a27p-9,  -0x1.03a60bf3cb570p-10, -0x1.6797ce7ca5d8ep-12,
+      0x1.11f32d1ad4213p-13, 0x1.061cdfdf41e87p-14, -0x1.99d01592e376dp-17, -0x1.2516504df38fbp-17};
   const X<double, K> a = magnitude<double, K>(x), near = at_most<double, K>(a, 15.0);
   const X<double, K> zero = all<double, K>(0);
   bell = Exponential<double, K>(near * near * -0.5).value();
@@ -352,8 +358,8 @@ INLINE X<double, K> sine(X<double, K> x, int64_t quarter) {
   const Bits<double, K> place = bits<double, K>(shifted) + quarter;
   const X<double, K> square = r * r;
   const X<double, K> s = r + r * square * polynomial<double, K>(kSine, square);
-  const X<double, K> c = (square * square * polynomial<double, K>(kCosine, square) - square * 0.5) +
-                         1.0;
+  const X<double, K> c =
+      (square * square * polynomial<double, K>(kCosine, square) - square * 0.5) + 1.0;
   return each<V<double>, K>([&](int i) INLINE_LAMBDA {
     const V<double> chosen = (place.v[i] & 1) != 0 ? c.v[i] : s.v[i];
     return (V<double>)((I<double>)chosen ^ ((place.v[i] & 2) << 62));

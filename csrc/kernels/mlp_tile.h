@@ -19,7 +19,9 @@ struct Size {
 // or two can begin in each. By the number of rows alone, so that a sample's result does not depend
 // on how many others are beside it.
 template <int Rows>
-constexpr int kParts = Rows >= 4 ? 1 : Rows >= 2 ? 2 : 4;
+constexpr int kParts = Rows >= 4   ? 1
+                       : Rows >= 2 ? 2
+                                   : 4;
 
 template <class T, int Rows, int Vectors, bool Adjacent, bool Add>
 INLINE void multiply_block(const Product<T>& p, const T* a, const T* b, int64_t b_stride, T* c) {
@@ -59,8 +61,8 @@ INLINE void multiply_block(const Product<T>& p, const T* a, const T* b, int64_t 
     for (int n = 0; n < Vectors; ++n) {
       V<T> total = sum[0][m][n];
       if (kCuts == 2) total += sum[kCuts - 1][m][n];
-      if (kCuts == 4) total = (total + sum[1 % kCuts][m][n]) +
-                              (sum[2 % kCuts][m][n] + sum[3 % kCuts][m][n]);
+      if (kCuts == 4)
+        total = (total + sum[1 % kCuts][m][n]) + (sum[2 % kCuts][m][n] + sum[3 % kCuts][m][n]);
       T* to = c + m * p.c_stride + n * kLanes<T>;
       store<T>(to, Add ? load(to) + total : total);
     }
@@ -165,10 +167,10 @@ INLINE void store_pack(T* to, X<T, K> x) {
 }
 
 // Calls a function of packs by the size of a pack.
-#define FASTNODE_MAP(function)                                                    \
-  return walk<T>(e, [&](auto size, int64_t i) INLINE_LAMBDA {                     \
-    constexpr int K = size.value;                                                 \
-    store_pack<T, K>(out + i, function<T, K>(load_pack<T, K>(z + i)));            \
+#define FASTNODE_MAP(function)                                         \
+  return walk<T>(e, [&](auto size, int64_t i) INLINE_LAMBDA {          \
+    constexpr int K = size.value;                                      \
+    store_pack<T, K>(out + i, function<T, K>(load_pack<T, K>(z + i))); \
   })
 
 // f(pack of float64, place) over an extent of float32.
@@ -224,9 +226,8 @@ inline void gelu(const double* z, double* out, const Extent& e) {
 }
 
 inline void sin(const float* z, float* out, const Extent& e) {
-  map_wide(z, out, e, [&](X<double, 2> x, int64_t i) INLINE_LAMBDA {
-    return sine_anywhere(x, z + i, 0);
-  });
+  map_wide(z, out, e,
+           [&](X<double, 2> x, int64_t i) INLINE_LAMBDA { return sine_anywhere(x, z + i, 0); });
 }
 
 inline void sin(const double* z, double* out, const Extent& e) {
@@ -266,8 +267,8 @@ template <class T, class F>
 INLINE void scale(const T* z, const T* a, T* g, const Extent& e, F f) {
   walk<T>(e, [&](auto size, int64_t i) INLINE_LAMBDA {
     constexpr int K = size.value;
-    store_pack<T, K>(g + i, load_pack<T, K>(g + i) * f(size, load_pack<T, K>(z + i),
-                                                       load_pack<T, K>(a + i)));
+    store_pack<T, K>(
+        g + i, load_pack<T, K>(g + i) * f(size, load_pack<T, K>(z + i), load_pack<T, K>(a + i)));
   });
 }
 
@@ -294,8 +295,7 @@ inline void scale_by_cosine(const float* z, float* g, const Extent& e) {
 }
 
 inline void scale_by_cosine(const double* z, double* g, const Extent& e) {
-  map_scalar(g, g, e,
-             [&](double upstream, int64_t i) { return upstream * __builtin_cos(z[i]); });
+  map_scalar(g, g, e, [&](double upstream, int64_t i) { return upstream * __builtin_cos(z[i]); });
 }
 
 template <class T>
@@ -356,8 +356,7 @@ INLINE void combine_few(const T* y, const T* const* k, const T* c, const Extent&
 }
 
 template <class T>
-void combine(const T* y, const T* const* k, const T* c, int count, const Extent& e,
-                    T* out) {
+void combine(const T* y, const T* const* k, const T* c, int count, const Extent& e, T* out) {
   do {
     const int now = count < 8 ? count : 8;
     switch (now) {
@@ -401,8 +400,8 @@ void combine(const T* y, const T* const* k, const T* c, int count, const Extent&
 }
 
 template <class T>
-void error(const T* y0, const T* y1, const T* const* k, const T* c, int count,
-                  const T* rtol, const T* atol, const Extent& e, T* sums) {
+void error(const T* y0, const T* y1, const T* const* k, const T* c, int count, const T* rtol,
+           const T* atol, const Extent& e, T* sums) {
   for (int64_t n = 0; n < e.columns; n += kLanes<T>) {
     V<T> total = {};
     const V<T> relative = load(rtol + n), absolute = load(atol + n);
@@ -474,6 +473,7 @@ void transpose(const T* from, int64_t rows, int64_t columns, T* to, int64_t stri
 
 template <class T>
 constexpr MlpKernels<T> table() {
-  return {kName,           kLanes<T>,     kBlock,      kNarrow,    &multiply_left<T>,
-          &multiply_right<T>, &accumulate<T>, &activate<T>, &derive<T>, &combine<T>, &transpose<T>, &error<T>};
+  return {
+      kName,          kLanes<T>,    kBlock,     kNarrow,     &multiply_left<T>, &multiply_right<T>,
+      &accumulate<T>, &activate<T>, &derive<T>, &combine<T>, &transpose<T>,     &error<T>};
 }

