@@ -294,9 +294,9 @@ def fuse(module: Callable[..., Any]) -> Any:
     ``module`` is an ordinary nn.Module with ``forward(t, y)``: 1 to 8 nn.Linear with one kind of
     activation between them (ELU, GELU, ReLU, sigmoid, SiLU, sine, softplus, tanh, as modules or as
     functions, with their default options), the time appended to the input of any of them by
-    ``torch.cat`` along the last dimension, or nowhere. The result calls ``module`` when called
-    and shares its parameters: train either. Solves with what the fused engine does not know run on
-    other engines, as for any field.
+    ``torch.cat`` along the last dimension, or nowhere. The result calls ``module`` and shares its
+    parameters: train either. Solves with what the fused engine does not know run on other engines,
+    as for any field.
 
     Args:
         module: what to fuse; an MLPField, which needs none, is returned as it is.

@@ -191,7 +191,17 @@ def solve(
         if whole and adjoint == "backprop" and method in ADAPTIVE:
             size = _positive("first_step", first_step)
             solved = fused.solve(
-                func, y0, ts, ADAPTIVE[method], rtol, atol, control, size, max_num_steps, throw
+                func,
+                y0,
+                ts,
+                ADAPTIVE[method],
+                rtol,
+                atol,
+                control,
+                size,
+                max_num_steps,
+                throw,
+                engine == "fused",
             )
         if solved is not None:
             return solved

@@ -63,7 +63,8 @@ Tensor numbers(const std::vector<double>& values) {
 
 using Row = std::pair<std::vector<int>, std::vector<double>>;
 
-// None where the arguments are not plain tensors that fit: then other engines say what is wrong, or
+// None where the arguments are not plain tensors that fit, or where it does not pay and is not
+// `forced`: then other engines say what is wrong, or
 // solve it. Otherwise ys, or with `traced` (ys, edges, errors, stiffness, evaluations, rejected,
 // the error that ended it or None).
 py::object solve(const std::vector<LayerTuple>& layers, int activation, py::handle y0, py::handle t,
@@ -72,7 +73,7 @@ py::object solve(const std::vector<LayerTuple>& layers, int activation, py::hand
                  std::optional<double> first_step, int64_t max_num_steps, bool counted_anew,
                  const std::optional<std::tuple<Row, Row, double>>& pair,
                  const std::optional<std::vector<double>>& grid, bool perturb, bool traced,
-                 bool throws, int instructions) {
+                 bool throws, int instructions, bool forced) {
   if (!plain(y0) || !plain(t)) return py::none();
   std::vector<LayerTensors> tensors;
   tensors.reserve(layers.size());
@@ -85,6 +86,7 @@ py::object solve(const std::vector<LayerTuple>& layers, int activation, py::hand
   const Tensor& times = THPVariable_Unpack(t.ptr());
   MlpOptions options;
   if (!mlp_fits(tensors, state) || !read_times(times, options.times)) return py::none();
+  if (!forced && !mlp_pays(tensors, state)) return py::none();
   const bool timed = at::GradMode::is_enabled() && times.requires_grad();
   options.tableau = tableau;
   options.adaptive = controller.has_value();

@@ -26,6 +26,9 @@ struct MlpOutcome {
 // sizes of the layers fitting each other and y0's last dimension.
 bool mlp_fits(const std::vector<LayerTensors>& layers, const at::Tensor& y0);
 
+// Whether one call is faster than the native engine, which calls torch's layers.
+bool mlp_pays(const std::vector<LayerTensors>& layers, const at::Tensor& y0);
+
 // The solution at options.times. Differentiable in y0, in the layers and, if it is given, in `t`,
 // which holds the same times.
 MlpOutcome mlp_solve(const std::vector<LayerTensors>& layers, Activation activation,

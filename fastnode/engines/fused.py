@@ -135,6 +135,7 @@ def odeint(
         False,
         True,
         _INSTRUCTIONS,
+        False,
     )
 
 
@@ -177,6 +178,7 @@ def _fixed(
         False,
         True,
         _INSTRUCTIONS,
+        False,
     )
 
 
@@ -191,6 +193,7 @@ def solve(
     first_step: float | None,
     max_num_steps: int,
     throw: bool,
+    forced: bool,
 ) -> Solution | None:
     """fastnode.solve with ``save="times"``, or None where this engine does not run it."""
     if tableau.error is None or not isinstance(rtol, (int, float)):
@@ -222,6 +225,7 @@ def solve(
         True,
         throw,
         _INSTRUCTIONS,
+        forced,
     )
     if result is None:
         return None

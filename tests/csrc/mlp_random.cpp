@@ -1,0 +1,124 @@
+// Solves and gradients of random perceptrons, for sanitizers to watch: no torch, one thread, each
+// instruction set of this machine.
+#include <cmath>
+#include <cstdio>
+#include <random>
+
+#include "fused/mlp_solve.h"
+
+using namespace fastnode;
+
+namespace {
+
+std::mt19937 generator(0);
+
+int64_t below(int64_t n) { return int64_t(generator() % uint64_t(n)); }
+
+template <class T>
+std::vector<T> random(int64_t count) {
+  std::normal_distribution<double> normal(0, 0.5);
+  std::vector<T> out(static_cast<size_t>(count));
+  for (T& x : out) x = T(normal(generator));
+  return out;
+}
+
+// Heun's method with Euler's in it, and Bogacki and Shampine's.
+std::shared_ptr<Tableau> tableau(bool fsal) {
+  auto out = std::make_shared<Tableau>();
+  if (fsal) {
+    *out = {3,
+            true,
+            {0, 0.5, 0.75, 1},
+            {{{}, {}}, {{0}, {0.5}}, {{1}, {0.75}}, {{0, 1, 2}, {2.0 / 9, 1.0 / 3, 4.0 / 9}}},
+            {{0, 1, 2}, {2.0 / 9, 1.0 / 3, 4.0 / 9}},
+            {{0, 1, 2, 3}, {-5.0 / 72, 1.0 / 12, 1.0 / 9, -1.0 / 8}},
+            {{0, {1, -4.0 / 3, 5.0 / 9}},
+             {1, {0, 1, -2.0 / 3}},
+             {2, {0, 4.0 / 3, -8.0 / 9}},
+             {3, {0, -1, 1}}},
+            {{{0, 3}, {0.25, 0.25}}},
+            {0.5}};
+    out->dense.push_back({4, {0, 1e-3, -1e-3}});
+  } else {
+    *out = {2,
+            false,
+            {0, 1},
+            {{{}, {}}, {{0}, {1}}},
+            {{0, 1}, {0.5, 0.5}},
+            {{0, 1}, {0.5, -0.5}},
+            {{0, {1, -0.5}}, {1, {0, 0.5}}},
+            {},
+            {}};
+  }
+  return out;
+}
+
+template <class T>
+bool solve(const MlpKernels<T>* kernels) {
+  const int64_t depth = 1 + below(4), batch = 1 + below(80), dim = 1 + below(40);
+  std::vector<typename MlpField<T>::Source> sources;
+  std::vector<std::vector<T>> memory;
+  memory.reserve(size_t(2 * depth));
+  int64_t in = dim;
+  for (int64_t l = 0; l < depth; ++l) {
+    const int64_t out = l + 1 == depth ? dim : 1 + below(70), timed = below(2);
+    memory.push_back(random<T>(out * (in + timed)));
+    for (T& x : memory.back()) x /= T(std::sqrt(double(in)));
+    memory.push_back(random<T>(out));
+    const auto& bias = memory.back();
+    sources.push_back({in, out, memory[memory.size() - 2].data(), below(2) ? bias.data() : nullptr,
+                       timed ? below(in + 1) : -1});
+    in = out;
+  }
+  const Activation activation = Activation(below(kActivations));
+  const bool by_sample = MlpSolve<T>::prefers_rows(sources, batch, kernels->lanes);
+  MlpOptions options;
+  options.tableau = tableau(below(2));
+  options.times = {0, 0.1, 0.35, 0.5};
+  options.adaptive = below(3) != 0;
+  options.controller = {0.9, 10, 0.2, 1, 0, INFINITY, 1, 0, 0, options.tableau->order};
+  options.rtol = options.atol = 1e-3;
+  options.max_num_steps = 1000;
+  options.keep_states = true;
+  options.grid = {0, 0.2, 0.4, 0.5};
+  const MlpField<T> field(sources, activation, by_sample, true, kernels);
+  MlpSolve<T> whole(field, by_sample, batch, options);
+  const auto alone = [](int, const auto& prepare, const auto& body) {
+    prepare(1);
+    body(0, 1);
+  };
+  const std::vector<T> y0 = random<T>(batch * dim), upstream = random<T>(4 * batch * dim);
+  std::vector<T> ys(upstream.size()), gy0(y0.size());
+  const MlpTrace trace = whole.run(y0.data(), ys.data(), 1, alone);
+  if (trace.ending != Ending::kFinished) return false;
+  std::vector<std::vector<T>> parameters;
+  std::vector<double> rates(4);
+  whole.gradient(field, trace, upstream.data(), gy0.data(), &parameters,
+                 options.adaptive ? rates.data() : nullptr, 1, alone);
+  double total = 0;
+  for (T x : gy0) total += double(x);
+  for (T x : ys) total += double(x);
+  const T* row = parameters[0].data();
+  for (const auto& layer : field.layers) {
+    for (int64_t m = 0; m < layer.out; ++m, row += field.row_stride(layer)) {
+      for (int64_t k = 0; k < layer.depth(); ++k) total += double(row[k]);
+    }
+  }
+  return std::isfinite(total);
+}
+
+}  // namespace
+
+int main() {
+  for (int i = 0; i < 60; ++i) {
+    for (int which = 0; which <= int(InstructionSet::kV4); ++which) {
+      const auto* single = mlp_kernels<float>(InstructionSet(which));
+      const auto* twice = mlp_kernels<double>(InstructionSet(which));
+      if (single && !(solve(single) && solve(twice))) {
+        std::printf("round %d, instruction set %d: not finite\n", i, which);
+        return 1;
+      }
+    }
+  }
+  return 0;
+}

@@ -1,0 +1,36 @@
+"""The fused engine's kernels under AddressSanitizer and UndefinedBehaviorSanitizer."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COMPILER = shutil.which(os.environ.get("CXX", "c++"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+def test_random_solves_and_gradients_are_clean(tmp_path):
+    assert COMPILER is not None
+    sources = [
+        *sorted((ROOT / "csrc" / "kernels").glob("mlp_*.cpp")),
+        *sorted((ROOT / "csrc" / "fused").glob("*.cpp")),
+        Path(__file__).with_name("mlp_random.cpp"),
+    ]
+    program = tmp_path / "mlp_random"
+    flags = ["-std=c++20", "-O1", "-g1", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+    flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    built = subprocess.run(
+        [COMPILER, *flags, f"-I{ROOT / 'csrc'}", *map(str, sources), "-o", str(program)],
+        capture_output=True,
+        text=True,
+    )
+    if "cannot find" in built.stderr and "san" in built.stderr:
+        pytest.skip("the compiler has no sanitizers")
+    assert built.returncode == 0, built.stderr
+    # Blocks that wait for the next solve are reachable to the end.
+    ran = subprocess.run([program], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
