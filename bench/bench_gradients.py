@@ -1,0 +1,127 @@
+"""Gradients: time and memory of every adjoint, with the gradient's error in the same row.
+
+The field is Linear - tanh - Linear. Times are of one forward and backward pass against
+torchdiffeq's, interleaved. Memory is the largest resident set of a process of its own above what it
+held before, after a small solve that loads all code; LONG is the interval on which dopri5 at 1e-5
+takes 62 evaluations for the largest size.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torchdiffeq
+from bench_odeint import Field, initial
+from ratio import compare
+
+import fastnode
+
+SIZES = [(2, 64, 32), (64, 128, 128), (512, 512, 1024)]
+LARGEST, LONG = SIZES[-1], 16.0
+TOLERANCE = {"method": "dopri5", "rtol": 1e-5, "atol": 1e-5}
+ADJOINTS = {
+    "backprop": "backprop",
+    "checkpoint": "checkpoint",
+    "revolve(4)": fastnode.Revolve(4),
+    "reversible": "reversible",
+    "continuous": "continuous",
+}
+
+
+def gradients(name: str, field: torch.nn.Module, y0: torch.Tensor, end: float) -> list:
+    """Of the sum of squares of the state at the end by y0 and by the parameters."""
+    y0 = y0.detach().requires_grad_()
+    t = torch.tensor([0.0, end])
+    if name == "torchdiffeq backprop":
+        y1 = torchdiffeq.odeint(field, y0, t, **TOLERANCE)[-1]
+    elif name == "torchdiffeq adjoint":
+        y1 = torchdiffeq.odeint_adjoint(field, y0, t, **TOLERANCE)[-1]
+    else:
+        y1 = fastnode.solve(field, y0, t, adjoint=ADJOINTS[name], **TOLERANCE).ys[-1]
+    return list(torch.autograd.grad(y1.square().sum(), [y0, *field.parameters()]))
+
+
+def error(name: str, size: tuple[int, int, int], end: float = 1.0) -> float:
+    """Largest relative distance to the gradient of a far more accurate solve in float64."""
+    state, hidden, batch = size
+    field, y0 = Field(state, hidden), initial(state, batch)
+    found = gradients(name, field, y0, end)
+    start = y0.double().requires_grad_()
+    field.double()
+    t = torch.tensor([0.0, end], dtype=torch.float64)
+    exact = fastnode.solve(field, start, t, method="dopri8", rtol=1e-9, atol=1e-9).ys[-1]
+    wanted = torch.autograd.grad(exact.square().sum(), [start, *field.parameters()])
+    pairs = zip(found, wanted, strict=True)
+    return max(((a.double() - b).norm() / b.norm()).item() for a, b in pairs)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+def test_time(benchmark, adjoint, size):
+    state, hidden, batch = size
+    field, y0 = Field(state, hidden), initial(state, batch)
+    rival = "torchdiffeq adjoint" if adjoint == "continuous" else "torchdiffeq backprop"
+    names = [rival] if adjoint == "backprop" else [rival, "backprop"]
+    compare(
+        benchmark,
+        f"gradient, {adjoint}",
+        str(size),
+        lambda: gradients(adjoint, field, y0, 1.0),
+        {name: lambda name=name: gradients(name, field, y0, 1.0) for name in names},
+        rounds=3 if size == LARGEST else 10,
+        errors={name: error(name, size) for name in (adjoint, *names)},
+    )
+
+
+def megabytes(name: str, end: float) -> float:
+    """Measured in a process of its own, on one thread."""
+    paths = [str(Path(__file__).parent), str(Path(fastnode.__file__).parent.parent)]
+    path = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, __file__, name, str(end)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+def test_memory(benchmark, adjoint):
+    lengths = [LONG, 10 * LONG] if adjoint in ("revolve(4)", "reversible") else [LONG]
+    found = {end: megabytes(adjoint, end) for end in lengths}
+    rival = megabytes("torchdiffeq backprop", LONG)
+    benchmark.pedantic(lambda: None)
+    benchmark.extra_info.update(
+        subject=f"memory, {adjoint}",
+        case=str(LARGEST),
+        ratios={f"torchdiffeq backprop, t = {end:g}": rival / found[end] for end in lengths},
+        microseconds=0.0,
+        megabytes={f"{end:g}": value for end, value in found.items()},
+        reference_megabytes=rival,
+        errors={adjoint: error(adjoint, LARGEST, LONG)},
+    )
+
+
+def measure(name: str, end: float) -> float:
+    torch.set_num_threads(1)
+    state, hidden, batch = LARGEST
+    field, y0 = Field(state, hidden), initial(state, batch)
+    gradients(name, field, y0[:2], 1.0)
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    before = pages * resource.getpagesize() / 2**20
+    gradients(name, field, y0, end)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[1], float(sys.argv[2]))))
