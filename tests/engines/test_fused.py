@@ -208,10 +208,14 @@ def test_failures_are_those_of_the_native_engine():
     with torch.no_grad():
         for layer in growing.layers:
             layer.weight.fill_(1.0)
-    arguments = {"rtol": 1e-3, "atol": 1e-3}
+    arguments = {"rtol": 1e-3, "atol": 1e-3, "options": {"max_num_steps": 200}}
+    found = []
     for func in (growing, called(growing)):
-        with pytest.raises(fastnode.NonFiniteState):
+        with pytest.raises(fastnode.SolverError) as error:
             fastnode.odeint(func, torch.ones(3, 1), torch.tensor([0.0, 100.0]), **arguments)
+        found.append(error.value)
+    assert type(found[0]) is type(found[1])
+    assert found[0].time == pytest.approx(found[1].time, rel=1e-3)
 
 
 def test_parameters_changed_after_a_solve_are_an_error_in_backward():
