@@ -35,10 +35,12 @@ $(VENV)/installed: pyproject.toml
 	$(PY) -m pip install -q --upgrade "pip>=24"
 	$(PY) -m pip install -q "$(TORCH)" "setuptools>=77" wheel ninja "pybind11>=2.13"
 	FASTNODE_CUDA=0 $(PY) -m pip install -q --no-build-isolation -e ".[dev]"
-	touch $@
+	touch $@ $(VENV)/just-built
 
+# The installation above has built it already: each build compiles everything anew, for minutes.
 $(VENV)/built: $(VENV)/installed $(SOURCES)
-	$(PY) -m pip install -q --no-build-isolation --no-deps -e .
+	test -e $(VENV)/just-built || $(PY) -m pip install -q --no-build-isolation --no-deps -e .
+	rm -f $(VENV)/just-built
 	touch $@
 
 clean:
