@@ -61,6 +61,9 @@ class Recording:
             if throw:
                 raise
             self.status = type(error).__name__
+        for step in self.steps if self.keeps_slopes else ():
+            # What dense output evaluates, it evaluates here and not when it is asked for.
+            step.at((to_float(step.t) + to_float(step.t1)) / 2)
         if stepper is not None:
             # Only its counts: it holds the slopes of its last step.
             self.evaluations, self.rejected = getattr(stepper, "evaluations", 0), stepper.rejected
@@ -116,9 +119,6 @@ class Recording:
             self.on_step(step)
 
     def solution(self) -> Solution:
-        for step in self.steps if self.keeps_slopes else ():
-            # What dense output evaluates, it evaluates here and not when it is asked for.
-            step.at((to_float(step.t) + to_float(step.t1)) / 2)
         problem, layout = self.problem, self.problem.layout
         events = self.watch.records()
         kept = self.save != "times"
