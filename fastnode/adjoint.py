@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from fastnode.adjoints.continuous import Adjoint
 from fastnode.caller import warn
-from fastnode.engines.step import transformed
 from fastnode.events import link_found, solve_until_event
 from fastnode.norms import ErrorNorm
 from fastnode.odeint import odeint, solve_packed
+from fastnode.ops.dispatch import transformed
 from fastnode.problem import Problem, State, make_problem
 from fastnode.steppers import find_method
 

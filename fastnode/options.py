@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastnode.caller import warn
+from fastnode.controllers import Controller
 from fastnode.engines.adaptive import Stop
 from fastnode.errors import InvalidValue
 from fastnode.problem import check_times
@@ -39,18 +40,14 @@ class AdaptiveOptions:
             self.first_step = _number("first_step", self.first_step)
             if not 0 < self.first_step < math.inf:
                 raise ValueError(f"first_step must be positive, got {self.first_step}")
-        if not 0 <= self.min_step <= self.max_step:
-            raise ValueError(
-                "min_step and max_step must satisfy 0 <= min_step <= max_step, "
-                f"got {self.min_step} and {self.max_step}"
-            )
-        if not 0 < self.dfactor < 1 <= self.ifactor:
-            raise ValueError(
-                "dfactor and ifactor must satisfy 0 < dfactor < 1 <= ifactor, "
-                f"got {self.dfactor} and {self.ifactor}"
-            )
-        if not 0 < self.safety < math.inf:
-            raise ValueError(f"safety must be positive, got {self.safety}")
+        self.controller = Controller(
+            self.safety,
+            self.ifactor,
+            self.dfactor,
+            self.min_step,
+            self.max_step,
+            keeps_accepted=True,
+        )
         self.max_num_steps = int(_number("max_num_steps", self.max_num_steps))
         _check_norm(self.norm)
         self._steps = _times("step_t", self.step_t)

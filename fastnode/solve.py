@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,38 +12,22 @@ from torch import Tensor
 
 from fastnode import engines
 from fastnode.adjoints import DISCRETE, Revolve, find_adjoint, find_params, recorded
-from fastnode.adjoints.checkpoint import checkpointed
-from fastnode.adjoints.continuous import Adjoint
-from fastnode.adjoints.reversible import reversibly
 from fastnode.adjoints.sample_checkpoint import checkpoint_samples
-from fastnode.adjoints.stages import Scheme
 from fastnode.compilation import outside_graph
 from fastnode.controllers import Controller, find_controller
 from fastnode.engines import fused
-from fastnode.engines.grid import GridStepper
 from fastnode.engines.rows import SampleOptions
-from fastnode.engines.step import StepFunction, transformed
-from fastnode.methods import ADAPTIVE, FIXED, fixed_method
-from fastnode.norms import ErrorNorm
-from fastnode.problem import (
-    Problem,
-    State,
-    Time,
-    as_times,
-    check_times,
-    make_problem,
-    to_float,
-)
-from fastnode.recording import Recording
+from fastnode.joint import JointSolve
+from fastnode.methods import ADAPTIVE, FIXED
+from fastnode.ops.dispatch import transformed
+from fastnode.problem import State, check_times, make_problem
 from fastnode.sample_solution import sample_solution
-from fastnode.samples import make_samples, sample_first_step, sample_tolerances
+from fastnode.samples import SampleProblem, make_samples, sample_first_step, sample_tolerances
 from fastnode.solution import Solution
 from fastnode.solve_events import as_events
-from fastnode.tableaus import METHODS, Tableau
 
 SAVE = ("times", "steps", "dense")
 METHOD_NAMES = (*ADAPTIVE, *FIXED)
-_REVERSIBLE = ("controller", "norm", "first_step")
 
 
 @outside_graph
@@ -137,7 +121,6 @@ def solve(
         StepSizeUnderflow, MaxStepsExceeded, NonFiniteState: the solve cannot go on; the error names
             time and step, and the samples if per sample.
     """
-    given = {k: v for k, v in locals().items() if k not in ("func", "y0", "ts")}
     _check_choice("method", method, METHOD_NAMES)
     _check_choice("save", save, SAVE)
     _check_choice("engine", engine, engines.NAMES)
@@ -149,170 +132,102 @@ def solve(
     if not isinstance(max_num_steps, int) or max_num_steps < 1:
         raise ValueError(f"max_num_steps must be an integer of at least 1, got {max_num_steps!r}")
     watched = as_events(events)
-    if watched and per_sample:
-        raise ValueError("events must be None with per_sample=True")
-    if on_step is not None and per_sample:
-        raise ValueError("on_step must be None with per_sample=True")
-    if method in FIXED and per_sample:
-        raise ValueError(f"per_sample needs a method with an error estimate, got {method!r}")
     if method in ADAPTIVE and not (step_size is None and steps is None):
         raise ValueError(f"step_size and steps need a method of fixed steps, got {method!r}")
     name, slots = find_adjoint(adjoint, method)
-    if name == "none":
-        with torch.no_grad():
-            return solve(func, y0, ts, **{**given, "adjoint": "backprop"})
-    if name in ("reversible", "continuous"):
-        asked = {"per_sample": per_sample, "events": bool(watched), f"save={save!r}": True}
-        asked[f"save={save!r}"] = save == "dense" or (save == "steps" and name == "continuous")
-        for what in (what for what, wanted in asked.items() if wanted):
-            raise ValueError(f"adjoint {name!r} has no {what}; use adjoint='checkpoint'")
-    if per_sample:
-        samples = make_samples(func, y0, ts, tuple(args))
-        options = SampleOptions(
-            ADAPTIVE[method],
-            control,
-            sample_tolerances(rtol, atol, samples.y0),
-            sample_first_step(first_step, samples.y0),
-            max_num_steps,
-            keep_states=save != "times",
-            keep_slopes=save == "dense",
-            throw=throw,
-        )
-        params = find_params(func, name, adjoint_params) if name in DISCRETE else ()
-        once = name in DISCRETE and recorded((samples.y0, ts), args, params) and not transformed()
-        if once and samples.ts.shape[1] > 1:
-            trace = checkpoint_samples(samples, options, engine, slots, params)
-        else:
-            trace = engines.solve_per_sample(engine, samples, options)
-        return sample_solution(ts, samples, options, trace)
-    if engine in ("auto", "fused"):
-        solved = None
-        whole = save == "times" and not watched and not args and on_step is None
-        if whole and adjoint == "backprop" and method in ADAPTIVE:
-            size = _positive("first_step", first_step)
-            solved = fused.solve(
-                func,
-                y0,
-                ts,
+    _check_combination(name, method, per_sample, save, bool(watched), on_step)
+    with torch.no_grad() if name == "none" else nullcontext():
+        if per_sample:
+            samples = make_samples(func, y0, ts, tuple(args))
+            options = SampleOptions(
                 ADAPTIVE[method],
-                rtol,
-                atol,
                 control,
-                size,
+                sample_tolerances(rtol, atol, samples.y0),
+                sample_first_step(first_step, samples.y0),
                 max_num_steps,
-                throw,
-                engine == "fused",
+                keep_states=save != "times",
+                keep_slopes=save == "dense",
+                throw=throw,
             )
-        if solved is not None:
-            return solved
-        if engine == "fused":
-            fused.refuse()
-    check_times("ts", ts)
-    problem = make_problem(func, y0, ts, tuple(args))
-    if method in FIXED:
-        grid, step = _fixed_steps(method, problem, rtol, atol, step_size, steps)
-        stepper = partial(_along_grid, step, max_num_steps)
-    else:
-        grid = []
-        stepper = partial(
-            _adaptive,
-            engine,
-            ADAPTIVE[method],
-            controller=control,
-            norm=ErrorNorm(problem.layout, problem.y0, rtol, atol),
-            first_step=_positive("first_step", first_step),
-            max_num_steps=max_num_steps,
-        )
-    record = partial(
-        Recording,
-        tableau=METHODS.get(method),
-        save=save,
-        events=watched,
-        on_step=on_step,
-    )
-    if name in DISCRETE and len(ts) > 1:
-        params = find_params(func, name, adjoint_params)
-        if name == "reversible":
-            options = {} if method in FIXED else {k: stepper.keywords[k] for k in _REVERSIBLE}
-            tableau = METHODS[method]
-            return reversibly(problem, tableau, params, record, grid, max_num_steps, options, throw)
-        if recorded((problem.y0, ts), args, params) and not transformed():
-            inside = "dense" if method in ADAPTIVE else "cubic"
-            scheme = Scheme(METHODS[method], inside, perturb=method in ADAPTIVE)
-            if save == "dense" and scheme.carries:
-                raise ValueError(
-                    f"save='dense' with adjoint {name!r} needs a method whose last stage is the "
-                    f"field at the end of the step, got {method!r}; use adjoint='backprop'"
+            return _solve_samples(ts, samples, options, engine, name, slots, adjoint_params)
+        size = _positive("first_step", first_step)
+        if engine in ("auto", "fused"):
+            plain = save == "times" and not (watched or args or on_step is not None)
+            if plain and method in ADAPTIVE and name in ("backprop", "none"):
+                solved = fused.solve(
+                    func,
+                    y0,
+                    ts,
+                    ADAPTIVE[method],
+                    rtol,
+                    atol,
+                    control,
+                    size,
+                    max_num_steps,
+                    throw,
+                    engine == "fused",
                 )
-            return checkpointed(problem, grid, scheme, slots, params, record, stepper, throw)
-    if name == "continuous" and len(ts) > 1:
-        params = find_params(func, name, adjoint_params)
-        if recorded((problem.y0, ts), args, params) and not transformed():
-            size = None if method in ADAPTIVE else _size(problem, step_size, steps)
-            again = partial(_backprop, record, stepper, method, rtol, atol, step_size, steps)
-            held = tuple(x for x in args if isinstance(x, Tensor) and x.requires_grad)
-            adjoint_solve = Adjoint(
-                problem,
-                tuple({id(x): x for x in (*params, *held)}.values()),
-                method=method,
-                rtol=rtol,
-                atol=atol,
-                options=None if size is None else {"step_size": size},
-                again=again,
-            )
-            with torch.no_grad():
-                recording = record(replace(problem, t=problem.t.detach()))
-                plain: list[Time] = [to_float(t) for t in grid]
-                recording.run(partial(stepper, recording.problem, plain), throw)
-                packed = torch.stack(recording.outputs)
-            recording.outputs = list(adjoint_solve.attach(packed).unbind())
-            recording.problem = problem
-            return recording.solution()
-    recording = record(problem)
-    if len(ts) > 1:
-        recording.run(partial(stepper, problem, grid), throw)
-    return recording.solution()
+                if solved is not None:
+                    return solved
+            if engine == "fused":
+                fused.refuse()
+        check_times("ts", ts)
+        joint = JointSolve(
+            make_problem(func, y0, ts, tuple(args)),
+            method,
+            rtol,
+            atol,
+            control,
+            save,
+            watched,
+            engine,
+            size,
+            max_num_steps,
+            step_size,
+            steps,
+            throw,
+            on_step,
+        )
+        return joint.run(name, slots, adjoint_params)
 
 
-def _backprop(
-    record: Callable[[Problem], Recording],
-    stepper: Callable[..., Any],
-    method: str,
-    rtol: Any,
-    atol: Any,
-    step_size: Any,
-    steps: Any,
-    problem: Problem,
-) -> Tensor:
-    """The packed states at the times, with the graph of all steps."""
-    fixed = method in FIXED
-    grid = _fixed_steps(method, problem, rtol, atol, step_size, steps)[0] if fixed else []
-    recording = record(problem)
-    recording.run(partial(stepper, problem, grid), True)
-    return torch.stack(recording.outputs)
+def _solve_samples(
+    ts: Tensor,
+    samples: SampleProblem,
+    options: SampleOptions,
+    engine: str,
+    adjoint: str,
+    slots: int | None,
+    adjoint_params: Iterable[Tensor] | None,
+) -> Solution:
+    trace = None
+    if adjoint in DISCRETE:
+        params = find_params(samples.field.func, adjoint, adjoint_params)
+        known = recorded((samples.y0, ts), samples.args, params)
+        if known and not transformed() and samples.ts.shape[1] > 1:
+            trace = checkpoint_samples(samples, options, engine, slots, params)
+    if trace is None:
+        trace = engines.solve_per_sample(engine, samples, options)
+    return sample_solution(ts, samples, options, trace)
 
 
-def _size(problem: Problem, step_size: Any, steps: Any) -> float | None:
-    """The size of fixed steps, None for those from one time to the next."""
-    if steps is None:
-        return step_size
-    start, *_, end = problem.t.tolist()
-    return abs(end - start) / steps
-
-
-def _adaptive(
-    engine: str, tableau: Tableau, problem: Problem, grid: list[Time], **options: Any
-) -> Any:
-    start, *_, end = problem.times
-    return engines.make_stepper(
-        engine, problem.field, tableau, start, problem.y0, end=end, **options
-    )
-
-
-def _along_grid(
-    step: StepFunction, max_num_steps: int, problem: Problem, grid: list[Time]
-) -> GridStepper:
-    return GridStepper(problem.field, step, problem.y0, grid, max_num_steps)
+def _check_combination(
+    adjoint: str, method: str, per_sample: bool, save: str, events: bool, on_step: Any
+) -> None:
+    """Raises ValueError for what cannot go together."""
+    if per_sample:
+        if events:
+            raise ValueError("events must be None with per_sample=True")
+        if on_step is not None:
+            raise ValueError("on_step must be None with per_sample=True")
+        if method in FIXED:
+            raise ValueError(f"per_sample needs a method with an error estimate, got {method!r}")
+    if adjoint not in ("reversible", "continuous"):
+        return
+    kept = save == "dense" or (save == "steps" and adjoint == "continuous")
+    asked = {"per_sample": per_sample, "events": events, f"save={save!r}": kept}
+    for what in (what for what, wanted in asked.items() if wanted):
+        raise ValueError(f"adjoint {adjoint!r} has no {what}; use adjoint='checkpoint'")
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -335,21 +250,3 @@ def _positive(name: str, value: Any) -> float | None:
     if not 0 < number < float("inf"):
         raise ValueError(f"{name} must be positive, got {number}")
     return number
-
-
-def _fixed_steps(
-    method: str, problem: Problem, rtol: Any, atol: Any, step_size: Any, steps: Any
-) -> tuple[list[Time], StepFunction]:
-    """Where fixed steps begin and end, and the method that takes them."""
-    options = None if step_size is None else {"step_size": step_size}
-    fixed, step = fixed_method(method, options, problem, rtol, atol)
-    if steps is None:
-        return as_times(fixed.grid(problem.field.func, problem.y0, problem.t)), step
-    if step_size is not None:
-        raise ValueError("step_size and steps exclude each other, got both")
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
-    t = problem.t.double()
-    even = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-    # Both ends exactly: 1 - x and x, not a sum of rounded steps.
-    return as_times(t[0] * (1 - even) + t[-1] * even), step

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fastnode import engines
 from fastnode.callbacks import ADAPTIVE_CALLBACKS, FIXED_CALLBACKS, find_callbacks
-from fastnode.controllers import Controller
 from fastnode.engines.step import Step, StepFunction
 from fastnode.methods import ADAPTIVE, NAMES
 from fastnode.norms import ErrorNorm
@@ -73,14 +72,7 @@ def stepper_with(
         start,
         y,
         end=end,
-        controller=Controller(
-            options.safety,
-            options.ifactor,
-            options.dfactor,
-            options.min_step,
-            options.max_step,
-            keeps_accepted=True,
-        ),
+        controller=options.controller,
         max_num_steps=options.max_num_steps,
         stops=options.stops(to_float(start), to_float(end), field.direction),
         **{"first_step": options.first_step, **parts},

@@ -44,7 +44,8 @@ from fastnode.adjoints.stages import (
 )
 from fastnode.engines.adaptive import AdaptiveStepper, Stop
 from fastnode.engines.grid import GridStepper
-from fastnode.engines.step import Step, transformed
+from fastnode.engines.step import Step
+from fastnode.ops.dispatch import transformed
 from fastnode.ops.rk_stage import rk_stage
 from fastnode.problem import Problem, Time, VectorField, to_float
 from fastnode.recording import Recording

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from fastnode.caller import warn
-from fastnode.engines.step import Step, take_step, transformed
+from fastnode.engines.step import Step, take_step
 from fastnode.norms import ErrorNorm
+from fastnode.ops.dispatch import transformed
 from fastnode.ops.rk_stage import rk_stage
 from fastnode.problem import Time, VectorField, to_float
 from fastnode.tableaus import RK4

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fastnode import extension
 from fastnode.controllers import Controller
 from fastnode.engines import native
+from fastnode.ops.dispatch import transformed
 from fastnode.tableaus import METHODS, Tableau
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 LIMITS = (
     "it takes an MLPField or what fastnode.fuse returns, without hooks or callbacks, one tensor of "
     "float32 or float64 on the CPU whose last dimension is the field's, numbers as tolerances and "
-    "explicit Runge-Kutta methods, and knows no args, events, stops, norms of the caller's or "
-    "torch.func transforms"
+    "explicit Runge-Kutta methods, and knows no args, events, stops, norms of the caller's, "
+    "adjoints but backprop or torch.func transforms"
 )
 
 #: (weight, bias, column of the time or -1) of each layer, number of the activation.
@@ -63,8 +64,7 @@ def _runs_here() -> bool:
     return (
         extension.AVAILABLE
         and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and torch.autograd.forward_ad._current_level < 0
+        and not transformed()
         and not torch.is_autocast_enabled("cpu")
     )
 
@@ -106,16 +106,7 @@ def odeint(
         if not isinstance(options, Mapping) or {"norm", "step_t", "jump_t"} & set(options):
             return None
         chosen = parse(AdaptiveOptions, tableau.name, options)
-        control = native.control_numbers(
-            Controller(
-                chosen.safety,
-                chosen.ifactor,
-                chosen.dfactor,
-                min_step=chosen.min_step,
-                max_step=chosen.max_step,
-                keeps_accepted=True,
-            )
-        )
+        control = native.control_numbers(chosen.controller)
         first_step, most = chosen.first_step, chosen.max_num_steps
     return extension.native().mlp_solve(
         layers,

@@ -11,8 +11,9 @@ from fastnode.engines.newton import (
     StageEquations,
     solve_transformed,
 )
-from fastnode.engines.step import Step, combine, transformed
+from fastnode.engines.step import Step, combine
 from fastnode.errors import NonFiniteState, StagesNotSolved
+from fastnode.ops.dispatch import transformed
 from fastnode.problem import Time, VectorField, to_float
 from fastnode.tableaus import ImplicitTableau, Weights
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastnode import extension
+from fastnode.ops.dispatch import transformed
 from fastnode.problem import NO_CALLBACKS, Callbacks, Time, VectorField, silent
 from fastnode.tableaus import Tableau
 
@@ -30,8 +31,7 @@ def available(y: Tensor, times: Sequence[Time]) -> bool:
         and type(y) in (Tensor, torch.nn.Parameter)
         and not any(isinstance(t, Tensor) for t in times)
         and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and torch.autograd.forward_ad._current_level < 0
+        and not transformed()
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fastnode.ops.rk_stage import rk_stage
@@ -20,13 +19,6 @@ from fastnode.tableaus import Tableau, Weights
 def combine(y: Tensor, k: Sequence[Tensor], h: Time, weights: Weights) -> Tensor:
     """y + h sum_j w_j k_j."""
     return rk_stage(y, [k[j] for j in weights.stages], [h * w for w in weights.values])
-
-
-def transformed() -> bool:
-    """Whether tensors may be not what they seem: torch.func and forward-mode differentiation."""
-    return (
-        torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-    )
 
 
 @dataclass

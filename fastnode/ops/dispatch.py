@@ -20,17 +20,20 @@ from fastnode import extension
 _library = torch.library.Library("fastnode", "FRAGMENT")  # noqa: TOR901
 
 
+def transformed() -> bool:
+    """Whether tensors may be not what they seem: torch.func and forward-mode differentiation."""
+    return (
+        torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
 def use_ops() -> bool:
     """Whether the registered ops may be called here.
 
-    Not without the extension, which defines them; nor inside torch.func transforms and forward-mode
-    differentiation, which cannot look into autograd functions written in C++.
+    Not without the extension, which defines them; nor where tensors are transformed, as transforms
+    cannot look into autograd functions written in C++.
     """
-    return (
-        extension.AVAILABLE
-        and not torch._C._are_functorch_transforms_active()
-        and torch.autograd.forward_ad._current_level < 0
-    )
+    return extension.AVAILABLE and not transformed()
 
 
 def overload(name: str) -> Callable[..., Any]:
