@@ -86,6 +86,8 @@ def extension() -> dict:
     # at::parallel_for is OpenMP in a header. Its runtime is the one torch has loaded, so we compile
     # for it and do not link another.
     flags += ["-fopenmp"]
+    # Python's own flags ask for debug information, with which the library has 86 MB instead of 3.
+    flags += ["-g0"]
     ext = CppExtension(
         "fastnode._C",
         sources,
