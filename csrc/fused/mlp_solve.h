@@ -94,6 +94,7 @@ class MlpSolve {
 
  private:
   struct Worker;
+  struct Adaptive;
   struct Adjoint;
 
   const MlpField<T>* field_;

@@ -1,10 +1,8 @@
 #include "ops/mlp_solve.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
-#include <omp.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
@@ -13,6 +11,7 @@
 #include <type_traits>
 
 #include "driver/rows.h"
+#include "ops/mlp_layers.h"
 
 namespace fastnode {
 namespace {
@@ -20,48 +19,6 @@ namespace {
 using at::Tensor;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
-
-// Multiplications of one evaluation for the whole batch from which a second thread pays. Measured
-// with two cores: waking it costs some 5 us a solve and a meeting some 0.3 us a step.
-constexpr int64_t kThreadWork = 100'000;
-
-void parallel(int threads, const std::function<void(int)>& prepare,
-              const std::function<void(int, int)>& body) {
-#pragma omp parallel num_threads(threads)
-  {
-#pragma omp single
-    prepare(omp_get_num_threads());
-    body(omp_get_thread_num(), omp_get_num_threads());
-  }
-}
-
-int thread_count(int64_t work) {
-  if (work < kThreadWork || at::in_parallel_region()) return 1;
-  return at::get_num_threads();
-}
-
-template <class T>
-std::vector<typename MlpField<T>::Source> sources(const std::vector<LayerTensors>& layers) {
-  std::vector<typename MlpField<T>::Source> out;
-  out.reserve(layers.size());
-  for (const LayerTensors& each : layers) {
-    const int64_t in = each.weight.size(1) - (each.time_column >= 0 ? 1 : 0);
-    out.push_back({in, each.weight.size(0), each.weight.const_data_ptr<T>(),
-                   each.bias.defined() ? each.bias.const_data_ptr<T>() : nullptr,
-                   each.time_column});
-  }
-  return out;
-}
-
-std::vector<LayerTensors> contiguous(const std::vector<LayerTensors>& layers) {
-  std::vector<LayerTensors> out;
-  out.reserve(layers.size());
-  for (const LayerTensors& each : layers) {
-    out.push_back({each.weight.contiguous(),
-                   each.bias.defined() ? each.bias.contiguous() : Tensor(), each.time_column});
-  }
-  return out;
-}
 
 // What a gradient needs of a solve, whatever its numbers are.
 class Memory {

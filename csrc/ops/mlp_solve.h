@@ -7,15 +7,9 @@
 #include <vector>
 
 #include "fused/mlp_solve.h"
+#include "ops/mlp_layers.h"
 
 namespace fastnode {
-
-// A linear layer: weight [out, in], or [out, in + 1] with the time's column at `time_column` (-1 if
-// it has none); bias [out] or undefined.
-struct LayerTensors {
-  at::Tensor weight, bias;
-  int64_t time_column;
-};
 
 struct MlpOutcome {
   at::Tensor ys;  // [times, *y0.shape]

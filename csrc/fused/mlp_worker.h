@@ -1,0 +1,133 @@
+#pragma once
+
+#include <cmath>
+#include <vector>
+
+#include "fused/barrier.h"
+#include "fused/worker.h"
+
+namespace fastnode {
+
+// One thread of a solve: what it does with its tiles, and steps along a grid.
+template <class T>
+struct MlpSolve<T>::Worker {
+  MlpSolve& solve;
+  const MlpOptions& options;
+  const Tableau& tableau;
+  const MlpField<T>& field;
+  Barrier& barrier;
+  T* const ys;
+  MlpTrace& trace;
+  const bool leads;
+  Tile<T>*const begin, *const end;
+
+  TileArithmetic<T> arithmetic;
+  std::vector<T> scratch, output;
+  const double direction;
+
+  double t, h = 0, t_before = 0, limit;
+  double before = 1, earlier = 1, ratio = 0, stiff = 0;
+  int64_t attempts = 0, evaluations = 0, rejected = 0;
+  bool stuck = false, failed = false, stepped = false;
+  int turn = 0;
+
+  Worker(MlpSolve& whole, Barrier& meeting, T* out, MlpTrace& record, int thread, int threads)
+      : solve(whole),
+        options(whole.options_),
+        tableau(*options.tableau),
+        field(*whole.field_),
+        barrier(meeting),
+        ys(out),
+        trace(record),
+        leads(thread == 0),
+        begin(whole.tiles_.data() + whole.tiles() * thread / threads),
+        end(whole.tiles_.data() + whole.tiles() * (thread + 1) / threads),
+        arithmetic(field, whole.tiles_.front().frame, int64_t(tableau.stages.size()) + 2),
+        scratch(size_t(field.scratch(whole.tiles_.front().frame))),
+        output(size_t(whole.tiles_.front().frame.size(whole.dim_))),
+        direction(options.direction()),
+        t(options.times.front()),
+        limit(options.times.back()) {}
+
+  int64_t dim() const { return solve.dim_; }
+
+  void evaluate(Tile<T>& tile, T time, T* state, T* slope) {
+    field.value(tile.frame, arithmetic.times(tile.frame, time), state, scratch.data(), slope);
+  }
+
+  void begin_tiles(const T* y0) {
+    for (Tile<T>* tile = begin; tile != end; ++tile) {
+      load_tile(tile->frame, y0 + tile->first * dim(), dim(), tile->y);
+      write(*tile, tile->y, 0);
+    }
+  }
+
+  void write(const Tile<T>& tile, const T* state, size_t time) {
+    T* const to = ys + (int64_t(time) * solve.batch_ + tile.first) * dim();
+    store_tile(tile.frame, state, dim(), to);
+  }
+
+  void take_stages(Tile<T>& tile, double t1, bool perturb) {
+    const double step = t1 - t;
+    for (size_t i = 1; i < tableau.stages.size(); ++i) {
+      arithmetic.combine(tile.frame, tile.y, tile.k, tableau.stages[i], step, tile.stage);
+      const double c = tableau.times[i];
+      const T time = c == 1 ? shifted<T>(t1, perturb ? -1 : 0, direction) : T(t + c * step);
+      evaluate(tile, time, tile.stage, tile.k[i]);
+    }
+    if (!tableau.fsal) {
+      arithmetic.combine(tile.frame, tile.y, tile.k, tableau.solution, step, tile.y1);
+    }
+  }
+
+  void keep(Tile<T>& tile) {
+    if (!options.keep_states) return;
+    const int64_t count = tile.frame.size(dim());
+    std::unique_ptr<T[]> block(new T[size_t(2 * count)]());
+    const Extent extent = tile.frame.extent(dim());
+    copy_tile(extent, tile.y, block.get());
+    if (options.adaptive) copy_tile(extent, tile.k[0], block.get() + count);
+    tile.kept.push_back(std::move(block));
+  }
+
+  void fixed() {
+    const std::vector<double>&times = options.times, &grid = options.grid;
+    for (Tile<T>* tile = begin; tile != end; ++tile) {
+      size_t next = 1;
+      for (size_t i = 0; i + 1 < grid.size(); ++i) {
+        t = grid[i];
+        const double t1 = grid[i + 1];
+        evaluate(*tile, shifted<T>(t, options.perturb ? 1 : 0, direction), tile->y, tile->k[0]);
+        keep(*tile);
+        take_stages(*tile, t1, options.perturb);
+        for (; next < times.size() && (t1 - times[next]) * direction >= 0; ++next) {
+          if (times[next] == t1) {
+            write(*tile, tile->y1, next);
+            continue;
+          }
+          arithmetic.combine(tile->frame, tile->y, tile->k, tableau.solution, times[next] - t,
+                             output.data());
+          write(*tile, output.data(), next);
+        }
+        std::swap(tile->y, tile->y1);
+        if (tableau.fsal) tile->stage = tile->y1;
+      }
+    }
+    evaluations = int64_t(grid.size() - 1) * int64_t(tableau.stages.size());
+    if (leads) trace.edges = grid;
+    finish();
+  }
+
+  void finish() {
+    if (!leads) return;
+    trace.evaluations = evaluations;
+    trace.rejected = rejected;
+    trace.t = t;
+    trace.h = h * direction;
+    trace.ratio = ratio;
+    trace.attempts = attempts;
+    if (failed) trace.ending = Ending::kStuck;
+  }
+};
+
+}  // namespace fastnode

@@ -1,0 +1,130 @@
+// Matrix products. Included by mlp_tile.h.
+#pragma once
+
+#include "kernels/mlp_vector.h"
+
+// Sums of few elements are cut in parts: a multiplication with addition takes four cycles, and one
+// or two can begin in each. By the number of rows alone, so that a sample's result does not depend
+// on how many others are beside it.
+template <int Rows>
+constexpr int kParts = Rows >= 4   ? 1
+                       : Rows >= 2 ? 2
+                                   : 4;
+
+template <class T, int Rows, int Vectors, bool Adjacent, bool Add>
+INLINE void multiply_block(const Product<T>& p, const T* a, const T* b, int64_t b_stride, T* c) {
+  constexpr int kCuts = kParts<Rows>;
+  V<T> sum[kCuts][Rows][Vectors] = {};
+  const int64_t row = Adjacent ? 1 : p.a_stride, step = Adjacent ? p.a_stride : 1;
+  int64_t k = 0;
+#pragma GCC unroll 1
+  for (; k + kCuts <= p.depth; k += kCuts) {
+#pragma GCC unroll 4
+    for (int cut = 0; cut < kCuts; ++cut) {
+      V<T> right[Vectors];
+#pragma GCC unroll 4
+      for (int n = 0; n < Vectors; ++n) right[n] = load(b + n * kLanes<T>);
+#pragma GCC unroll 16
+      for (int m = 0; m < Rows; ++m) {
+#pragma GCC unroll 4
+        for (int n = 0; n < Vectors; ++n) sum[cut][m][n] += right[n] * a[m * row];
+      }
+      a += step;
+      b += b_stride;
+    }
+  }
+#pragma GCC unroll 1
+  for (; k < p.depth; ++k) {
+#pragma GCC unroll 16
+    for (int m = 0; m < Rows; ++m) {
+#pragma GCC unroll 4
+      for (int n = 0; n < Vectors; ++n) sum[0][m][n] += load(b + n * kLanes<T>) * a[m * row];
+    }
+    a += step;
+    b += b_stride;
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < Rows; ++m) {
+#pragma GCC unroll 4
+    for (int n = 0; n < Vectors; ++n) {
+      V<T> total = sum[0][m][n];
+      if (kCuts == 2) total += sum[kCuts - 1][m][n];
+      if (kCuts == 4)
+        total = (total + sum[1 % kCuts][m][n]) + (sum[2 % kCuts][m][n] + sum[3 % kCuts][m][n]);
+      T* to = c + m * p.c_stride + n * kLanes<T>;
+      store<T>(to, Add ? load(to) + total : total);
+    }
+  }
+}
+
+template <class T>
+using Block = void (*)(const Product<T>&, const T*, const T*, int64_t, T*);
+
+template <class T, int Rows, int Vectors, bool Adjacent, bool Add>
+void block_function(const Product<T>& p, const T* a, const T* b, int64_t b_stride, T* c) {
+  multiply_block<T, Rows, Vectors, Adjacent, Add>(p, a, b, b_stride, c);
+}
+
+// Functions for 1 to Rows rows and one or two vectors.
+template <class T, int Rows, bool Adjacent, bool Add>
+struct Blocks {
+  Block<T> of[Rows][2];
+  constexpr Blocks() : of{} { fill<Rows>(); }
+  template <int R>
+  constexpr void fill() {
+    of[R - 1][0] = &block_function<T, R, 1, Adjacent, Add>;
+    of[R - 1][1] = &block_function<T, R, 2, Adjacent, Add>;
+    if constexpr (R > 1) fill<R - 1>();
+  }
+};
+
+template <class T>
+void multiply_left(const Product<T>& p) {
+  static constexpr Blocks<T, kBlock, true, false> kBlocks;
+  for (int64_t n = 0; n < p.columns;) {
+    const int64_t width = panel_columns(p.columns, kLanes<T>, n);
+    const T* a = p.a;
+    Product<T> part = p;
+    for (int64_t m = 0; m < p.rows;) {
+      const int64_t size = block_rows(p.rows, kBlock, m);
+      part.a_stride = size;
+      kBlocks.of[size - 1][width > kLanes<T>](part, a, p.b + n, p.b_stride,
+                                              p.c + m * p.c_stride + n);
+      a += size * p.depth;
+      m += size;
+    }
+    n += width;
+  }
+}
+
+template <class T>
+void multiply_right(const Product<T>& p) {
+  static constexpr Blocks<T, kNarrow, false, false> kBlocks;
+  const T* b = p.b;
+  for (int64_t n = 0; n < p.columns;) {
+    const int64_t width = panel_columns(p.columns, kLanes<T>, n);
+    for (int64_t m = 0; m < p.rows;) {
+      const int64_t size = block_rows(p.rows, kNarrow, m);
+      kBlocks.of[size - 1][width > kLanes<T>](p, p.a + m * p.a_stride, b, width,
+                                              p.c + m * p.c_stride + n);
+      m += size;
+    }
+    b += width * p.depth;
+    n += width;
+  }
+}
+
+template <class T>
+void accumulate(const Product<T>& p) {
+  static constexpr Blocks<T, kBlock, true, true> kBlocks;
+  for (int64_t m = 0; m < p.rows;) {
+    const int64_t size = block_rows(p.rows, kBlock, m);
+    for (int64_t n = 0; n < p.columns;) {
+      const int64_t width = panel_columns(p.columns, kLanes<T>, n);
+      kBlocks.of[size - 1][width > kLanes<T>](p, p.a + m, p.b + n, p.b_stride,
+                                              p.c + m * p.c_stride + n);
+      n += width;
+    }
+    m += size;
+  }
+}
