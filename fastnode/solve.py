@@ -152,7 +152,10 @@ def solve(
             return _solve_samples(ts, samples, options, engine, name, slots, adjoint_params)
         size = _positive("first_step", first_step)
         if engine in ("auto", "fused"):
-            plain = save == "times" and not (watched or args or on_step is not None)
+            # Who wants only the errors of steps need not be called for each step.
+            of_errors = getattr(on_step, "take_errors", None)
+            silent = on_step is None or of_errors is not None
+            plain = save == "times" and silent and not (watched or args)
             if plain and method in ADAPTIVE and name in ("backprop", "none"):
                 solved = fused.solve(
                     func,
@@ -166,9 +169,14 @@ def solve(
                     max_num_steps,
                     throw,
                     engine == "fused",
+                    of_errors is not None,
                 )
                 if solved is not None:
-                    return solved
+                    if of_errors is None:
+                        return solved
+                    error = solved.steps.error
+                    of_errors(solved.steps)
+                    return replace(solved, steps=replace(solved.steps, error=error.detach()))
             if engine == "fused":
                 fused.refuse()
         check_times("ts", ts)

@@ -20,25 +20,8 @@ using LayerTuple = std::tuple<py::object, py::object, int64_t>;
 
 bool plain(py::handle x) { return THPVariable_CheckExact(x.ptr()); }
 
-// Finite times, at least two, in one direction.
-bool read_times(const Tensor& t, std::vector<double>& times) {
-  if (!t.is_cpu() || t.dim() != 1 || t.size(0) < 2 || t.layout() != at::kStrided) return false;
-  if (t.scalar_type() != at::kFloat && t.scalar_type() != at::kDouble) return false;
-  const int64_t count = t.size(0), stride = t.stride(0);
-  times.resize(size_t(count));
-  for (int64_t i = 0; i < count; ++i) {
-    times[size_t(i)] = t.scalar_type() == at::kFloat ? double(t.const_data_ptr<float>()[i * stride])
-                                                     : t.const_data_ptr<double>()[i * stride];
-  }
-  const bool forward = times.back() > times.front();
-  for (size_t i = 0; i < times.size(); ++i) {
-    if (!std::isfinite(times[i])) return false;
-    if (i > 0 && (forward ? times[i] <= times[i - 1] : times[i] >= times[i - 1])) return false;
-  }
-  return true;
-}
-
-[[noreturn]] void raise_failure(const MlpTrace& trace, const Tensor& y0, int64_t max_num_steps) {
+void raise_failure(const MlpTrace& trace, const Tensor& y0, int64_t max_num_steps) {
+  const py::gil_scoped_acquire acquire;
   const double nan = std::numeric_limits<double>::quiet_NaN();
   const double infinity = std::numeric_limits<double>::infinity();
   const Tensor found = at::full({2}, 0.0, at::kDouble);
@@ -52,82 +35,92 @@ bool read_times(const Tensor& t, std::vector<double>& times) {
   slopes.append(wrap(found));
   errors.attr("cannot_continue")(trace.t, trace.h, trace.attempts, max_num_steps, trace.ratio,
                                  slopes);
-  throw std::logic_error("a solve ended without a reason");
-}
-
-Tensor numbers(const std::vector<double>& values) {
-  const Tensor out = at::empty({int64_t(values.size())}, at::kDouble);
-  if (!values.empty()) std::memcpy(out.mutable_data_ptr(), values.data(), out.nbytes());
-  return out;
 }
 
 using Row = std::pair<std::vector<int>, std::vector<double>>;
 
-// None where the arguments are not plain tensors that fit, or where it does not pay and is not
-// `forced`: then other engines say what is wrong, or
-// solve it. Otherwise ys, or with `traced` (ys, edges, errors, stiffness, evaluations, rejected,
-// the error that ended it or None).
-py::object solve(const std::vector<LayerTuple>& layers, int activation, py::handle y0, py::handle t,
-                 std::shared_ptr<Tableau> tableau,
-                 const std::optional<std::array<double, 9>>& controller, double rtol, double atol,
-                 std::optional<double> first_step, int64_t max_num_steps, bool counted_anew,
-                 const std::optional<std::tuple<Row, Row, double>>& pair,
-                 const std::optional<std::vector<double>>& grid, bool perturb, bool traced,
-                 bool throws, int instructions, bool forced) {
-  if (!plain(y0) || !plain(t)) return py::none();
-  std::vector<LayerTensors> tensors;
-  tensors.reserve(layers.size());
-  for (const auto& [weight, bias, time_column] : layers) {
-    if (!plain(weight) || !(bias.is_none() || plain(bias))) return py::none();
-    tensors.push_back({THPVariable_Unpack(weight.ptr()),
-                       bias.is_none() ? Tensor() : THPVariable_Unpack(bias.ptr()), time_column});
-  }
-  const Tensor& state = THPVariable_Unpack(y0.ptr());
-  const Tensor& times = THPVariable_Unpack(t.ptr());
-  MlpOptions options;
-  if (!mlp_fits(tensors, state) || !read_times(times, options.times)) return py::none();
-  if (!forced && !mlp_pays(tensors, state)) return py::none();
-  const bool timed = at::GradMode::is_enabled() && times.requires_grad();
-  options.tableau = tableau;
-  options.adaptive = controller.has_value();
-  if (controller) {
-    const auto [safety, ifactor, dfactor, smallest, least, most, b1, b2, b3] = *controller;
-    options.controller = {safety, ifactor, dfactor, smallest, least,
-                          most,   b1,      b2,      b3,       tableau->order};
-  } else if (timed) {
-    return py::none();
-  }
-  options.rtol = rtol;
-  options.atol = atol;
-  options.first_step = first_step;
-  options.max_num_steps = max_num_steps;
-  options.counted_anew = counted_anew;
+void register_method(const std::string& name, std::shared_ptr<Tableau> tableau,
+                     const std::optional<std::tuple<Row, Row, double>>& pair) {
+  MlpMethod method{std::move(tableau), {}};
   if (pair) {
     const auto& [slopes, states, stability] = *pair;
-    options.pair =
+    method.pair =
         StiffnessPair{{slopes.first, slopes.second}, {states.first, states.second}, stability};
   }
-  if (grid) options.grid = *grid;
-  options.perturb = perturb;
-  MlpOutcome outcome;
+  register_mlp_method(name, std::move(method));
+}
+
+py::object wrap_or_none(const Tensor& x) { return x.defined() ? wrap(x) : py::none(); }
+
+std::vector<Tensor> replay(const Tensor& y0, const Tensor& t, at::TensorList parameters,
+                           at::IntArrayRef layout, int64_t activation, const std::string& method,
+                           double rtol, double atol, bool adaptive, bool perturb,
+                           const Tensor& steps, const Tensor& of_ys, const Tensor& of_steps) {
+  const py::gil_scoped_acquire acquire;
+  py::list held;
+  for (const Tensor& each : parameters) held.append(wrap(each));
+  const py::object found =
+      py::module_::import("fastnode.engines.fused_replay")
+          .attr("gradients")(wrap(y0), wrap(t), held, layout.vec(), activation, method, rtol, atol,
+                             adaptive, perturb, wrap(steps), wrap_or_none(of_ys),
+                             wrap_or_none(of_steps));
+  std::vector<Tensor> out;
+  for (const py::handle each : found) {
+    out.push_back(each.is_none() ? Tensor() : THPVariable_Unpack(each.ptr()));
+  }
+  return out;
+}
+
+// None where the arguments are not plain tensors that fit, or where it does not pay and is not
+// `forced`: then other engines say what is wrong, or solve it. Otherwise ys, or with `traced` the
+// results of the op but the last, evaluations and rejected steps as numbers.
+py::object solve(const std::vector<LayerTuple>& layers, int64_t activation, py::handle y0,
+                 py::handle t, const std::string& method, double rtol, double atol,
+                 const std::vector<double>& controller, std::optional<double> first_step,
+                 int64_t max_num_steps, bool counted_anew, const std::optional<Tensor>& grid,
+                 bool perturb, bool traced, bool forced, int64_t instructions) {
+  if (!plain(y0) || !plain(t)) return py::none();
+  const Tensor& state = THPVariable_Unpack(y0.ptr());
+  const Tensor& times = THPVariable_Unpack(t.ptr());
+  std::vector<Tensor> parameters;
+  std::vector<int64_t> layout;
+  parameters.reserve(2 * layers.size());
+  layout.reserve(2 * layers.size());
+  bool graph = state.requires_grad();
+  for (const auto& [weight, bias, time_column] : layers) {
+    for (const py::object& each : {weight, bias}) {
+      if (each.is_none()) continue;
+      if (!plain(each)) return py::none();
+      parameters.push_back(THPVariable_Unpack(each.ptr()));
+      graph = graph || parameters.back().requires_grad();
+    }
+    layout.insert(layout.end(), {time_column, bias.is_none() ? 0 : 1});
+  }
+  const std::vector<LayerTensors> read = mlp_layers(parameters, layout);
+  std::vector<double> numbers;
+  if (!mlp_fits(read, state) || !mlp_times(times, numbers)) return py::none();
+  if (!forced && !mlp_pays(read, state, graph && at::GradMode::is_enabled())) return py::none();
+  if (controller.empty() && at::GradMode::is_enabled() && times.requires_grad()) return py::none();
+  MlpResult result;
   {
     const py::gil_scoped_release release;
-    outcome = mlp_solve(tensors, Activation(activation), state,
-                        timed ? std::optional<Tensor>(times) : std::nullopt, std::move(options),
-                        InstructionSet(instructions));
+    result = call_mlp_solve(state, times, parameters, layout, activation, method, rtol, atol,
+                            controller, first_step, max_num_steps, counted_anew, grid, perturb,
+                            traced, false, instructions);
   }
-  const MlpTrace& trace = outcome.trace;
-  const bool failed = trace.ending != Ending::kFinished;
-  if (failed && throws) raise_failure(trace, state, max_num_steps);
-  if (!traced) return wrap(outcome.ys);
-  return py::make_tuple(wrap(outcome.ys), wrap(numbers(trace.edges)), wrap(numbers(trace.error)),
-                        wrap(numbers(trace.stiffness)), trace.evaluations, trace.rejected, failed);
+  const auto& [ys, steps, counts, kept] = result;
+  if (!traced) return wrap(ys);
+  const int64_t* const numbers_of = counts.const_data_ptr<int64_t>();
+  return py::make_tuple(wrap(ys), wrap(steps), numbers_of[0], numbers_of[1]);
 }
 
 }  // namespace
 
 void bind_mlp(py::module_& m) {
   m.def("mlp_solve", &solve);
+  m.def("mlp_method", &register_method);
+  mlp_calls().fail = raise_failure;
+  mlp_calls().replay = replay;
   m.def("mlp_instruction_sets", [] {
     std::vector<int> found;
     for (int i = 0; i <= int(InstructionSet::kV4); ++i) {

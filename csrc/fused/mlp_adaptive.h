@@ -24,12 +24,14 @@ struct MlpSolve<T>::Adaptive : Worker {
   using Worker::finish;
   using Worker::h;
   using Worker::keep;
+  using Worker::kept;
   using Worker::leads;
   using Worker::limit;
   using Worker::options;
   using Worker::output;
   using Worker::ratio;
   using Worker::rejected;
+  using Worker::room;
   using Worker::solve;
   using Worker::stepped;
   using Worker::stuck;
@@ -130,7 +132,7 @@ struct MlpSolve<T>::Adaptive : Worker {
         continue;
       }
       if (leads) record(t1, sums);
-      for (Tile<T>* tile = begin; tile != end; ++tile) keep(*tile);
+      keep_step();
       earlier = before;
       before = ratio;
       stuck = false;
@@ -141,6 +143,18 @@ struct MlpSolve<T>::Adaptive : Worker {
       stepped = true;
       return true;
     }
+  }
+
+  void keep_step() {
+    if (options.keep_states && kept == room) {
+      // What grows may move: nobody may write meanwhile.
+      room *= 2;
+      barrier.wait();
+      if (leads) solve.kept_.reserve(room * options.parts() * solve.batch_ * dim());
+      barrier.wait();
+    }
+    for (Tile<T>* tile = begin; tile != end; ++tile) keep(*tile, kept);
+    ++kept;
   }
 
   void record(double t1, const double* sums) {

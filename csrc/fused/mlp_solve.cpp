@@ -26,7 +26,7 @@ MlpSolve<T>::MlpSolve(const MlpField<T>& field, bool by_sample, int64_t batch, M
       dim_(field.dim()),
       by_sample_(by_sample) {
   const Tableau& tableau = *options_.tableau;
-  const int64_t lanes = field.kernels->lanes, width = by_sample ? batch : 2 * lanes;
+  const int64_t lanes = field.kernels->lanes, width = tile_width(by_sample, batch, lanes);
   const size_t slopes = tableau.stages.size() + tableau.further.size();
   // y, y1 and, where the last stage is not at the end of the step, one more.
   const int64_t states = tableau.fsal ? 2 : 3;
@@ -37,8 +37,7 @@ MlpSolve<T>::MlpSolve(const MlpField<T>& field, bool by_sample, int64_t batch, M
                  nullptr,
                  nullptr,
                  nullptr,
-                 std::vector<T*>(slopes),
-                 {}};
+                 std::vector<T*>(slopes)};
     const Frame& frame = tile.frame;
     bytes += states * Arena::bytes<T>(frame.front() + frame.size(dim_)) +
              int64_t(slopes) * Arena::bytes<T>(frame.size(dim_));
@@ -60,18 +59,13 @@ MlpSolve<T>::MlpSolve(const MlpField<T>& field, bool by_sample, int64_t batch, M
 }
 
 template <class T>
-int64_t MlpSolve<T>::kept_bytes() const {
-  int64_t total = 0;
-  for (const Tile<T>& tile : tiles_) {
-    total += int64_t(tile.kept.size()) * 2 * tile.frame.size(dim_) * int64_t(sizeof(T));
-  }
-  return total;
-}
-
-template <class T>
 MlpTrace MlpSolve<T>::run(const T* y0, T* ys, int threads, const Parallel& parallel) {
   MlpTrace trace;
   trace.edges.push_back(options_.times.front());
+  if (options_.keep_states) {
+    const int64_t steps = options_.adaptive ? Worker::kRoom : int64_t(options_.grid.size()) - 1;
+    kept_.reserve(steps * options_.parts() * batch_ * dim_);
+  }
   std::optional<Barrier> barrier;
   const auto prepare = [&](int count) { barrier.emplace(count); };
   const auto body = [&](int thread, int count) {

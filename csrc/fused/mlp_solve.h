@@ -3,9 +3,12 @@
 // fastnode.engines.adaptive and fastnode.engines.fixed.
 #pragma once
 
+#include <cstdlib>
 #include <functional>
 #include <memory>
+#include <new>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "driver/controller.h"
@@ -36,6 +39,8 @@ struct MlpOptions {
   bool keep_states = false;  // what gradients need
 
   double direction() const { return times.back() >= times.front() ? 1.0 : -1.0; }
+  // Rows [batch, dim] that are kept of each step.
+  int64_t parts() const { return adaptive ? 2 : 1; }
 };
 
 enum class Ending : int { kFinished, kBadStart, kStuck };
@@ -52,10 +57,38 @@ struct MlpTrace {
   bool saw_nan = false, saw_infinity = false;
 };
 
+// Samples of one tile.
+inline int64_t tile_width(bool by_sample, int64_t batch, int64_t lanes) {
+  return by_sample ? batch : 2 * lanes;
+}
+
 // Runs body(thread, threads) on at most so many threads at once, all of them at work together,
 // after prepare(threads) on one.
 using Parallel = std::function<void(int, const std::function<void(int)>& prepare,
                                     const std::function<void(int, int)>& body)>;
+
+// Memory that grows without a copy where the system moves pages: [steps, parts, batch, dim], of
+// each accepted step the state at its beginning and, of adaptive steps, the slope there.
+template <class T>
+class Kept {
+ public:
+  Kept() = default;
+  Kept(const Kept&) = delete;
+  Kept& operator=(const Kept&) = delete;
+  ~Kept() { std::free(memory_); }
+
+  void reserve(int64_t numbers) {
+    void* const memory = std::realloc(memory_, size_t(numbers) * sizeof(T));
+    if (!memory) throw std::bad_alloc();
+    memory_ = memory;
+  }
+  T* data() const { return static_cast<T*>(memory_); }
+  // Hands over what std::free() takes back.
+  T* release() { return static_cast<T*>(std::exchange(memory_, nullptr)); }
+
+ private:
+  void* memory_ = nullptr;
+};
 
 template <class T>
 struct Tile {
@@ -64,8 +97,6 @@ struct Tile {
   // y, and for each stage its slope, of the step at hand; y1 is where it ends.
   T *y, *y1, *stage;
   std::vector<T*> k;
-  // Of each accepted step the state and the slope at its beginning, if they are kept.
-  std::vector<std::unique_ptr<T[]>> kept;
 };
 
 template <class T>
@@ -81,21 +112,12 @@ class MlpSolve {
   static bool prefers_rows(const std::vector<typename MlpField<T>::Source>& layers, int64_t batch,
                            int64_t lanes);
   int64_t tiles() const { return int64_t(tiles_.size()); }
-  // Bytes that are kept for gradients.
-  int64_t kept_bytes() const;
-
-  // Gradients of what run() returned: `upstream` [times, batch, dim] into gy0 [batch, dim], and if
-  // it is not null into the first of `parameters`, [parameter_numbers()]. `field` is the
-  // one of the solve, made with gradients. If `rates` is not null, it receives for each time the
-  // sum of upstream times the solution's slope there.
-  void gradient(const MlpField<T>& field, const MlpTrace& trace, const T* upstream, T* gy0,
-                std::vector<std::vector<T>>* parameters, double* rates, int threads,
-                const Parallel& parallel);
+  // What gradients need (see MlpOptions::keep_states).
+  Kept<T>& kept() { return kept_; }
 
  private:
   struct Worker;
   struct Adaptive;
-  struct Adjoint;
 
   const MlpField<T>* field_;
   MlpOptions options_;
@@ -104,6 +126,7 @@ class MlpSolve {
   std::vector<Tile<T>> tiles_;
   Arena memory_;
   std::vector<double> sums_;  // [2, tiles, 3]
+  Kept<T> kept_;
 };
 
 }  // namespace fastnode

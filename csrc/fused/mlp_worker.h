@@ -31,6 +31,10 @@ struct MlpSolve<T>::Worker {
   bool stuck = false, failed = false, stepped = false;
   int turn = 0;
 
+  // Steps that memory is there for, and those kept so far.
+  static constexpr int64_t kRoom = 16;
+  int64_t room = kRoom, kept = 0;
+
   Worker(MlpSolve& whole, Barrier& meeting, T* out, MlpTrace& record, int thread, int threads)
       : solve(whole),
         options(whole.options_),
@@ -57,14 +61,14 @@ struct MlpSolve<T>::Worker {
 
   void begin_tiles(const T* y0) {
     for (Tile<T>* tile = begin; tile != end; ++tile) {
-      load_tile(tile->frame, y0 + tile->first * dim(), dim(), tile->y);
+      arithmetic.load(tile->frame, y0 + tile->first * dim(), tile->y);
       write(*tile, tile->y, 0);
     }
   }
 
   void write(const Tile<T>& tile, const T* state, size_t time) {
     T* const to = ys + (int64_t(time) * solve.batch_ + tile.first) * dim();
-    store_tile(tile.frame, state, dim(), to);
+    arithmetic.store(tile.frame, state, to);
   }
 
   void take_stages(Tile<T>& tile, double t1, bool perturb) {
@@ -80,14 +84,12 @@ struct MlpSolve<T>::Worker {
     }
   }
 
-  void keep(Tile<T>& tile) {
+  void keep(const Tile<T>& tile, int64_t step) {
     if (!options.keep_states) return;
-    const int64_t count = tile.frame.size(dim());
-    std::unique_ptr<T[]> block(new T[size_t(2 * count)]());
-    const Extent extent = tile.frame.extent(dim());
-    copy_tile(extent, tile.y, block.get());
-    if (options.adaptive) copy_tile(extent, tile.k[0], block.get() + count);
-    tile.kept.push_back(std::move(block));
+    const int64_t row = solve.batch_ * dim();
+    T* const to = solve.kept_.data() + step * options.parts() * row + tile.first * dim();
+    arithmetic.store(tile.frame, tile.y, to);
+    if (options.adaptive) arithmetic.store(tile.frame, tile.k[0], to + row);
   }
 
   void fixed() {
@@ -98,7 +100,7 @@ struct MlpSolve<T>::Worker {
         t = grid[i];
         const double t1 = grid[i + 1];
         evaluate(*tile, shifted<T>(t, options.perturb ? 1 : 0, direction), tile->y, tile->k[0]);
-        keep(*tile);
+        keep(*tile, int64_t(i));
         take_stages(*tile, t1, options.perturb);
         for (; next < times.size() && (t1 - times[next]) * direction >= 0; ++next) {
           if (times[next] == t1) {

@@ -56,6 +56,39 @@ class TileArithmetic {
     return total;
   }
 
+  // Rows [samples, dim] into a tile.
+  void load(const Frame& frame, const T* from, T* to) const {
+    const int64_t dim = field_.dim(), width = frame.width();
+    if (frame.by_sample) {
+      for (int64_t s = 0; s < frame.samples; ++s) {
+        std::copy_n(from + s * dim, dim, to + s * frame.stride(dim));
+      }
+    } else if (frame.samples == width && dim % frame.lanes == 0) {
+      field_.kernels->transpose(from, width, dim, to, width);
+    } else {
+      // What fills the vector up is a sample that is there, so that it meets no worse numbers.
+      for (int64_t s = 0; s < width; ++s) {
+        const T* const row = from + std::min(s, frame.samples - 1) * dim;
+        for (int64_t d = 0; d < dim; ++d) to[d * width + s] = row[d];
+      }
+    }
+  }
+
+  void store(const Frame& frame, const T* from, T* to) const {
+    const int64_t dim = field_.dim(), width = frame.width();
+    if (frame.by_sample) {
+      for (int64_t s = 0; s < frame.samples; ++s) {
+        std::copy_n(from + s * frame.stride(dim), dim, to + s * dim);
+      }
+    } else if (frame.samples == width) {
+      field_.kernels->transpose(from, dim, width, to, dim);
+    } else {
+      for (int64_t s = 0; s < frame.samples; ++s) {
+        for (int64_t d = 0; d < dim; ++d) to[s * dim + d] = from[d * width + s];
+      }
+    }
+  }
+
   const T* times(const Frame& frame, T t) {
     std::fill_n(times_.data(), columns(frame), t);
     return times_.data();
@@ -80,28 +113,6 @@ class TileArithmetic {
   std::vector<const T*> slopes_;
 };
 
-// Rows of a tile from or to [samples, dim].
-template <class T>
-void load_tile(const Frame& frame, const T* from, int64_t dim, T* to) {
-  for (int64_t s = 0; s < frame.samples; ++s) {
-    for (int64_t d = 0; d < dim; ++d) to[frame.place(d, s, dim)] = from[s * dim + d];
-  }
-  if (frame.by_sample) return;
-  // What fills the vector up is a sample that is there, so that it meets no worse numbers.
-  for (int64_t s = frame.samples; s < frame.width(); ++s) {
-    for (int64_t d = 0; d < dim; ++d) {
-      to[d * frame.width() + s] = from[(frame.samples - 1) * dim + d];
-    }
-  }
-}
-
-template <class T>
-void store_tile(const Frame& frame, const T* from, int64_t dim, T* to) {
-  for (int64_t s = 0; s < frame.samples; ++s) {
-    for (int64_t d = 0; d < dim; ++d) to[s * dim + d] = from[frame.place(d, s, dim)];
-  }
-}
-
 template <class T>
 void copy_tile(const Extent& extent, const T* from, T* to) {
   for (int64_t r = 0; r < extent.rows; ++r) {
@@ -115,6 +126,20 @@ inline Weights dense_weights(const Tableau& tableau, double x) {
   for (const Polynomial& each : tableau.dense) {
     weights.stages.push_back(each.stage);
     weights.values.push_back(each.at(x));
+  }
+  return weights;
+}
+
+// Those of its slope.
+inline Weights slope_weights(const Tableau& tableau, double x) {
+  Weights weights;
+  for (const Polynomial& each : tableau.dense) {
+    double total = 0;
+    for (size_t p = each.coefficients.size(); p-- > 0;) {
+      total = total * x + double(p + 1) * each.coefficients[p];
+    }
+    weights.stages.push_back(each.stage);
+    weights.values.push_back(total);
   }
   return weights;
 }

@@ -1,9 +1,14 @@
-// Whole solves of multilayer perceptrons, for Python and for autograd.
+// Whole solves of multilayer perceptrons, for Python and for autograd: `fastnode::mlp_solve` and
+// `fastnode::mlp_solve_backward`.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
 #include <optional>
+#include <string>
+#include <string_view>
+#include <tuple>
 #include <vector>
 
 #include "fused/mlp_solve.h"
@@ -11,22 +16,62 @@
 
 namespace fastnode {
 
-struct MlpOutcome {
-  at::Tensor ys;  // [times, *y0.shape]
-  MlpTrace trace;
-};
+// From the ops' arguments: `parameters` holds the weight of each layer, followed by its bias if it
+// has one; `layout` for each layer the time's column and whether there is a bias.
+std::vector<LayerTensors> mlp_layers(at::TensorList parameters, at::IntArrayRef layout);
 
 // Whether these are tensors that mlp_solve takes: float32 or float64 in the memory of the CPU, the
 // sizes of the layers fitting each other and y0's last dimension.
 bool mlp_fits(const std::vector<LayerTensors>& layers, const at::Tensor& y0);
 
 // Whether one call is faster than the native engine, which calls torch's layers.
-bool mlp_pays(const std::vector<LayerTensors>& layers, const at::Tensor& y0);
+bool mlp_pays(const std::vector<LayerTensors>& layers, const at::Tensor& y0, bool graph);
 
-// The solution at options.times. Differentiable in y0, in the layers and, if it is given, in `t`,
-// which holds the same times.
-MlpOutcome mlp_solve(const std::vector<LayerTensors>& layers, Activation activation,
-                     const at::Tensor& y0, const std::optional<at::Tensor>& t, MlpOptions options,
-                     InstructionSet instructions);
+// Finite times, at least two, in one direction.
+bool mlp_times(const at::Tensor& t, std::vector<double>& times);
+
+// Methods, which Python makes, by name.
+struct MlpMethod {
+  std::shared_ptr<const Tableau> tableau;
+  std::optional<StiffnessPair> pair;
+};
+void register_mlp_method(const std::string& name, MlpMethod method);
+const MlpMethod& mlp_method(std::string_view name);
+
+// What Python has to do for C++: raise the error of a solve that cannot go on, and give gradients
+// that have gradients themselves.
+struct MlpCalls {
+  std::function<void(const MlpTrace&, const at::Tensor& y0, int64_t max_num_steps)> fail;
+  // Of y0, t and the parameters.
+  std::function<std::vector<at::Tensor>(
+      const at::Tensor& y0, const at::Tensor& t, at::TensorList parameters, at::IntArrayRef layout,
+      int64_t activation, const std::string& method, double rtol, double atol, bool adaptive,
+      bool perturb, const at::Tensor& steps, const at::Tensor& of_ys, const at::Tensor& of_steps)>
+      replay;
+};
+MlpCalls& mlp_calls();
+
+// ys [T, *y0.shape]; steps [3, n + 1], float64: where steps end, the first column where the first
+// begins, and each step's local error and stiffness (NaN without `stiffness` or where a method has
+// none; zeros in the first column and for steps along a grid); counts [2]: evaluations and rejected
+// steps; kept [n, parts, *y0.shape]: see Kept, or nothing without `keep`.
+using MlpResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+// Adaptive with the numbers of a controller (nine), along `grid` with none.
+MlpResult call_mlp_solve(const at::Tensor& y0, const at::Tensor& t, at::TensorList parameters,
+                         at::IntArrayRef layout, int64_t activation, std::string_view method,
+                         double rtol, double atol, at::ArrayRef<double> controller,
+                         std::optional<double> first_step, int64_t max_num_steps, bool counted_anew,
+                         const std::optional<at::Tensor>& grid, bool perturb, bool stiffness,
+                         bool keep, int64_t instructions);
+
+// Gradients of y0, of t (float64, or none), and of the parameters (or none).
+using MlpGradientTensors = std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>>;
+
+MlpGradientTensors call_mlp_solve_backward(
+    const std::optional<at::Tensor>& of_ys, const std::optional<at::Tensor>& of_steps,
+    const at::Tensor& kept, const at::Tensor& steps, const at::Tensor& t, at::TensorList parameters,
+    at::IntArrayRef layout, int64_t activation, std::string_view method, double rtol, double atol,
+    bool adaptive, bool perturb, bool of_parameters, bool of_times, int64_t instructions);
 
 }  // namespace fastnode

@@ -8,7 +8,6 @@ cache. Steps, errors and gradients are those of the native engine up to rounding
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +17,8 @@ from fastnode import extension
 from fastnode.controllers import Controller
 from fastnode.engines import native
 from fastnode.ops.dispatch import transformed
+from fastnode.ops.mlp_solve import mlp_solve
+from fastnode.stiffness import Stiffness
 from fastnode.tableaus import METHODS, Tableau
 
 if TYPE_CHECKING:
@@ -32,8 +33,22 @@ LIMITS = (
 
 #: (weight, bias, column of the time or -1) of each layer, number of the activation.
 Layers = list[tuple[Tensor, Tensor | None, int]]
+Perceptron = tuple[Layers, int]
 #: The best instruction set of this machine, or the one that tests force.
 _INSTRUCTIONS = extension.native().mlp_instruction_sets()[-1] if extension.AVAILABLE else 0
+
+#: Steps never shrink after an accepted one in odeint (see steppers.adaptive_stepper).
+_DEFAULT_CONTROL = native.control_numbers(Controller(keeps_accepted=True))
+_REAL = (torch.float32, torch.float64)
+#: Of parameters: where the native engine may be faster (see mlp_pays in csrc/ops/mlp_layers.cpp).
+_LARGEST_IN_GRAPH = 1 << 20
+
+if extension.AVAILABLE:
+    # The op knows methods by name, as a graph that torch.compile keeps can hold no tableau.
+    for _tableau in METHODS.values():
+        extension.native().mlp_method(
+            _tableau.name, native.compiled(_tableau), Stiffness(_tableau).weights
+        )
 
 
 def plain(module: nn.Module) -> bool:
@@ -48,7 +63,7 @@ def plain(module: nn.Module) -> bool:
     )
 
 
-def perceptron(func: Any) -> tuple[Layers, int] | None:
+def perceptron(func: Any) -> Perceptron | None:
     """The layers and the activation of a field that declares itself a perceptron, or None."""
     declare = getattr(type(func), "perceptron", None)
     if declare is None or torch.nn.modules.module._has_any_global_hook():
@@ -63,16 +78,9 @@ def _runs_here() -> bool:
     """Whether tensors are what they seem (see engines.native)."""
     return (
         extension.AVAILABLE
-        and not torch.compiler.is_compiling()
         and not transformed()
         and not torch.is_autocast_enabled("cpu")
     )
-
-
-@cache
-def _default_control() -> tuple[float, ...]:
-    # Steps never shrink after an accepted one in odeint (see steppers.adaptive_stepper).
-    return native.control_numbers(Controller(keeps_accepted=True))
 
 
 def odeint(
@@ -96,10 +104,9 @@ def odeint(
     found = perceptron(func)
     if found is None:
         return None
-    layers, activation = found
     if tableau.error is None:
-        return _fixed(func, layers, activation, y0, t, tableau, options)
-    control, first_step, most = _default_control(), None, 2**31 - 1
+        return _fixed(func, found, y0, t, tableau, options)
+    control, first_step, most = _DEFAULT_CONTROL, None, 2**31 - 1
     if options is not None:
         from fastnode.options import AdaptiveOptions, parse
 
@@ -108,32 +115,122 @@ def odeint(
         chosen = parse(AdaptiveOptions, tableau.name, options)
         control = native.control_numbers(chosen.controller)
         first_step, most = chosen.first_step, chosen.max_num_steps
-    return extension.native().mlp_solve(
-        layers,
-        activation,
+    return _run(
+        found,
         y0,
         t,
-        native.compiled(tableau),
-        control,
+        tableau,
         rtol,
         atol,
-        first_step,
-        most,
-        True,
-        None,
-        None,
-        False,
-        False,
-        True,
-        _INSTRUCTIONS,
-        False,
+        control,
+        first_step=first_step,
+        max_num_steps=most,
     )
+
+
+def _run(
+    field: Perceptron,
+    y0: Any,
+    t: Any,
+    tableau: Tableau,
+    rtol: float = 0.0,
+    atol: float = 0.0,
+    control: tuple[float, ...] = (),
+    *,
+    first_step: float | None = None,
+    max_num_steps: int = 0,
+    counted_anew: bool = True,
+    grid: Tensor | None = None,
+    perturb: bool = False,
+    traced: bool = False,
+    forced: bool = False,
+) -> Any:
+    """ys, with ``traced`` also the records of steps, the evaluations and the rejected steps; None
+    where the tensors are not such as the op takes, or another engine is faster.
+
+    Adaptive steps with the numbers of a controller, or else steps along ``grid``.
+    """
+    if torch.compiler.is_compiling():
+        return _run_in_graph(
+            field, y0, t, tableau.name, rtol, atol, control, first_step, max_num_steps, grid, perturb
+        )
+    return extension.native().mlp_solve(
+        *field,
+        y0,
+        t,
+        tableau.name,
+        rtol,
+        atol,
+        control,
+        first_step,
+        max_num_steps,
+        counted_anew,
+        grid,
+        perturb,
+        traced,
+        forced,
+        _INSTRUCTIONS,
+    )
+
+
+def _run_in_graph(
+    field: Perceptron,
+    y0: Any,
+    t: Any,
+    method: str,
+    rtol: float,
+    atol: float,
+    control: tuple[float, ...],
+    first_step: float | None,
+    max_num_steps: int,
+    grid: Tensor | None,
+    perturb: bool,
+) -> Tensor | None:
+    """What _run does, of what torch.compile can trace: the op, after its checks of tensors."""
+    layers, activation = field
+    if not isinstance(y0, Tensor) or not isinstance(t, Tensor) or y0.dim() == 0 or t.dim() != 1:
+        return None
+    if y0.device.type != "cpu" or t.device.type != "cpu" or y0.numel() == 0 or t.shape[0] < 2:
+        return None
+    if y0.dtype not in _REAL or t.dtype not in _REAL or (t.requires_grad and not control):
+        return None
+    parameters: list[Tensor] = []
+    layout: list[int] = []
+    size = width = y0.shape[-1]
+    for weight, bias, column in layers:
+        parameters += [weight] if bias is None else [weight, bias]
+        layout += [column, int(bias is not None)]
+        if weight.shape[1] != size + (column >= 0):
+            return None
+        size = weight.shape[0]
+    if size != width or any(x.dtype != y0.dtype or x.device.type != "cpu" for x in parameters):
+        return None
+    if sum(x.numel() for x in parameters) > _LARGEST_IN_GRAPH:
+        return None
+    return mlp_solve(
+        y0,
+        t,
+        parameters,
+        layout,
+        activation,
+        method,
+        rtol,
+        atol,
+        control,
+        first_step,
+        max_num_steps,
+        True,
+        grid,
+        perturb,
+        False,
+        False,
+        _INSTRUCTIONS,
+    )[0]
 
 
 def _fixed(
     func: Any,
-    layers: Layers,
-    activation: int,
+    found: Perceptron,
     y0: Any,
     t: Any,
     tableau: Tableau,
@@ -150,27 +247,8 @@ def _fixed(
     ):
         return None
     chosen = parse(FixedOptions, tableau.name, options)
-    grid = chosen.grid(func, y0, t.detach().cpu()).double().tolist()
-    return extension.native().mlp_solve(
-        layers,
-        activation,
-        y0,
-        t,
-        native.compiled(tableau),
-        None,
-        0.0,
-        0.0,
-        None,
-        0,
-        True,
-        None,
-        grid,
-        chosen.perturb,
-        False,
-        True,
-        _INSTRUCTIONS,
-        False,
-    )
+    grid = chosen.grid(func, y0, t.detach().cpu()).double()
+    return _run(found, y0, t, tableau, grid=grid, perturb=chosen.perturb)
 
 
 def solve(
@@ -185,50 +263,48 @@ def solve(
     max_num_steps: int,
     throw: bool,
     forced: bool,
+    errors_with_graph: bool = False,
 ) -> Solution | None:
-    """fastnode.solve with ``save="times"``, or None where this engine does not run it."""
+    """fastnode.solve with ``save="times"``, or None where this engine does not run it. The local
+    errors of its steps have gradients if asked for."""
     if tableau.error is None or not isinstance(rtol, (int, float)):
         return None
     if not isinstance(atol, (int, float)) or not (rtol >= 0 and atol >= 0) or not _runs_here():
+        return None
+    if torch.compiler.is_compiling():
         return None
     found = perceptron(func)
     # An output of a solve that failed is NaN from there on: the other engines know how.
     if found is None or not throw:
         return None
     from fastnode.solution import Solution, Steps
-    from fastnode.stiffness import Stiffness
 
-    stiffness = Stiffness(tableau)
-    result = extension.native().mlp_solve(
-        *found,
+    result = _run(
+        found,
         y0,
         ts,
-        native.compiled(tableau),
-        native.control_numbers(controller),
+        tableau,
         float(rtol),
         float(atol),
-        first_step,
-        max_num_steps,
-        False,
-        (stiffness.slopes, stiffness.states, stiffness.stability) if stiffness.known else None,
-        None,
-        False,
-        True,
-        throw,
-        _INSTRUCTIONS,
-        forced,
+        native.control_numbers(controller),
+        first_step=first_step,
+        max_num_steps=max_num_steps,
+        counted_anew=False,
+        traced=True,
+        forced=forced,
     )
     if result is None:
         return None
-    ys, edges, errors, stiff, evaluations, rejected, _ = result
+    ys, records, evaluations, rejected = result
+    edges, errors, stiffness = records if errors_with_graph else records.detach()
     return Solution(
         ts=ts,
         ys=ys,
         status="finished",
         nfe=evaluations,
-        accepted=errors.numel(),
+        accepted=edges.numel() - 1,
         rejected=rejected,
-        steps=Steps(edges, errors, stiff, None),
+        steps=Steps(edges.detach(), errors[1:], stiffness[1:].detach(), None),
     )
 
 

@@ -59,4 +59,9 @@ def register(name: str, other_devices: Callable, fake: Callable) -> None:
     if not extension.AVAILABLE:
         return
     _library.impl(name, other_devices, "CompositeExplicitAutograd")
+    register_fake(name, fake)
+
+
+def register_fake(name: str, fake: Callable) -> None:
+    """Gives an op that no other device has its fake kernel."""
     torch.library.register_fake(f"fastnode::{name}", fake, lib=_library)

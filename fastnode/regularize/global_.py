@@ -19,6 +19,7 @@ from fastnode.regularize.base import Regularizer, check_kind, needs_error_estima
 from fastnode.regularize.schedules import Schedule, as_schedule
 from fastnode.solution import Solution, Steps
 from fastnode.solve import solve
+from fastnode.tableaus import Tableau
 
 #: Adjoints that give the gradient of the steps that were taken.
 DISCRETE = ("backprop", "checkpoint", "revolve")
@@ -75,21 +76,12 @@ class Global(Regularizer):
         """The terms of the sum, from the slopes that the solve has a graph of."""
         problem = make_problem(func, y0, ts, tuple(options.get("args", ())))
         tableau = find_tableau(options["method"])
-        norm = ErrorNorm(problem.layout, problem.y0, options["rtol"], options["atol"])
-        terms: list[Tensor] = []
-
-        def add(step: Any) -> None:
-            h = abs(to_float(step.t1) - to_float(step.t))
-            if self.kind == "error":
-                stages, values = tableau.error_weights
-                slopes = [step.k[j] for j in stages]
-                # |h| twice: once it makes a slope an error, once it weighs the step.
-                terms.append(norm.differentiable(step.y, step.y1, slopes, values) * h**2)
-            else:
-                size = partial(rk_error, rtol=0.0, atol=1.0)
-                terms.append(stiffness(tableau, step.k, h, size) * h)
-
-        return solve(func, y0, ts, **options, on_step=add), terms
+        if self.kind == "error":
+            norm = ErrorNorm(problem.layout, problem.y0, options["rtol"], options["atol"])
+            collector: _Errors | _Stiffness = _Errors(tableau, norm, problem.y0.dtype)
+        else:
+            collector = _Stiffness(tableau)
+        return solve(func, y0, ts, **options, on_step=collector), collector.terms
 
     def _anew(
         self, func: Callable[..., Any], y0: State, ts: Tensor, options: dict[str, Any]
@@ -123,3 +115,38 @@ class Global(Regularizer):
 
     def __repr__(self) -> str:
         return f"Global(kind={self.kind!r}, weight={self.weight!r})"
+
+
+def _length(step: Any) -> float:
+    return abs(to_float(step.t1) - to_float(step.t))
+
+
+class _Errors:
+    """E |dt| of each step."""
+
+    def __init__(self, tableau: Tableau, norm: ErrorNorm, dtype: torch.dtype) -> None:
+        self.terms: list[Tensor] = []
+        self.dtype = torch.promote_types(dtype.to_real(), torch.float32)
+        self.weights, self.norm = tableau.error_weights, norm
+
+    def __call__(self, step: Any) -> None:
+        h, (stages, values) = _length(step), self.weights
+        slopes = [step.k[j] for j in stages]
+        # |h| twice: once it makes a slope an error, once it weighs the step.
+        self.terms.append(self.norm.differentiable(step.y, step.y1, slopes, values) * h**2)
+
+    def take_errors(self, steps: Steps) -> None:
+        """All at once, from an engine whose records of errors have gradients."""
+        self.terms.extend((steps.error * steps.h.abs()).to(self.dtype).unbind())
+
+
+class _Stiffness:
+    """S |dt| of each step."""
+
+    def __init__(self, tableau: Tableau) -> None:
+        self.terms: list[Tensor] = []
+        self.tableau, self.size = tableau, partial(rk_error, rtol=0.0, atol=1.0)
+
+    def __call__(self, step: Any) -> None:
+        h = _length(step)
+        self.terms.append(stiffness(self.tableau, step.k, h, self.size) * h)

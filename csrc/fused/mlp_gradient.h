@@ -1,0 +1,49 @@
+// The exact derivative of a solve of mlp_solve.h.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "fused/mlp_solve.h"
+
+namespace fastnode {
+
+// The steps that a solve took and what it kept of them.
+template <class T>
+struct MlpPath {
+  std::shared_ptr<const Tableau> tableau;
+  std::vector<double> times, edges;
+  bool adaptive = true, perturb = false;
+  const T* kept = nullptr;  // see Kept
+  // Local errors in units of the tolerances, one for each step; used where they have a gradient.
+  const double* errors = nullptr;
+  double rtol = 0, atol = 0;
+
+  double direction() const { return times.back() >= times.front() ? 1.0 : -1.0; }
+  int64_t steps() const { return int64_t(edges.size()) - 1; }
+};
+
+// Gradients of what a solve returned; null where there are none.
+template <class T>
+struct MlpUpstream {
+  const T* ys;           // [times, batch, dim]
+  const double* errors;  // [steps]
+};
+
+// Where gradients go; null where they are not wanted.
+template <class T>
+struct MlpGradients {
+  T* y0;  // [batch, dim], always
+  // One for each thread, [parameter_numbers()]; the sum is in the first.
+  std::vector<std::vector<T>>* parameters;
+  // For each time the sum of upstream times the solution's slope there.
+  double* rates;
+};
+
+// `field` is made with gradients.
+template <class T>
+void mlp_gradient(const MlpField<T>& field, bool by_sample, int64_t batch, const MlpPath<T>& path,
+                  const MlpUpstream<T>& upstream, const MlpGradients<T>& gradients, int threads,
+                  const Parallel& parallel);
+
+}  // namespace fastnode

@@ -1,0 +1,83 @@
+"""mlp_solve: the whole solve of a multilayer perceptron, and its gradient.
+
+Both are defined, for the CPU, in C++ (csrc/ops/mlp_solve.cpp, mlp_autograd.cpp); their reference is
+the reference engine. What a solve leaves behind has sizes that only the solve knows: the records of
+its steps and, for gradients, the states at which they began are tensors of unbacked size, so that
+torch.compile traces through a solve and its gradient without a break. The solution itself has the
+size of the times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastnode import extension
+from fastnode.ops import dispatch
+
+mlp_solve = dispatch.overload("mlp_solve")
+
+
+def _fake_solve(
+    y0: Tensor,
+    t: Tensor,
+    parameters: Sequence[Tensor],
+    layout: Sequence[int],
+    activation: int,
+    method: str,
+    rtol: float,
+    atol: float,
+    controller: Sequence[float],
+    first_step: float | None,
+    max_num_steps: int,
+    counted_anew: bool,
+    grid: Tensor | None,
+    perturb: bool,
+    stiffness: bool,
+    keep: bool,
+    instructions: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if controller:
+        steps, parts = torch.library.get_ctx().new_dynamic_size(min=1), 2
+    else:
+        assert grid is not None
+        steps, parts = grid.shape[0] - 1, 1
+    cpu = {"device": y0.device}
+    return (
+        y0.new_empty((t.shape[0], *y0.shape)),
+        torch.empty((3, steps + 1), dtype=torch.float64, **cpu),
+        torch.empty((2,), dtype=torch.int64, **cpu),
+        y0.new_empty((steps if keep else 0, parts, *y0.shape)),
+    )
+
+
+def _fake_backward(
+    of_ys: Tensor | None,
+    of_steps: Tensor | None,
+    kept: Tensor,
+    steps: Tensor,
+    t: Tensor,
+    parameters: Sequence[Tensor],
+    layout: Sequence[int],
+    activation: int,
+    method: str,
+    rtol: float,
+    atol: float,
+    adaptive: bool,
+    perturb: bool,
+    of_parameters: bool,
+    of_times: bool,
+    instructions: int,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    return (
+        kept.new_empty(kept.shape[2:]),
+        torch.empty((t.shape[0] if of_times else 0,), dtype=torch.float64, device=kept.device),
+        [x.new_empty(x.shape) for x in parameters] if of_parameters else [],
+    )
+
+
+if extension.AVAILABLE:
+    dispatch.register_fake("mlp_solve", _fake_solve)
+    dispatch.register_fake("mlp_solve_backward", _fake_backward)

@@ -1,0 +1,126 @@
+"""The op of whole solves as torch's dispatcher sees it."""
+
+import pytest
+import torch
+
+import fastnode
+from fastnode import extension
+from fastnode.engines import fused
+from fastnode.nn import MLPField
+from fastnode.ops.mlp_solve import mlp_solve
+
+pytestmark = pytest.mark.skipif(not extension.AVAILABLE, reason=extension.REASON)
+CONTROL = (0.9, 10.0, 0.2, 1.0, 0.0, float("inf"), 1.0, 0.0, 0.0)
+TESTS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+
+
+def arguments(adaptive=True, requires_grad=True, bias=True):
+    torch.manual_seed(0)
+    field = MLPField(3, [7, 5], None, "tanh", "once", bias).double()
+    layers, activation = fused.perceptron(field)
+    parameters, layout = [], []
+    for weight, offset, column in layers:
+        given = [weight] if offset is None else [weight, offset]
+        parameters += [x.detach().requires_grad_(requires_grad) for x in given]
+        layout += [column, len(given) - 1]
+    y0 = torch.randn(4, 3, dtype=torch.float64, requires_grad=requires_grad)
+    t = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+    grid = None if adaptive else torch.linspace(0, 1, 6, dtype=torch.float64)
+    control, method = (CONTROL, "dopri5") if adaptive else ((), "rk4")
+    return [y0, t, parameters, layout, activation, method, 1e-4, 1e-5, control, None, 1000, True] + [
+        grid,
+        False,
+        True,
+        False,
+        fused._INSTRUCTIONS,
+    ]
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_opcheck(adaptive, requires_grad):
+    torch.library.opcheck(mlp_solve, arguments(adaptive, requires_grad), test_utils=TESTS)
+
+
+def test_results_have_the_sizes_that_the_solve_found():
+    given = arguments()
+    ys, steps, counts, kept = mlp_solve(*given)
+    assert ys.shape == (3, 4, 3)
+    taken = steps.shape[1] - 1
+    assert steps[0, 0] == 0 and steps[0, -1] == 1 and (steps[1, 1:] > 0).all()
+    assert kept.shape == (taken, 2, 4, 3) and not kept.requires_grad
+    torch.testing.assert_close(kept[0, 0], given[0])
+    evaluations, rejected = counts.tolist()
+    assert evaluations == 2 + 6 * (taken + rejected)
+    with torch.no_grad():
+        assert mlp_solve(*given)[3].shape == (0, 2, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (0, torch.randn(4, 2, dtype=torch.float64), "y0 and parameters"),
+        (0, torch.randn(4, 3), "y0 and parameters"),
+        (1, torch.tensor([0.0, 1.0, 0.5]), "strictly"),
+        (3, [3, 1], "parameters must have"),
+        (4, 99, "activation"),
+        (5, "gl4", "explicit Runge-Kutta"),
+        (8, (1.0, 2.0), "nine numbers"),
+        (8, (), "grid"),
+        (16, 7, "instruction set"),
+    ],
+)
+def test_bad_arguments_are_named(place, value, message):
+    given = arguments(requires_grad=False)
+    given[place] = value
+    with pytest.raises(ValueError, match=message):
+        mlp_solve(*given)
+
+
+def test_failures_raise_the_errors_of_the_library():
+    given = arguments(requires_grad=False)
+    given[10] = 1
+    with pytest.raises(fastnode.MaxStepsExceeded):
+        mlp_solve(*given)
+
+
+class Model(torch.nn.Module):
+    def __init__(self, field, **options):
+        super().__init__()
+        self.inside, self.outside = torch.nn.Linear(3, 3), torch.nn.Linear(3, 1)
+        self.field, self.options = field, options
+
+    def forward(self, x, t):
+        y = fastnode.odeint(self.field, torch.relu(self.inside(x)), t, **self.options)
+        return self.outside(y[-1]).sum()
+
+
+class Plain(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Sequential(
+            torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)
+        )
+
+    def forward(self, t, y):
+        return self.net(y)
+
+
+@pytest.mark.parametrize("kind", ["MLPField", "fuse"])
+@pytest.mark.parametrize("options", [{"rtol": 1e-5, "atol": 1e-5}, {"method": "rk4"}], ids=str)
+def test_compiles_without_a_break_forward_and_backward(kind, options):
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    field = MLPField(3, 8, 3, "silu", "every") if kind == "MLPField" else fastnode.fuse(Plain())
+    model = Model(field, **options)
+    x, t = torch.randn(4, 3), torch.tensor([0.0, 0.5, 1.0])
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    found = []
+    for each in (model, compiled):
+        model.zero_grad()
+        y = x.clone().requires_grad_()
+        value = each(y, t)
+        value.backward()
+        found.append([value.detach(), y.grad, *(p.grad for p in model.parameters())])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
