@@ -6,13 +6,11 @@
 #include <optional>
 
 #include "driver/controller.h"
+#include "driver/failure.h"
 #include "driver/rows.h"
 #include "driver/sample_field.h"
 
 namespace fastnode {
-
-// The order of fastnode.engines.failures.Failure; zero is none.
-enum class Failure : int { kNone, kNotFinite, kUnderflow, kTooManySteps };
 
 // The weights of an estimate of stiffness, where a method has one (fastnode/stiffness.py).
 struct StagePair {

@@ -141,7 +141,7 @@ void MlpField<T>::set_time(const Frame& frame, const Layer<T>& layer, const T* t
     const int64_t stride = frame.stride(layer.in);
     for (int64_t s = 0; s < frame.samples; ++s) {
       x[s * stride - 1] = 1;
-      if (layer.timed) x[s * stride - 2] = times[0];
+      if (layer.timed) x[s * stride - 2] = times[s];
     }
     return;
   }

@@ -96,7 +96,7 @@ class MlpField {
 
   // Numbers that one thread needs between layers.
   int64_t scratch(const Frame& frame) const;
-  // out = field(t, x); x has its constants written.
+  // out = field(t, x), with a time for each sample; the front of x is written to.
   void value(const Frame& frame, const T* times, T* x, T* scratch, T* out) const;
 
   // What a gradient needs of one evaluation, in numbers.

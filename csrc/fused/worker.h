@@ -24,9 +24,12 @@ class TileArithmetic {
   TileArithmetic(const MlpField<T>& field, const Frame& largest, int64_t terms)
       : field_(field),
         coefficients_(size_t(terms * columns(largest))),
-        times_(size_t(columns(largest))) {}
+        times_(size_t(moments(largest))) {}
 
   int64_t columns(const Frame& frame) const { return frame.extent(field_.dim()).columns; }
+  int64_t moments(const Frame& frame) const {
+    return frame.by_sample ? frame.samples : frame.width();
+  }
 
   // out = y + sum_j scale w_j k_j; without y where it is null.
   void combine(const Frame& frame, const T* y, const std::vector<T*>& k, const Weights& weights,
@@ -90,7 +93,7 @@ class TileArithmetic {
   }
 
   const T* times(const Frame& frame, T t) {
-    std::fill_n(times_.data(), columns(frame), t);
+    std::fill_n(times_.data(), moments(frame), t);
     return times_.data();
   }
 

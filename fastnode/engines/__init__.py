@@ -1,7 +1,8 @@
 """The loops of a solve, and which of them runs.
 
 ``reference`` is pure PyTorch and the definition of right; ``native`` is the same loop in C++;
-``fused`` is that loop with a multilayer perceptron inside, chosen before a problem is made.
+``fused`` is that loop with a multilayer perceptron inside; without samples' own steps it is chosen
+before a problem is made.
 """
 
 from __future__ import annotations
@@ -12,7 +13,15 @@ from typing import Any
 from torch import Tensor
 
 from fastnode import extension
-from fastnode.engines import adaptive, fixed, native, per_sample, per_sample_native
+from fastnode.engines import (
+    adaptive,
+    fixed,
+    fused,
+    native,
+    per_sample,
+    per_sample_fused,
+    per_sample_native,
+)
 from fastnode.engines.rows import SampleOptions, Trace, nothing
 from fastnode.engines.step import ExplicitSteps, StepFunction
 from fastnode.problem import Time
@@ -70,10 +79,16 @@ def solve_per_sample(engine: str, problem: SampleProblem, options: SampleOptions
     """Solves each sample with steps of its own.
 
     Raises:
-        ValueError: ``engine`` is "native" where that cannot run.
+        ValueError: ``engine`` is "native" or "fused" where that cannot run.
     """
     if problem.ts.shape[1] == 1:
         return nothing(problem, options)
+    if engine in ("auto", "fused"):
+        trace = per_sample_fused.run(problem, options, engine == "fused")
+        if trace is not None:
+            return trace
+        if engine == "fused":
+            fused.refuse(per_sample_fused.LIMITS)
     f0 = problem.field(problem.ts[:, 0], problem.y0, problem.args)
     able = engine != "reference" and per_sample_native.available(problem, f0, options)
     if able:

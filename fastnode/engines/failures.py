@@ -21,7 +21,7 @@ LISTED = 8
 
 
 class Failure(IntEnum):
-    """The numbers are those of csrc/driver/per_sample.h."""
+    """The numbers are those of csrc/driver/failure.h."""
 
     NONE = 0
     NOT_FINITE = 1

@@ -74,13 +74,9 @@ def perceptron(func: Any) -> Perceptron | None:
     return declare(func)
 
 
-def _runs_here() -> bool:
+def runs_here() -> bool:
     """Whether tensors are what they seem (see engines.native)."""
-    return (
-        extension.AVAILABLE
-        and not transformed()
-        and not torch.is_autocast_enabled("cpu")
-    )
+    return extension.AVAILABLE and not transformed() and not torch.is_autocast_enabled("cpu")
 
 
 def odeint(
@@ -99,7 +95,7 @@ def odeint(
     tableau = METHODS.get("dopri5" if method is None else method)
     if tableau is None or type(rtol) is not float or type(atol) is not float:
         return None
-    if not (rtol >= 0 and atol >= 0) or not _runs_here():
+    if not (rtol >= 0 and atol >= 0) or not runs_here():
         return None
     found = perceptron(func)
     if found is None:
@@ -152,7 +148,17 @@ def _run(
     """
     if torch.compiler.is_compiling():
         return _run_in_graph(
-            field, y0, t, tableau.name, rtol, atol, control, first_step, max_num_steps, grid, perturb
+            field,
+            y0,
+            t,
+            tableau.name,
+            rtol,
+            atol,
+            control,
+            first_step,
+            max_num_steps,
+            grid,
+            perturb,
         )
     return extension.native().mlp_solve(
         *field,
@@ -269,7 +275,7 @@ def solve(
     errors of its steps have gradients if asked for."""
     if tableau.error is None or not isinstance(rtol, (int, float)):
         return None
-    if not isinstance(atol, (int, float)) or not (rtol >= 0 and atol >= 0) or not _runs_here():
+    if not isinstance(atol, (int, float)) or not (rtol >= 0 and atol >= 0) or not runs_here():
         return None
     if torch.compiler.is_compiling():
         return None

@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <random>
 
-#include "fused/mlp_solve.h"
+#include "fused/mlp_samples.h"
 
 using namespace fastnode;
 
@@ -53,6 +53,37 @@ std::shared_ptr<Tableau> tableau(bool fsal) {
   return out;
 }
 
+// The sum of a solve where each sample has a span of its own.
+template <class T>
+double per_sample(const MlpField<T>& field, bool by_sample, const MlpOptions& options,
+                  const std::vector<T>& y0) {
+  const int64_t dim = field.dim(), batch = int64_t(y0.size()) / dim, outputs = 2 + below(5);
+  const std::vector<double> tolerances(size_t(batch), 1e-3);
+  std::vector<double> times, direction;
+  for (int64_t b = 0; b < batch; ++b) {
+    direction.push_back(below(2) ? 1 : -1);
+    const double step = direction.back() * double(1 + below(20)) / 50;
+    for (int64_t i = 0; i < outputs; ++i) times.push_back(step * double(i));
+  }
+  SampleControl control;
+  control.tableau = options.tableau;
+  control.controller = options.controller;
+  control.max_num_steps = 1000;
+  control.outputs = outputs;
+  control.times = times.data();
+  control.direction = direction.data();
+  control.rtol = control.atol = tolerances.data();
+  MlpSamples<T> samples(field, by_sample, batch, control);
+  std::vector<T> ys(size_t(outputs * batch * dim), T(NAN));
+  samples.run(y0.data(), ys.data(), 1, [](int, const auto& prepare, const auto& body) {
+    prepare(1);
+    body(0, 1);
+  });
+  double total = 0;
+  for (T x : ys) total += double(x);
+  return total;
+}
+
 template <class T>
 bool solve(const MlpKernels<T>* kernels) {
   const int64_t depth = 1 + below(4), batch = 1 + below(80), dim = 1 + below(40);
@@ -95,7 +126,7 @@ bool solve(const MlpKernels<T>* kernels) {
   std::vector<double> rates(4);
   whole.gradient(field, trace, upstream.data(), gy0.data(), &parameters,
                  options.adaptive ? rates.data() : nullptr, 1, alone);
-  double total = 0;
+  double total = per_sample(field, by_sample, options, y0);
   for (T x : gy0) total += double(x);
   for (T x : ys) total += double(x);
   const T* row = parameters[0].data();
