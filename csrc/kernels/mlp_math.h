@@ -74,6 +74,9 @@ INLINE X<T, K> expm1_below(X<T, K> x) {
 // h / (h + 1) with h = (exp(2 |x|) - 1) / 2.
 template <class T, int K>
 INLINE X<T, K> hyperbolic_tangent(X<T, K> x) {
+#if defined(FASTNODE_TANH_BY_TABLE)
+  if constexpr (sizeof(T) == 4) return tanh_by_table<K>(x);
+#endif
   using L = Lanes<T>;
   const X<T, K> a = magnitude<T, K>(x), near = at_most<T, K>(a, L::kSaturated);
   const X<T, K> shifted = near * T(2 * 1.44269504088896340736) + L::kMagic;

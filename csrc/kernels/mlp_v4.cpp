@@ -4,6 +4,8 @@
 #include "kernels/mlp.h"
 
 #if defined(__x86_64__)
+#include <immintrin.h>
+
 #if defined(__clang__)
 #pragma clang attribute push(                                                        \
     __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi,bmi2"))), \
@@ -21,7 +23,11 @@ namespace v4 {
 
 constexpr int kBytes = 64, kBlock = 14, kNarrow = 4, kPack = 4;
 constexpr char kName[] = "v4";
+// Not in the order of the alphabet: mlp_math.h asks whether it is there.
+// clang-format off
+#include "kernels/mlp_tanh_v4.h"
 #include "kernels/mlp_tile.h"
+// clang-format on
 
 extern const MlpKernels<float> kFloat = table<float>();
 extern const MlpKernels<double> kDouble = table<double>();
