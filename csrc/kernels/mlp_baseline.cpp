@@ -10,6 +10,7 @@ namespace fastnode {
 namespace baseline {
 
 constexpr int kBytes = 16, kBlock = 4, kNarrow = 4, kPack = 2;
+constexpr bool kFused = false;
 constexpr char kName[] = "baseline";
 #include "kernels/mlp_tile.h"
 

@@ -43,24 +43,41 @@ struct Exponential {
   INLINE X<T, K> value() const { return (tail + T(1)) * first * second; }
 };
 
-// What q = a / b has too much of a / (b + low), low being what the rounding of b >= 1 left out.
+// About a / b for b >= 1, to an eighth: the exponent of b changes its sign in whole numbers.
 template <int K>
-INLINE X<float, K> excess(X<float, K> q, X<float, K> b, X<float, K> low) {
-  // 1 / b to an eighth: the exponent changes its sign in whole numbers.
+INLINE X<float, K> ratio_to_an_eighth(X<float, K> a, X<float, K> b) {
   const X<float, K> inverse = each<V<float>, K>(
       [&](int i) INLINE_LAMBDA { return (V<float>)(0x7EF311C3 - (I<float>)b.v[i]); });
-  return q * low * inverse;
+  return a * inverse;
 }
 
 template <int K>
-INLINE X<double, K> excess(X<double, K>, X<double, K>, X<double, K>) {
+INLINE X<double, K> ratio_to_an_eighth(X<double, K>, X<double, K>) {
   return all<double, K>(0);
 }
 
-template <class U, int K>
-INLINE Pack<U, K> quotient(Pack<U, K> a, Pack<U, K> b, Pack<U, K> low) {
-  const Pack<U, K> q = a / b;
-  return q - excess(q, b, low);
+// What a - q b leaves, q being about a / b: exact where products are added in the same instruction
+// (kFused), else by products of halves of numbers, which are.
+template <int K>
+INLINE X<float, K> remainder(X<float, K> a, X<float, K> b, X<float, K> q) {
+  if constexpr (kFused) return a - q * b;
+  const auto upper = [](X<float, K> x) INLINE_LAMBDA {
+    return number<float, K>(bits<float, K>(x) & int32_t(0xFFFFF000));
+  };
+  const X<float, K> b1 = upper(b), q1 = upper(q), b2 = b - b1, q2 = q - q1;
+  return ((a - q1 * b1) - q1 * b2) - q2 * b1 - q2 * b2;
+}
+
+// a / (b + low), without the division's own rounding.
+template <int K>
+INLINE X<float, K> quotient(X<float, K> a, X<float, K> b, X<float, K> low) {
+  const X<float, K> q = a / b;
+  return q + ratio_to_an_eighth(remainder(a, b, q) - q * low, b);
+}
+
+template <int K>
+INLINE X<double, K> quotient(X<double, K> a, X<double, K> b, X<double, K>) {
+  return a / b;
 }
 
 template <class T, int K>
@@ -129,7 +146,8 @@ INLINE X<T, K> softplus(X<T, K> x) {
   const X<T, K> square = s * s;
   // log(1 + e) = 2 atanh(s), and what the sum of the two largest terms leaves out.
   const X<T, K> linear = at_least<T, K>(x, 0), sum = linear + twice, added = sum - linear;
-  const X<T, K> left = (linear - (sum - added)) + (twice - added) - excess(twice, b, low);
+  const X<T, K> left =
+      (linear - (sum - added)) + (twice - added) - ratio_to_an_eighth(twice * low, b);
   const X<T, K> rest = twice * (square * polynomial<T, K>(Lanes<T>::kAtanh, square)) + left;
   return where_above<T, K>(x, 20, x, sum + rest);
 }

@@ -18,6 +18,7 @@ namespace fastnode {
 namespace v3 {
 
 constexpr int kBytes = 32, kBlock = 6, kNarrow = 4, kPack = 2;
+constexpr bool kFused = true;
 constexpr char kName[] = "v3";
 #include "kernels/mlp_tile.h"
 

@@ -22,6 +22,7 @@ namespace fastnode {
 namespace v4 {
 
 constexpr int kBytes = 64, kBlock = 14, kNarrow = 4, kPack = 4;
+constexpr bool kFused = true;
 constexpr char kName[] = "v4";
 // Not in the order of the alphabet: mlp_math.h asks whether it is there.
 // clang-format off

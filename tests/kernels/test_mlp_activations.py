@@ -45,7 +45,7 @@ def every(step: int) -> torch.Tensor:
 @pytest.mark.parametrize("instructions", SETS)
 @pytest.mark.parametrize("name", NAMES)
 def test_activations_are_within_two_units_over_the_whole_range(name, instructions):
-    ordinary = torch.cat([sign * torch.logspace(-6, 2.1, 200_001) for sign in (-1, 1)])
+    ordinary = torch.cat([sign * torch.logspace(-6, 2.1, 1_000_001) for sign in (-1, 1)])
     special = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan, 20.0, 1e-45, -1e-45, -104.0])
     x = torch.cat([every(40_009), ordinary, special])
     exact = exact_value(name, x.double())
