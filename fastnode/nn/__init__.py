@@ -1,5 +1,6 @@
 """Modules: vector fields, neural ODEs, and their training with and without simulation."""
 
+from fastnode.nn.block import ODEBlock
 from fastnode.nn.fields import ConvField, MLPField
 from fastnode.nn.node import EncodedODE, NeuralODE
 from fastnode.nn.recipes import Recipe, recipe
@@ -12,6 +13,7 @@ __all__ = [
     "LossParts",
     "MLPField",
     "NeuralODE",
+    "ODEBlock",
     "Recipe",
     "SimulationFreeNODE",
     "recipe",

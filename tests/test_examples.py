@@ -1,0 +1,36 @@
+"""Every example runs to its end with --quick, as a user starts it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+#: demo.py has no short form; `make demo` runs it.
+SCRIPTS = sorted(
+    path.name for path in (ROOT / "examples").glob("*.py") if "--quick" in path.read_text()
+)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_runs(script, tmp_path):
+    pytest.importorskip("sklearn")
+    data = ["--data", "digits"] if script == "anode_cifar.py" else []
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / script), "--quick", *data],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
