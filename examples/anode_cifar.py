@@ -116,7 +116,7 @@ def main() -> None:
     steps = 3 if options.quick else 80
     found = {}
     for adjoint in ("backprop", "checkpoint"):
-        # A process of its own for each: the peak of a process never falls.
+        # A process of its own for each: memory that one has freed would serve the next.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             run = pool.submit(train, adjoint, options.data, steps, options.batch).result()
         found[adjoint] = run
