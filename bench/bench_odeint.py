@@ -17,6 +17,7 @@ import time
 import pytest
 import torch
 import torchdiffeq
+from diffrax_solver import with_diffrax
 from ratio import compare
 
 import fastnode
@@ -94,39 +95,6 @@ def with_torchode(field: Field, y0: torch.Tensor):
     torch._dynamo.reset()
     compiled = torch.compile(solver.solve)
     return lambda: compiled(problem).ys[:, -1]
-
-
-def with_diffrax(field: Field, y0: torch.Tensor):
-    import diffrax
-    import jax
-    import jax.numpy as jnp
-
-    weights = [
-        (jnp.asarray(layer.weight.detach().cpu().numpy()), jnp.asarray(layer.bias.detach().cpu()))
-        for layer in (field.net[0], field.net[2])
-    ]
-    activation = jnp.tanh if isinstance(field.net[1], torch.nn.Tanh) else jax.nn.silu
-    state = jnp.asarray(y0.cpu().numpy())
-
-    def f(t, y, args):
-        (a, b), (c, d) = args
-        return activation(y @ a.T + b) @ c.T + d
-
-    @jax.jit
-    def solve(y, args):
-        return diffrax.diffeqsolve(
-            diffrax.ODETerm(f),
-            diffrax.Dopri5(),
-            t0=0.0,
-            t1=1.0,
-            dt0=None,
-            y0=y,
-            args=args,
-            stepsize_controller=diffrax.PIDController(rtol=1e-5, atol=1e-5),
-            max_steps=4096,
-        ).ys[-1]
-
-    return lambda: solve(state, weights).block_until_ready()
 
 
 @torch.no_grad()

@@ -37,6 +37,10 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
     terminalreporter.section("how many times faster (medians of interleaved rounds)")
     for row in rows:
         ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in row["ratios"].items())
+        if "evaluations" in row:
+            ratios += ", evaluations " + "/".join(map(str, row["evaluations"].values()))
+        if "share_of_fma_peak" in row:
+            ratios += f", {100 * row['share_of_fma_peak']:.0f} % of FMA peak"
         terminalreporter.write_line(
-            f"{row['subject']:<28} {row['case']:<16} {row['microseconds']:>10.1f} us   {ratios}"
+            f"{row['subject']:<34} {row['case']:<16} {row['microseconds']:>10.1f} us   {ratios}"
         )

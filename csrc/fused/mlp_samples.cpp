@@ -18,23 +18,23 @@ MlpSamples<T>::MlpSamples(const MlpField<T>& field, bool by_sample, int64_t batc
 // One thread of a solve.
 template <class T>
 struct MlpSamples<T>::Worker : Starter {
-  using Starter::Starter;
-  using Starter::solve;
-  using Starter::control;
-  using Starter::tableau;
-  using Starter::dim;
   using Starter::capacity;
+  using Starter::check_progress;
+  using Starter::control;
+  using Starter::count;
+  using Starter::dim;
+  using Starter::norms;
+  using Starter::record;
+  using Starter::slot_of;
+  using Starter::slots;
+  using Starter::solve;
+  using Starter::Starter;
+  using Starter::states;
+  using Starter::tableau;
+  using Starter::tile;
+  using Starter::tolerance;
   using Starter::y0;
   using Starter::ys;
-  using Starter::tile;
-  using Starter::slots;
-  using Starter::norms;
-  using Starter::states;
-  using Starter::record;
-  using Starter::count;
-  using Starter::slot_of;
-  using Starter::tolerance;
-  using Starter::check_progress;
 
   // The next sample that waits into a place of the tile; whether there was one.
   bool admit(int64_t place) {

@@ -54,10 +54,12 @@ struct MlpSamples<T>::Starter {
       tile.resize(samples);
       slots.clear();
       for (int64_t s = 0; s < samples; ++s) slots.push_back(slot_of(first + s));
-      load_tile(tile.frame(), y0 + first * dim, dim, tile.y);
+      for (int64_t s = 0; s < samples; ++s) tile.put(tile.y, s, y0 + (first + s) * dim);
       tile.evaluate(samples, [&](int64_t s) { return T(slots[size_t(s)].t); }, tile.y, tile.k[0]);
-      store_tile(tile.frame(), tile.y, dim, ys + first * dim);
-      store_tile(tile.frame(), tile.k[0], dim, solve.slopes_.data() + first * dim);
+      for (int64_t s = 0; s < samples; ++s) {
+        tile.get(tile.y, s, ys + (first + s) * dim);
+        tile.get(tile.k[0], s, solve.slopes_.data() + (first + s) * dim);
+      }
       for (int64_t s = 0; s < samples; ++s) {
         Slot& slot = slots[size_t(s)];
         record(slot).evaluations = 1;
