@@ -40,16 +40,16 @@ def _fake_solve(
     instructions: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if controller:
-        steps, parts = torch.library.get_ctx().new_dynamic_size(min=1), 2
+        # Of the ends of steps: the one size that is in every result's shape as it is.
+        edges, parts = torch.library.get_ctx().new_dynamic_size(min=2), 2
     else:
         assert grid is not None
-        steps, parts = grid.shape[0] - 1, 1
-    cpu = {"device": y0.device}
+        edges, parts = grid.shape[0], 1
     return (
         y0.new_empty((t.shape[0], *y0.shape)),
-        torch.empty((3, steps + 1), dtype=torch.float64, **cpu),
-        torch.empty((2,), dtype=torch.int64, **cpu),
-        y0.new_empty((steps if keep else 0, parts, *y0.shape)),
+        torch.empty((3, edges), dtype=torch.float64, device=y0.device),
+        torch.empty((2,), dtype=torch.int64, device=y0.device),
+        y0.new_empty((edges - 1 if keep else 0, parts, *y0.shape)),
     )
 
 

@@ -79,8 +79,6 @@ def test_mismatched_dtypes_and_devices_are_errors(kind):
     with pytest.raises((RuntimeError, ValueError, NotImplementedError)):
         fastnode.odeint(field, torch.randn(3, 2, device="meta"), T)
     linear(field)[0].weight = nn.Parameter(torch.randn(8, 2, device="meta"))
-    with pytest.raises(RuntimeError, match="device"):
-        fastnode.odeint(field, torch.randn(3, 2), T)
     with pytest.raises(ValueError, match="engine 'fused' cannot run"):
         fastnode.solve(field, torch.randn(3, 2), T, engine="fused")
 
