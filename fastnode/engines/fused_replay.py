@@ -116,7 +116,7 @@ def _replay(
             ys.append(_output(step, outputs[len(ys)], adaptive))
         if adaptive:
             stages, weights = tableau.error_weights
-            h = to_float(t1) - to_float(t)
+            h = end - to_float(t)
             slopes = [step.k[j] for j in stages]
             scaled = [h * w for w in weights]
             errors.append(rk_error_reference(y, step.y1, slopes, scaled, rtol, atol))
