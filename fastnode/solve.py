@@ -23,7 +23,7 @@ from fastnode.ops.dispatch import transformed
 from fastnode.problem import State, check_times, make_problem
 from fastnode.sample_solution import sample_solution
 from fastnode.samples import SampleProblem, make_samples, sample_first_step, sample_tolerances
-from fastnode.solution import Solution
+from fastnode.solution import Solution, Steps
 from fastnode.solve_events import as_events
 
 SAVE = ("times", "steps", "dense")
@@ -174,9 +174,10 @@ def solve(
                 if solved is not None:
                     if of_errors is None:
                         return solved
-                    error = solved.steps.error
-                    of_errors(solved.steps)
-                    return replace(solved, steps=replace(solved.steps, error=error.detach()))
+                    taken = solved.steps
+                    assert isinstance(taken, Steps)
+                    of_errors(taken)
+                    return replace(solved, steps=replace(taken, error=taken.error.detach()))
             if engine == "fused":
                 fused.refuse()
         check_times("ts", ts)

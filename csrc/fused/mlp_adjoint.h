@@ -135,17 +135,6 @@ struct Adjoint {
     return weights;
   }
 
-  double dot(const T* a, const T* b) const {
-    double total = 0;
-    for (int64_t s = 0; s < frame.samples; ++s) {
-      for (int64_t d = 0; d < dim(); ++d) {
-        const int64_t i = frame.place(d, s, dim());
-        total += double(a[i]) * double(b[i]);
-      }
-    }
-    return total;
-  }
-
   // Outputs in (t, t1]: the state's gradient at t1 in `gy`, the rest into `direct`, and what goes
   // straight to the state at t into gx[all].
   void take_outputs(double t, double t1, size_t& next) {
@@ -161,7 +150,7 @@ struct Adjoint {
       }
       if (rates) {
         arithmetic.combine(frame, nullptr, k, slope_weights(tableau, (time - t) / h), 1, gk);
-        (*rates)[next] += dot(output, gk);
+        (*rates)[next] += dot(frame, output, gk, dim());
       }
       if (time == t1) {
         add(output, 1, gy);

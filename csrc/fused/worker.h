@@ -123,6 +123,18 @@ void copy_tile(const Extent& extent, const T* from, T* to) {
   }
 }
 
+template <class T>
+double dot(const Frame& frame, const T* a, const T* b, int64_t dim) {
+  double total = 0;
+  for (int64_t s = 0; s < frame.samples; ++s) {
+    for (int64_t d = 0; d < dim; ++d) {
+      const int64_t i = frame.place(d, s, dim);
+      total += double(a[i]) * double(b[i]);
+    }
+  }
+  return total;
+}
+
 // Weights of dense output at x in [0, 1], in units of the step.
 inline Weights dense_weights(const Tableau& tableau, double x) {
   Weights weights;

@@ -17,7 +17,7 @@ from fastnode import extension
 from fastnode.controllers import Controller
 from fastnode.engines import native
 from fastnode.ops.dispatch import transformed
-from fastnode.ops.mlp_solve import mlp_solve
+from fastnode.ops.mlp_solve import solve_in_graph
 from fastnode.stiffness import Stiffness
 from fastnode.tableaus import METHODS, Tableau
 
@@ -39,10 +39,6 @@ _INSTRUCTIONS = extension.native().mlp_instruction_sets()[-1] if extension.AVAIL
 
 #: Steps never shrink after an accepted one in odeint (see steppers.adaptive_stepper).
 _DEFAULT_CONTROL = native.control_numbers(Controller(keeps_accepted=True))
-_REAL = (torch.float32, torch.float64)
-#: Of parameters: where the native engine may be faster (see mlp_pays in csrc/ops/mlp_layers.cpp).
-_LARGEST_IN_GRAPH = 1 << 20
-
 if extension.AVAILABLE:
     # The op knows methods by name, as a graph that torch.compile keeps can hold no tableau.
     for _tableau in METHODS.values():
@@ -147,18 +143,17 @@ def _run(
     Adaptive steps with the numbers of a controller, or else steps along ``grid``.
     """
     if torch.compiler.is_compiling():
-        return _run_in_graph(
-            field,
+        return solve_in_graph(
+            *field,
             y0,
             t,
             tableau.name,
-            rtol,
-            atol,
+            (rtol, atol),
             control,
-            first_step,
-            max_num_steps,
+            (first_step, max_num_steps),
             grid,
             perturb,
+            _INSTRUCTIONS,
         )
     return extension.native().mlp_solve(
         *field,
@@ -177,57 +172,6 @@ def _run(
         forced,
         _INSTRUCTIONS,
     )
-
-
-def _run_in_graph(
-    field: Perceptron,
-    y0: Any,
-    t: Any,
-    method: str,
-    tolerances: tuple[float, float],
-    control: tuple[float, ...],
-    first_and_most: tuple[float | None, int],
-    grid: Tensor | None,
-    perturb: bool,
-) -> Tensor | None:
-    """What _run does, of what torch.compile can trace: the op, after its checks of tensors."""
-    layers, activation = field
-    if not isinstance(y0, Tensor) or not isinstance(t, Tensor) or y0.dim() == 0 or t.dim() != 1:
-        return None
-    if y0.device.type != "cpu" or t.device.type != "cpu" or y0.numel() == 0 or t.shape[0] < 2:
-        return None
-    if y0.dtype not in _REAL or t.dtype not in _REAL or (t.requires_grad and not control):
-        return None
-    parameters: list[Tensor] = []
-    layout: list[int] = []
-    size = width = y0.shape[-1]
-    for weight, bias, column in layers:
-        parameters += [weight] if bias is None else [weight, bias]
-        layout += [column, int(bias is not None)]
-        if weight.shape[1] != size + (column >= 0):
-            return None
-        size = weight.shape[0]
-    if size != width or any(x.dtype != y0.dtype or x.device.type != "cpu" for x in parameters):
-        return None
-    if sum(x.numel() for x in parameters) > _LARGEST_IN_GRAPH:
-        return None
-    return mlp_solve(
-        y0,
-        t,
-        parameters,
-        layout,
-        activation,
-        method,
-        *tolerances,
-        control,
-        *first_and_most,
-        True,
-        grid,
-        perturb,
-        False,
-        False,
-        _INSTRUCTIONS,
-    )[0]
 
 
 def _fixed(

@@ -109,10 +109,8 @@ def _replay(
     for t, t1 in pairwise(edges):
         if not adaptive:
             f = field(t, y, int(perturb))
-        step = take_step(field, tableau, t, t1, y, f, adaptive or perturb)
-        while (
-            len(ys) < len(outputs) and (to_float(outputs[len(ys)]) - to_float(t1)) * direction <= 0
-        ):
+        step, end = take_step(field, tableau, t, t1, y, f, adaptive or perturb), to_float(t1)
+        while len(ys) < len(outputs) and (to_float(outputs[len(ys)]) - end) * direction <= 0:
             ys.append(_output(step, outputs[len(ys)], adaptive))
         if adaptive:
             stages, weights = tableau.error_weights

@@ -10,6 +10,7 @@ size of the times.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,70 @@ from fastnode import extension
 from fastnode.ops import dispatch
 
 mlp_solve = dispatch.overload("mlp_solve")
+_REAL = (torch.float32, torch.float64)
+#: Of parameters: where the native engine may be faster (see mlp_pays in csrc/ops/mlp_layers.cpp).
+_LARGEST_IN_GRAPH = 1 << 20
+
+
+def solve_in_graph(
+    layers: Sequence[tuple[Tensor, Tensor | None, int]],
+    activation: int,
+    y0: Any,
+    t: Any,
+    method: str,
+    tolerances: tuple[float, float],
+    control: tuple[float, ...],
+    first_and_most: tuple[float | None, int],
+    grid: Tensor | None,
+    perturb: bool,
+    instructions: int,
+) -> Tensor | None:
+    """The solution by the op, in a graph of torch.compile, which no call of Python may interrupt;
+    None where its tensors are not such as the op takes, or another engine is faster.
+
+    Args:
+        layers, activation: see engines.fused.
+        y0, t, method, grid, perturb, instructions: see csrc/ops/mlp_solve.h.
+        tolerances: relative and absolute.
+        control: numbers of a controller; none for steps along ``grid``.
+        first_and_most: size of the first step, steps tried between two times at most.
+    """
+    if not isinstance(y0, Tensor) or not isinstance(t, Tensor) or y0.dim() == 0 or t.dim() != 1:
+        return None
+    if y0.device.type != "cpu" or t.device.type != "cpu" or y0.numel() == 0 or t.shape[0] < 2:
+        return None
+    if y0.dtype not in _REAL or t.dtype not in _REAL or (t.requires_grad and not control):
+        return None
+    parameters: list[Tensor] = []
+    layout: list[int] = []
+    size = width = y0.shape[-1]
+    for weight, bias, column in layers:
+        parameters += [weight] if bias is None else [weight, bias]
+        layout += [column, int(bias is not None)]
+        if weight.shape[1] != size + (column >= 0):
+            return None
+        size = weight.shape[0]
+    if size != width or any(x.dtype != y0.dtype or x.device.type != "cpu" for x in parameters):
+        return None
+    if sum(x.numel() for x in parameters) > _LARGEST_IN_GRAPH:
+        return None
+    return mlp_solve(
+        y0,
+        t,
+        parameters,
+        layout,
+        activation,
+        method,
+        *tolerances,
+        control,
+        *first_and_most,
+        True,
+        grid,
+        perturb,
+        False,
+        False,
+        instructions,
+    )[0]
 
 
 def _fake_solve(
