@@ -114,12 +114,11 @@ class FixedOptions:
 
 def _even_grid(t: Tensor, step_size: float) -> Tensor:
     """Steps of one size from t[0] on; the last one ends at t[-1] and may be shorter."""
-    start, end = t[0], t[-1]
-    direction = 1 if bool(end > start) else -1
+    start, end = t[:1], t[-1:]
     # In t's own precision 0.3 / 0.1 is 3: no step of the size of a rounding error is left over.
-    steps = int(torch.ceil((end - start).abs() / step_size).item())
-    inner = torch.arange(steps, dtype=t.dtype, device=t.device) * (step_size * direction) + start
-    return torch.cat([inner, end.reshape(1)])
+    steps = ((end - start) / step_size).item()
+    offsets = torch.arange(math.ceil(abs(steps)), dtype=t.dtype, device=t.device)
+    return torch.cat([offsets * math.copysign(step_size, steps) + start, end])
 
 
 @dataclass

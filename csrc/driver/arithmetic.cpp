@@ -122,7 +122,7 @@ void Arithmetic::combine_into(const at::Tensor& y, const Slopes& k, const std::v
     const Terms<T> terms = terms_of<T>(k, stages, c);
     const T* from = data<T>(y);
     const WithoutGil nogil(numel_);
-    at::parallel_for(0, numel_, kGrain, [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, numel_, kStageGrain, [&](int64_t begin, int64_t end) {
       rk_stage_range(from, terms, begin, end, static_cast<T*>(out));
     });
   });

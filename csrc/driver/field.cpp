@@ -16,6 +16,11 @@ namespace fastnode {
 
 at::Tensor own(const at::Tensor& result, bool kept_elsewhere) {
   if (result.requires_grad() && at::GradMode::is_enabled()) return result.contiguous();
+  // The usual case without four trips through the dispatcher.
+  if (!kept_elsewhere && result.is_contiguous() && !result.is_conj() && !result.is_neg()) {
+    return at::Tensor(result.unsafeGetTensorImpl()->shallow_copy_and_detach(
+        c10::VariableVersion(0), /*allow_tensor_metadata_change=*/false));
+  }
   const at::Tensor plain = result.detach().resolve_conj().resolve_neg();
   if (!plain.is_contiguous()) return plain.contiguous();
   return kept_elsewhere ? plain.clone() : plain;

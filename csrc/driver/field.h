@@ -20,6 +20,12 @@ class Field {
   // the next number before or after it on the way. The GIL must be held.
   void operator()(double t, Handle& y, int side, at::Tensor& k);
 
+  // Lets go of a slope that is about to be computed anew, so that the field's result may lie where
+  // it lay: that memory is mapped and perhaps cached. Packed slopes are written over instead.
+  void release(at::Tensor& k) const {
+    if (!layout_.is_tuple) k.reset();
+  }
+
   double direction() const { return direction_; }
   const Layout& layout() const { return layout_; }
   int64_t evaluations() const { return evaluations_; }

@@ -15,6 +15,7 @@ FixedOutcome integrate_fixed(py::object python_field, const Tableau& tableau, at
   for (size_t i = 0; i + 1 < grid.size(); ++i) {
     const double t = grid[i], t1 = grid[i + 1], h = t1 - t;
     if (!on_step.is_none()) on_step(t, wrap(y.tensor()), h);
+    field.release(k[0]);
     field(t, y, perturb ? 1 : 0, k[0]);
     take_stages(field, tableau, arithmetic, t, t1, y.tensor(), k, stage, perturb);
     arithmetic.combine(y.tensor(), k, tableau.solution, h, end);

@@ -6,6 +6,8 @@
 
 #include <cstring>
 
+#include "ops/result_pool.h"
+
 namespace fastnode {
 
 std::vector<int> dense_stages(const Tableau& tableau) {
@@ -48,6 +50,7 @@ void take_stages(Field& field, const Tableau& tableau, const Arithmetic& arithme
   for (size_t i = 1; i < tableau.stages.size(); ++i) {
     arithmetic.combine(y, k, tableau.stages[i], h, stage);
     const double c = tableau.times[i];
+    field.release(k[i]);
     if (c == 1) {
       field(t1, stage, perturb ? -1 : 0, k[i]);
     } else {
@@ -60,7 +63,7 @@ void* Outputs::next(int64_t count) {
   if (!block_.defined()) {
     std::vector<int64_t> shape = {count_};
     shape.insert(shape.end(), like_.sizes().begin(), like_.sizes().end());
-    block_ = at::empty(shape, like_.options());
+    block_ = like_.is_cpu() ? empty_result(like_, shape) : at::empty(shape, like_.options());
   }
   const int64_t bytes = int64_t(like_.nbytes());
   char* out = static_cast<char*>(block_.mutable_data_ptr()) + bytes * filled_;
