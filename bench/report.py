@@ -1,0 +1,148 @@
+"""One page of all results: ``python -m bench.report [FOLDER] --out out/report``.
+
+FOLDER holds the JSON files of one device, bench/results/cpu by default. Written are index.html,
+which needs nothing else but the plots beside it, and the plots as PNG (with matplotlib).
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import json
+import math
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from bench.results_file import Row, Run, read_runs
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; margin: 1rem 0 }
+th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #ddd }
+th:first-child, td:first-child { text-align: left }
+img { max-width: 100% }
+.device { color: #555 }
+"""
+
+
+def shade(ratio: float) -> str:
+    """Green where we are faster, red where we are slower, the deeper the more; full at 10 times."""
+    depth = min(abs(math.log10(max(ratio, 1e-3))), 1.0)
+    return f"hsl({140 if ratio >= 1 else 0} 55% {97 - 35 * depth:.0f}%)"
+
+
+def table(rows: list[Row]) -> str:
+    """How many times faster we are, a row for each case and a column for each reference."""
+    names = list(dict.fromkeys(name for row in rows for name in row.ratios))
+    facts = [name for name in ("evaluations", "errors", "megabytes") if name in rows[0].facts]
+    head = "".join(f"<th>{html.escape(x)}</th>" for x in ["case", "time", *names, *facts])
+    lines = []
+    for row in rows:
+        cells = [f"<td>{html.escape(row.case)}</td>", f"<td>{duration(row.microseconds)}</td>"]
+        for name in names:
+            ratio = row.ratios.get(name)
+            style = "" if ratio is None else f' style="background: {shade(ratio)}"'
+            cells.append(f"<td{style}>{'' if ratio is None else f'{ratio:.2f}'}</td>")
+        cells += [f"<td>{html.escape(fact(row.facts.get(name)))}</td>" for name in facts]
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+
+
+def duration(microseconds: float) -> str:
+    if microseconds == 0:
+        return ""
+    return f"{microseconds / 1e3:.2f} ms" if microseconds >= 1e3 else f"{microseconds:.1f} us"
+
+
+def fact(value: Any) -> str:
+    if not isinstance(value, dict):
+        return "" if value is None else str(value)
+    return ", ".join(
+        f"{name} {x:.3g}" if isinstance(x, float) else f"{name} {x}" for name, x in value.items()
+    )
+
+
+def section(run: Run) -> str:
+    parts = [f"<h2>{html.escape(run.name)}</h2>"]
+    parts.append(f'<p class="device">{html.escape(run.device)}; {html.escape(run.versions)}</p>')
+    by_subject = sorted(run.rows, key=lambda row: row.subject)
+    for subject, rows in groupby(by_subject, key=lambda row: row.subject):
+        parts.append(f"<h3>{html.escape(subject)}</h3>{table(list(rows))}")
+    return "".join(parts)
+
+
+def work_precision(rows: list[dict[str, Any]], path: Path) -> None:
+    """Error over evaluations: geometric means over the problems, a line for each method."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    def mean(values: list[float]) -> float:
+        return math.exp(sum(math.log(max(x, 1e-16)) for x in values) / len(values))
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    methods = sorted({row["method"] for row in rows})
+    for i, method in enumerate(methods):
+        for library, dashes in (("fastnode", "-"), ("torchdiffeq", ":")):
+            points = []
+            for tolerance in sorted({row["tolerance"] for row in rows}):
+                chosen = [
+                    row
+                    for row in rows
+                    if row["method"] == method
+                    and row["tolerance"] == tolerance
+                    and row["evaluations"].get(library)
+                ]
+                if chosen:
+                    work = mean([row["evaluations"][library] for row in chosen])
+                    points.append((work, mean([row["error"][library] for row in chosen])))
+            if points:
+                label = f"{method}, {library}"
+                axes.loglog(*zip(*points, strict=True), dashes, color=f"C{i}", label=label)
+    axes.set(xlabel="evaluations", ylabel="error", title="DETEST, 25 problems")
+    axes.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def write_report(folder: Path, out: Path) -> Path:
+    """Returns the page.
+
+    Raises:
+        ValueError: there are no results in the folder.
+    """
+    runs = list(read_runs(folder)) if folder.is_dir() else []
+    if not runs:
+        raise ValueError(f"{folder} must hold JSON files of these benchmarks, found none")
+    out.mkdir(parents=True, exist_ok=True)
+    body = "".join(section(run) for run in runs)
+    detest = folder / "detest.json"
+    if detest.exists():
+        work_precision(json.loads(detest.read_text())["rows"], out / "work_precision.png")
+        body += '<h2>work and precision</h2><img src="work_precision.png" alt="DETEST">'
+    page = out / "index.html"
+    page.write_text(
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>fastnode: results</title>'
+        f"<style>{STYLE}</style><h1>How many times faster, by device: {html.escape(folder.name)}"
+        f"</h1><p>Medians of interleaved rounds; above 1 fastnode is faster.</p>{body}</html>"
+    )
+    return page
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
+    default = Path(__file__).parent / "results" / "cpu"
+    parser.add_argument("folder", type=Path, nargs="?", default=default)
+    parser.add_argument("--out", type=Path, default=Path("out/report"))
+    chosen = parser.parse_args(arguments)
+    try:
+        print(write_report(chosen.folder, chosen.out))
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
