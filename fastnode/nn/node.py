@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastnode.adjoints import Revolve, find_adjoint
 from fastnode.methods import ADAPTIVE, FIXED, NAMES
 from fastnode.nn.fields import check_positive
-from fastnode.nn.solving import check_options, check_regularizer, solve_regularized
+from fastnode.nn.solving import check_options, check_regularizer, fusable, solve_regularized
 from fastnode.odeint import odeint
 from fastnode.regularize import Regularizer
 from fastnode.regularize.base import no_penalty
@@ -137,7 +137,8 @@ class NeuralODE(_Regularized):
         z0, last = full_precision(z0), ts is None
         if ts is None:
             ts = _grid(self.t0, self.t1, 1)
-        if self.regularizer is not None or self.adjoint != "backprop":
+        by_solve = self.regularizer is not None or self.adjoint != "backprop"
+        if by_solve or fusable(self.field, self.method, self.options):
             options = dict(self.options or {})
             if last and self.method in FIXED and "step_size" not in options:
                 options["steps"] = 1
@@ -231,7 +232,8 @@ class EncodedODE(_Regularized):
         rtol = self.rtol if rtol is None else rtol
         atol = self.atol if atol is None else atol
         options = {"max_num_steps": MAX_STEPS} if method in ADAPTIVE else {}
-        if self.regularizer is not None and self.training:
+        regularized = self.regularizer is not None and self.training
+        if regularized or fusable(self.field, method):
             if fixed:
                 options["steps"] = steps
             solution, self.regularization, self.nfe = solve_regularized(

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastnode.controllers import Controller
+from fastnode.methods import ADAPTIVE
 from fastnode.regularize import Regularizer
 from fastnode.regularize.base import no_penalty
 from fastnode.solve import solve
@@ -40,6 +41,13 @@ def check_options(what: str, options: Mapping[str, Any] | None) -> None:
         raise ValueError(
             f"options must be among {', '.join(OPTIONS)} with {what}, got {', '.join(unknown)}"
         )
+
+
+def fusable(field: nn.Module, method: str, options: Mapping[str, Any] | None = None) -> bool:
+    """Whether the fused engine may run a solve: it must see the field itself, not a wrapper that
+    counts evaluations."""
+    declared = hasattr(type(field), "perceptron")
+    return declared and method in ADAPTIVE and set(options or ()) <= set(OPTIONS)
 
 
 def solve_regularized(

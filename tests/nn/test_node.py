@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import fastnode
+from fastnode import extension
 from fastnode.nn import EncodedODE, MLPField, NeuralODE
 
 
@@ -150,3 +151,17 @@ def test_too_many_steps_are_an_error():
 def test_bad_arguments_are_named(make, error, words):
     with pytest.raises(error, match=words):
         make()
+
+
+@pytest.mark.skipif(not extension.AVAILABLE, reason=extension.REASON)
+@pytest.mark.parametrize("kind", ["node", "encoded"])
+def test_perceptrons_are_solved_by_the_fused_engine(kind, monkeypatch):
+    field = MLPField(4, 6)
+    node = NeuralODE(field) if kind == "node" else EncodedODE(nn.Identity(), field, nn.Identity())
+    z = torch.randn(3, 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(MLPField, "perceptron", lambda self: None)
+        wanted, nfe = node(z), node.nfe
+    monkeypatch.setattr(MLPField, "forward", None)
+    torch.testing.assert_close(node(z), wanted)
+    assert node.nfe == nfe > 0
