@@ -40,9 +40,8 @@ def compare(
     """Times ``ours`` by pytest-benchmark and each reference in the setup of every round.
 
     After ``warm`` calls of each, every round times every contestant once for about ``budget``
-    seconds, so that a slow moment of
-    the machine falls on all of them. Returns how many times longer the median reference takes;
-    ratios and ``facts`` are kept in the JSON.
+    seconds, so that a slow moment of the machine falls on all of them. Returns how many times
+    longer the median reference takes; ratios and ``facts`` are kept in the JSON.
     """
     calls = {"fastnode": ours, **references}
     for call in calls.values():
