@@ -13,6 +13,9 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 namespace fastnode {
 namespace {
@@ -126,6 +129,13 @@ void ResultPool::give_back(void* data) {
 
 c10::Allocator* result_allocator() { return &pool(); }
 PoolStatistics pool_statistics() { return pool().statistics(); }
-void release_pool() { pool().release(); }
+
+void release_pool() {
+  pool().release();
+#if defined(__GLIBC__)
+  // The heap keeps the holes that aligned blocks leave, and fits no such block into them again.
+  malloc_trim(0);
+#endif
+}
 
 }  // namespace fastnode

@@ -22,7 +22,7 @@ struct PoolStatistics {
 
 c10::Allocator* result_allocator();
 PoolStatistics pool_statistics();
-// Returns all kept memory to the system and forgets the peak.
+// Returns all kept memory to the system, that which the heap keeps included, and forgets the peak.
 void release_pool();
 
 // A contiguous tensor of like's dtype and device. CPU only.

@@ -66,7 +66,7 @@ class StepChain:
         self.record, self.make_stepper, self.throw = record, make_stepper, throw
         self.frugal = frugal
         device = problem.field.device
-        self.observed = Observed(problem.field.func, device)
+        self.observed = Observed(problem.field.func, problem.y0, frugal)
         self.surroundings = Surroundings(problem.field.func, device)
         self.random = Random(self.observed)
         self.recording: Recording | None = None

@@ -10,6 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastnode.extension import empty_cache
+
+#: Bytes of a state from which a frugal solve gives back freed memory before each evaluation. The
+#: heap cannot fit a state into the hole that another left and holds on to both: with states of
+#: 2 MiB a reversible solve peaks at 50 MB and not at 74 MB, for a tenth of its time.
+LARGE = 2**20
+
 #: The state of a generator on the CPU and, for CUDA states, of the one on the device.
 RandomState = list[Tensor]
 
@@ -26,17 +33,20 @@ class Observed:
     """A field that remembers the random numbers each of its evaluations began with.
 
     Whether it draws any at all is seen at its first evaluation: for the many that do not, nothing
-    is remembered.
+    is remembered. ``frugal`` evaluations begin with as little memory as can be.
     """
 
-    def __init__(self, func: Callable[..., Any], device: torch.device):
-        self.func, self.device = func, device
+    def __init__(self, func: Callable[..., Any], y0: Tensor, frugal: bool = False):
+        self.func, self.device = func, y0.device
+        self.tidies = frugal and y0.is_cpu and y0.nbytes >= LARGE
         self.draws: bool | None = None
         self.count = 0
         self.states: list[RandomState] = []
 
     def __call__(self, t: Tensor, y: Any, *args: Any) -> Any:
         self.count += 1
+        if self.tidies:
+            empty_cache()
         if self.draws is False:
             return self.func(t, y, *args)
         before = random_state(self.device)

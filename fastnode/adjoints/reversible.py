@@ -177,7 +177,7 @@ class ReversibleChain:
         self.grid, self.max_num_steps, self.options = list(grid), max_num_steps, options
         self.throw = throw
         device = problem.field.device
-        self.observed = Observed(problem.field.func, device)
+        self.observed = Observed(problem.field.func, problem.y0, frugal=True)
         self.surroundings = Surroundings(problem.field.func, device)
         self.stages = self.scheme.needed(tableau.solution_weights.stages)
         self.recording: Recording | None = None
@@ -261,13 +261,19 @@ class ReversibleChain:
         return [at.by_y + at.by_z, by_time, None, *sums.sums]
 
     def _undo(self, field: VectorField, n: int, at: _Point, sums: Gradients) -> None:
-        """From the end of step n to its beginning, each tensor as soon as the next is there."""
+        """From the end of step n to its beginning.
+
+        Of the size of a state at once: the point (4), the slopes of the stages before the one that
+        is differentiated with the products of those behind it (as many as the method has stages),
+        that stage's state, its cotangent and what the field makes of them. With the two states at
+        the end, and the values and cotangents at two output times, 16 for dopri5, and the field's.
+        """
         t, t1 = self.edges[n : n + 2]
         there, back = self._before(n)
         place = Place(n, t1, t, at.y)
         with torch.no_grad():
             at.z, k = increment(field, self.scheme, place, at.z, back)
-        terms = seeded(self.scheme, place, [(None, at.by_z.neg())])
+        terms = seeded(self.scheme, place, [(None, at.by_z)], sign=-1.0)
         by_y, _ = transpose(field, self.scheme, place, terms, [at.by_y], sums, back, k)
         assert by_y is not None
         at.by_y = by_y
@@ -280,10 +286,9 @@ class ReversibleChain:
             del rest
         terms = seeded(self.scheme, place, [(None, by_y)])
         at.by_z = torch.add(at.by_z, by_y, alpha=1 - COUPLING)
-        at.by_y = COUPLING * by_y
-        del by_y
         by_z, _ = transpose(field, self.scheme, place, terms, [at.by_z], sums, there, k)
         assert by_z is not None
+        by_y.mul_(COUPLING)
         at.by_z = by_z
 
     def _undo_with_times(

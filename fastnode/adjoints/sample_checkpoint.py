@@ -62,7 +62,7 @@ class SampleChain:
         self.tableau = options.tableau
         self.carries = not self.tableau.fsal
         device = problem.y0.device
-        self.observed = Observed(problem.field.func, device)
+        self.observed = Observed(problem.field.func, problem.y0)
         self.surroundings = Surroundings(problem.field.func, device)
         self.trace: Trace | None = None
         self.waves: list[_Wave] = []

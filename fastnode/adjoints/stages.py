@@ -197,13 +197,14 @@ def seeded(
     place: Place,
     seeds: Sequence[tuple[Time | None, Tensor]],
     carried: Tensor | None = None,
+    sign: float = 1.0,
 ) -> Terms:
-    """What the cotangents of outputs, (target, cotangent), and of the slope that is carried on put
-    on the stages. The times must be numbers."""
+    """What the cotangents of outputs, (target, sign * cotangent), and of the slope that is carried
+    on put on the stages. The times must be numbers."""
     terms: Terms = {}
     for target, g in seeds:
         for i, w in zip(*scheme.output(place.t, place.t1, target), strict=True):
-            terms.setdefault(i, []).append((w, g))  # pyright: ignore[reportArgumentType]
+            terms.setdefault(i, []).append((sign * w, g))  # pyright: ignore[reportArgumentType]
     if carried is not None:
         terms.setdefault(scheme.last, []).append((1.0, carried))
     return terms
