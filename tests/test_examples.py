@@ -19,7 +19,8 @@ SCRIPTS = sorted(
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_runs(script, tmp_path):
     pytest.importorskip("sklearn")
-    data = ["--data", "digits"] if script == "anode_cifar.py" else []
+    bundled = {"anode_cifar.py": "digits", "simfree_regression.py": "diabetes"}
+    data = ["--data", bundled[script]] if script in bundled else []
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / script), "--quick", *data],
         cwd=tmp_path,
