@@ -102,7 +102,15 @@ class JointSolve:
                 f"field at the end of the step, got {self.method!r}; use adjoint='backprop'"
             )
         return checkpointed(
-            self.problem, self.grid, scheme, slots, params, self._record, self._stepper, self.throw
+            self.problem,
+            self.grid,
+            scheme,
+            slots,
+            params,
+            self._record,
+            self._stepper,
+            self.throw,
+            keeps_graph=self.on_step is None and not self.events,
         )
 
     def _continuous(self, params: tuple[Tensor, ...]) -> Solution:

@@ -76,10 +76,10 @@ class _Solve(torch.autograd.Function):
         ctx.save_for_backward(*flat, *kept)
         ctx.set_materialize_grads(False)
         # A solve that failed at once has none.
-        # One tensor in two places would be one output.
+        # One tensor in two places would be one output; its graph may be kept elsewhere.
         seen: set[int] = set()
         for i, x in enumerate(outputs):
-            outputs[i] = x.detach() if id(x) in seen else x
+            outputs[i] = x.detach() if x.requires_grad or id(x) in seen else x
             seen.add(id(x))
         return tuple(outputs) or flat[0].new_empty(0)  # pyright: ignore
 

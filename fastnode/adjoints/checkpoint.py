@@ -2,7 +2,8 @@
 
 The forward pass runs without a graph and keeps the state at each accepted step (or some of them,
 see revolve.py); the backward pass takes the accepted steps again, the last one first, and
-differentiates each. Rejected steps cost nothing. Source: A. Gholami, K. Keutzer, G. Biros, ANODE,
+differentiates each (backward_pass.py). Rejected steps cost nothing, and steps whose graph is small
+are not taken again (kept_graph.py). Source: A. Gholami, K. Keutzer, G. Biros, ANODE,
 IJCAI 2019, arXiv 1902.10298, section 4.
 """
 
@@ -10,31 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastnode.adjoints.backward_pass import BackwardPass
 from fastnode.adjoints.chain import Cotangents, Inputs, Random, State, solve_in_one_node, with_args
+from fastnode.adjoints.kept_graph import KeptGraph
 from fastnode.adjoints.recompute import Observed, Surroundings
-from fastnode.adjoints.revolve import Keeper, reverse
-from fastnode.adjoints.stages import (
-    Gradients,
-    Place,
-    Scheme,
-    seeded,
-    slopes_of,
-    take,
-    transpose,
-)
+from fastnode.adjoints.revolve import Keeper
+from fastnode.adjoints.stages import Place, Scheme
+from fastnode.adjoints.stages import take as take_step
 from fastnode.engines.step import Step
 from fastnode.problem import Problem, Time, VectorField, to_float
 from fastnode.recording import Recording
 from fastnode.solution import Solution
-
-#: Elements of a state below which a step is differentiated by one call of autograd and not by one
-#: for each stage: faster by the overhead of the calls, at the cost of memory that is small.
-SMALL = 16384
 
 
 class StepChain:
@@ -49,6 +42,7 @@ class StepChain:
         make_stepper: makes the stepper of an inner problem.
         throw: whether a solve that cannot go on raises.
         frugal: one stage's graph at a time.
+        keeps_graph: whether steps whose graph is small are not taken again (``KeptGraph``).
     """
 
     def __init__(
@@ -61,6 +55,7 @@ class StepChain:
         make_stepper: Callable[[Problem], Any],
         throw: bool,
         frugal: bool = False,
+        keeps_graph: bool = False,
     ):
         self.problem, self.scheme, self.slots, self.needed = problem, scheme, slots, needed
         self.record, self.make_stepper, self.throw = record, make_stepper, throw
@@ -69,6 +64,7 @@ class StepChain:
         self.observed = Observed(problem.field.func, problem.y0, frugal)
         self.surroundings = Surroundings(problem.field.func, device)
         self.random = Random(self.observed)
+        self.graph = KeptGraph(self.observed, scheme, keeps_graph)
         self.recording: Recording | None = None
         self.edges: list[float] = []
         #: The steps of the kept states, and the outputs of each step: (place among all, time).
@@ -79,30 +75,32 @@ class StepChain:
         self._last_evaluation = 0
 
     def run(self, inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]:
-        keeper = Keeper(self.slots)
+        keeper, graph = Keeper(self.slots), self.graph
         inner = self._inner(inputs)
         recording = self.recording = self.record(inner)
         recording.keeps_slopes = False
 
         def make() -> Any:
-            return _Watched(self.make_stepper(inner), lambda step: self._visit(step, keeper))
+            visit = partial(self._visit, keeper)
+            return _Watched(self.make_stepper(inner), graph.begin, visit)
 
-        with self.surroundings.first():
+        with self.surroundings.first(), graph.recorded(inputs, self.problem.y0.requires_grad):
             recording.run(make, self.throw)
         self.steps_kept = list(keeper.kept)
         outputs = self._collect(recording)
-        return outputs, [x for state in keeper.kept.values() for x in state]
+        graph.keep(outputs)
+        return outputs, [x.detach() for state in keeper.kept.values() for x in state]
 
     def again(self, inputs: Inputs) -> list[Tensor]:
-        field = self._field(inputs)
+        field = self.field(inputs)
         times, grid = inputs.ts, inputs.grid
         shift = _shift(times)
         found: dict[int, Tensor] = {}
-        state = self._initial(field, inputs)
+        state = self.initial(field, inputs)
         for n in range(len(self.edges) - 1):
             t, t1 = self._ends(n, shift, grid)
             targets = [self._target(slot, t, times) for slot, t in self.outputs.get(n, ())]
-            y, *outputs = self._take(field, n, state, t, t1, targets)
+            y, *outputs = self.take(field, n, state, t, t1, targets)
             state = (y, *outputs[len(targets) :])
             found.update(zip((slot for slot, _ in self.outputs.get(n, ())), outputs, strict=False))
         return [found[slot] for slot in range(len(found))]
@@ -110,148 +108,16 @@ class StepChain:
     def pull(
         self, inputs: Inputs, kept: Sequence[Tensor], cotangents: Cotangents
     ) -> list[Tensor | None]:
-        times, grid = inputs.ts, inputs.grid
-        for x in inputs.args:
-            x.requires_grad_()
-        by_time = [None if x is None else torch.zeros_like(x) for x in (times, grid)]
-        sums = Gradients([*inputs.args, *inputs.params])
-        field = self._field(inputs)
-        width = 2 if self.scheme.carries else 1
-        with torch.no_grad():
-            states: dict[int, State] = {0: self._initial(field, inputs)}
-        for i, n in enumerate(self.steps_kept):
-            states[n] = tuple(x.detach() for x in kept[i * width : (i + 1) * width])
-        upstream: list[Tensor | None] = [None] * width
+        return BackwardPass(self, inputs, cotangents).run(kept)
 
-        def advance(m: int, n: int, state: State) -> State:
-            with torch.no_grad():
-                for i in range(m, n):
-                    state = tuple(self._take(field, i, state, self.edges[i], self.edges[i + 1], []))
-            return state
-
-        def pull(n: int, state: State) -> None:
-            nonlocal upstream
-            seeds = [
-                (slot, t, g.contiguous())
-                for slot, t in self.outputs.get(n, ())
-                if (g := cotangents[slot]) is not None
-            ]
-            if not seeds and all(g is None for g in upstream):
-                return
-            if times is None and grid is None and (self.frugal or state[0].numel() >= SMALL):
-                upstream = self._by_stages(field, n, state, seeds, upstream, sums)
-            else:
-                upstream = self._by_step(field, n, state, seeds, upstream, sums, by_time, inputs)
-
-        reverse(states, len(self.edges) - 1, self.slots, advance, pull)
-        y0 = upstream[0]
-        if self.scheme.carries and upstream[1] is not None:
-            y0 = self._through_first_slope(field, inputs, y0, upstream[1], sums, by_time[0])
-        return [y0, *by_time, *sums.sums]
-
-    def _by_stages(
-        self,
-        field: VectorField,
-        n: int,
-        state: State,
-        seeds: list[tuple[int, float, Tensor]],
-        upstream: list[Tensor | None],
-        sums: Gradients,
-    ) -> list[Tensor | None]:
-        """The cotangents of the state at step n, each stage differentiated on its own."""
-        t, t1 = self.edges[n : n + 2]
-        merged: dict[float, Tensor] = {} if upstream[0] is None else {t1: upstream[0]}
-        for _, target, g in seeds:
-            merged[target] = merged[target] + g if target in merged else g
-        carried = upstream[1] if self.scheme.carries else None
-        place, before = Place(n, t, t1, *state), self.random.before(n)
-        terms = seeded(self.scheme, place, list(merged.items()), carried)
-        k = None
-        if self.frugal:
-            with torch.no_grad():
-                earlier = self.scheme.needed(list(terms))[:-1]
-                k = slopes_of(field, self.scheme, place, earlier, before)
-        direct = list(merged.values())
-        found = transpose(field, self.scheme, place, terms, direct, sums, before, k)
-        return list(found[: len(upstream)])
-
-    def _by_step(
-        self,
-        field: VectorField,
-        n: int,
-        state: State,
-        seeds: list[tuple[int, float, Tensor]],
-        upstream: list[Tensor | None],
-        sums: Gradients,
-        by_time: list[Tensor | None],
-        inputs: Inputs,
-    ) -> list[Tensor | None]:
-        """The same by one call of autograd, for times that need gradients too."""
-        leaves = [x.detach().requires_grad_() for x in state]
-        ends: list[Any] = self.edges[n : n + 2]
-        targets: list[Any] = [t for _, t, _ in seeds]
-        timed: list[tuple[Tensor, int, int]] = []
-        if inputs.ts is not None or inputs.grid is not None:
-            ends = [torch.tensor(t, dtype=torch.float64, requires_grad=True) for t in ends]
-            kind, at = (1, n) if inputs.grid is not None else (0, 0)
-            timed = [(ends[0], kind, at), (ends[1], kind, at + kind)]
-        if inputs.ts is not None:
-            for i, (slot, t, _) in enumerate(seeds):
-                if slot in self.columns:
-                    targets[i] = torch.tensor(t, dtype=torch.float64, requires_grad=True)
-                    timed.append((targets[i], 0, self.columns[slot]))
-        with torch.enable_grad():
-            y1, *found = self._take(field, n, tuple(leaves), ends[0], ends[1], targets)
-        carried = found[len(seeds) :]
-        pairs = [(y1, upstream[0]), *zip(carried, upstream[1:], strict=True)]
-        pairs += [(x, g) for x, (_, _, g) in zip(found, seeds, strict=False)]
-        pairs = [(x, g) for x, g in pairs if g is not None and x.requires_grad]
-        if not pairs:
-            return [None] * len(upstream)
-        gradients = torch.autograd.grad(
-            [x for x, _ in pairs],
-            [*leaves, *(x for x, _, _ in timed), *sums.wanted],
-            [g for _, g in pairs],
-            allow_unused=True,
-        )
-        for (_, kind, index), g in zip(timed, gradients[len(leaves) :], strict=False):
-            into = by_time[kind]
-            if g is not None and into is not None:
-                into[index] += g.to(into)
-        sums.add(gradients[len(leaves) + len(timed) :])
-        return list(gradients[: len(leaves)])
-
-    def _through_first_slope(
-        self,
-        field: VectorField,
-        inputs: Inputs,
-        y0: Tensor | None,
-        cotangent: Tensor,
-        sums: Gradients,
-        by_time: Tensor | None,
-    ) -> Tensor | None:
-        """The cotangent of y0, where the method takes the slope at the start over into step 0."""
-        leaves = [inputs.y0.detach().requires_grad_()]
-        if inputs.ts is not None:
-            leaves.append(inputs.ts.detach().requires_grad_())
-        with torch.enable_grad():
-            again = inputs.like([*leaves, *inputs.flat()[len(leaves) :]])
-            f0 = self._initial(field, again)[1]
-        if not f0.requires_grad:
-            return y0
-        found = torch.autograd.grad(f0, [*leaves, *sums.wanted], cotangent, allow_unused=True)
-        mu, *rest = found
-        if by_time is not None and rest[0] is not None:
-            by_time += rest[0]
-        sums.add(rest[len(leaves) - 1 :])
-        return y0 if mu is None else mu if y0 is None else y0 + mu
-
-    def _visit(self, step: Any, keeper: Keeper) -> None:
+    def _visit(self, keeper: Keeper, step: Any) -> None:
         n = len(self.edges) - 1
         if n < 0:
             n, self.edges = 0, [step.t]
         self.edges.append(step.t1)
-        keeper.offer(n, lambda: (step.y, step.k[0]) if self.scheme.carries else (step.y,))
+        carries = self.scheme.carries
+        if not self.graph.visit((step.y1, step.k[self.scheme.last]) if carries else (step.y1,)):
+            keeper.offer(n, lambda: (step.y, step.k[0]) if carries else (step.y,))
         stages, count = len(self.scheme.tableau.a), self.observed.count
         second = count - stages + 1
         first = self._last_evaluation if self.scheme.adaptive else second - 1
@@ -299,17 +165,17 @@ class StepChain:
         """The solution at times inside step n, which begins with y, with its graph."""
         ends = self._ends(n, _shift(inputs.ts), inputs.grid)
         with self.surroundings.again(bool(self.observed.draws)):
-            return self._take(self.problem.field, n, (y,), *ends, times)[1:]
+            return self.take(self.problem.field, n, (y,), *ends, times)[1:]
 
     def _inner(self, inputs: Inputs) -> Problem:
         outer = self.problem
-        field = self._field(inputs)
+        field = self.field(inputs)
         return Problem(field, outer.layout, inputs.y0, outer.t.detach())
 
-    def _field(self, inputs: Inputs) -> VectorField:
+    def field(self, inputs: Inputs) -> VectorField:
         return with_args(self.problem, self.observed, self.needed, inputs)
 
-    def _initial(self, field: VectorField, inputs: Inputs) -> State:
+    def initial(self, field: VectorField, inputs: Inputs) -> State:
         if not self.scheme.carries:
             return (inputs.y0,)
         if self.random.places:
@@ -317,12 +183,12 @@ class StepChain:
         start = self.problem.times[0] if inputs.ts is None else inputs.ts[0].double().cpu()
         return inputs.y0, field(start, inputs.y0)
 
-    def _take(
+    def take(
         self, field: VectorField, n: int, state: State, t: Time, t1: Time, targets: Sequence[Any]
     ) -> list[Tensor]:
         """The state after step n, the outputs at ``targets`` and what is carried on."""
         place = Place(n, t, t1, *state)
-        return take(field, self.scheme, place, [None, *targets], self.random.before(n))
+        return take_step(field, self.scheme, place, [None, *targets], self.random.before(n))
 
     def _ends(self, n: int, shift: Any, grid: Tensor | None) -> tuple[Time, Time]:
         if grid is not None:
@@ -344,11 +210,14 @@ def checkpointed(
     record: Callable[[Problem], Recording],
     make_stepper: Callable[[Problem, list[Time]], Any],
     throw: bool,
+    keeps_graph: bool = False,
 ) -> Solution:
     """The solution of a joint solve with the gradients of ``StepChain``.
 
     Args:
         grid: where fixed steps begin and end; empty for a method that chooses its steps.
+        keeps_graph: whether the graph of steps may be kept where it is small: not where the caller
+            is shown what happens inside, which then would have a graph.
     """
     args = problem.field.args
     needed = [i for i, x in enumerate(args) if isinstance(x, Tensor) and x.requires_grad]
@@ -362,6 +231,7 @@ def checkpointed(
         lambda inner: make_stepper(inner, plain),
         throw,
         frugal=slots is not None,
+        keeps_graph=keeps_graph and slots is None and not problem.t.requires_grad,
     )
     inputs = Inputs(
         problem.y0,
@@ -396,10 +266,11 @@ class _Again:
 class _Watched:
     """A stepper whose steps are shown to somebody."""
 
-    def __init__(self, stepper: Any, visit: Callable[[Step], None]):
-        self._stepper, self._visit = stepper, visit
+    def __init__(self, stepper: Any, begin: Callable[[], None], visit: Callable[[Step], None]):
+        self._stepper, self._begin, self._visit = stepper, begin, visit
 
     def advance(self) -> Any:
+        self._begin()
         step = self._stepper.advance()
         self._visit(step)
         return step

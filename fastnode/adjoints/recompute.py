@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from fastnode.extension import empty_cache
 
@@ -41,6 +42,8 @@ class Observed:
         self.tidies = frugal and y0.is_cpu and y0.nbytes >= LARGE
         self.draws: bool | None = None
         self.count = 0
+        #: What the graph of an evaluation holds, as far as it was recorded.
+        self.graph_bytes = 0
         self.states: list[RandomState] = []
 
     def __call__(self, t: Tensor, y: Any, *args: Any) -> Any:
@@ -50,13 +53,31 @@ class Observed:
         if self.draws is False:
             return self.func(t, y, *args)
         before = random_state(self.device)
-        result = self.func(t, y, *args)
         if self.draws is None:
+            with self._measured():
+                result = self.func(t, y, *args)
             after = random_state(self.device)
             self.draws = not all(map(torch.equal, before, after))
+        else:
+            result = self.func(t, y, *args)
         if self.draws:
             self.states.append(before)
         return result
+
+    @contextmanager
+    def _measured(self) -> Iterator[None]:
+        """Adds up the memory that the graph keeps alive, parameters excepted."""
+        held: dict[int, int] = {}
+
+        def pack(x: Tensor) -> Tensor:
+            base = x if x._base is None else x._base
+            if x.layout == torch.strided and not isinstance(base, nn.Parameter):
+                held[x.data_ptr()] = x.nbytes
+            return x
+
+        with saved_tensors_hooks(pack, lambda x: x) if torch.is_grad_enabled() else nullcontext():
+            yield
+        self.graph_bytes = sum(held.values())
 
     def replay(self, evaluation: int) -> None:
         """Sets the generators to where they were at the beginning of an evaluation."""

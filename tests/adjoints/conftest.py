@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import fastnode
+from fastnode.adjoints import kept_graph
 
 DISCRETE = {
     "checkpoint": "checkpoint",
@@ -26,6 +27,12 @@ class Net(torch.nn.Module):
     def forward(self, t, y, w=1.0):
         time = t if t.dim() == 0 else t[:, None]
         return (self.outer(self.activation(self.inner(y))) + torch.sin(3 * time) * y) * w
+
+
+@pytest.fixture(autouse=True)
+def steps_are_taken_again(monkeypatch):
+    """The states of tests are so small that their graphs would be kept."""
+    monkeypatch.setattr(kept_graph, "ROOM", 0)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fastnode
-from fastnode.adjoints import checkpoint
+from fastnode.adjoints import backward_pass, checkpoint, kept_graph
 from fastnode.tableaus import METHODS
 
 SAME = ["checkpoint", fastnode.Revolve(1), fastnode.Revolve(3)]
@@ -46,13 +46,51 @@ def gradients(net, adjoint, *, y0, timed=False, save="times", **options):
 @pytest.mark.parametrize("timed", [False, True])
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_are_those_of_backprop(make_net, relative, monkeypatch, method, timed, small):
-    monkeypatch.setattr(checkpoint, "SMALL", 2**30 if small else 0)
+    monkeypatch.setattr(backward_pass, "SMALL", 2**30 if small else 0)
     net, y0 = make_net(), state(5, 4)
     for options in [{}] if method in ADAPTIVE else [{}, {"step_size": 0.07}]:
         solve = partial(gradients, net, y0=y0, timed=timed, method=method, **options)
         wanted = solve("backprop")
         for adjoint in SAME:
             assert relative(solve(adjoint), wanted) < 1e-10
+
+
+@pytest.mark.parametrize("room", [2**15, 2**30], ids=["first steps", "all steps"])
+@pytest.mark.parametrize("save", ["times", "steps", "dense"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_graph_may_be_kept(make_net, relative, monkeypatch, method, save, room):
+    monkeypatch.setattr(kept_graph, "ROOM", room)
+    options = {"rtol": 1e-6} if method in ADAPTIVE else {"step_size": 0.03}
+    if save == "dense" and method in ADAPTIVE and not METHODS[method].fsal:
+        pytest.skip("has no dense output with checkpoint")
+    solve = partial(gradients, make_net(), y0=state(5, 4), method=method, save=save, **options)
+    assert relative(solve("checkpoint"), solve("backprop")) < 1e-10
+
+
+def test_only_a_small_graph_is_kept(make_net, monkeypatch):
+    monkeypatch.setattr(kept_graph, "ROOM", 2**14)
+    made = []
+    monkeypatch.setattr(
+        checkpoint, "KeptGraph", lambda *args: made.append(kept_graph.KeptGraph(*args)) or made[-1]
+    )
+    net = make_net()
+    for rows in (5, 50):
+        y0 = state(rows, 4).requires_grad_()
+        found = fastnode.solve(
+            net, y0, times(0, 1), method="dopri5", rtol=1e-8, adjoint="checkpoint"
+        )
+        found.ys.sum().backward()
+        assert found.accepted > 3
+    assert 0 < made[0].steps < found.accepted and made[1].steps == 0
+
+
+@pytest.mark.parametrize("room", [0, 2**30])
+def test_a_backward_pass_can_be_asked_for_twice(make_net, monkeypatch, room):
+    monkeypatch.setattr(kept_graph, "ROOM", room)
+    y0 = state(5, 4).requires_grad_()
+    loss = fastnode.solve(make_net(), y0, times(0, 1), adjoint="checkpoint").ys.sin().sum()
+    first, second = (torch.autograd.grad(loss, y0, retain_graph=True) for _ in range(2))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("save", ["steps", "dense"])

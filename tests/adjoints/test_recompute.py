@@ -35,9 +35,11 @@ class Noisy(torch.nn.Module):
         return self.outer(self.net(y))
 
 
+@pytest.mark.parametrize("room", [0, 2**15, 2**30])
 @pytest.mark.parametrize("method", ["dopri5", "rk4", "fehlberg2"])
 @pytest.mark.parametrize("adjoint", ["checkpoint", fastnode.Revolve(2)], ids=str)
-def test_random_numbers_are_drawn_again(relative, adjoint, method):
+def test_random_numbers_are_drawn_again(relative, monkeypatch, adjoint, method, room):
+    monkeypatch.setattr("fastnode.adjoints.kept_graph.ROOM", room)
     options = (
         {"steps": 5}
         if method == "rk4"
@@ -94,7 +96,7 @@ class Normed(torch.nn.Module):
 
 @pytest.mark.parametrize("small", [True, False])
 def test_buffers_change_once(discrete, small, monkeypatch):
-    monkeypatch.setattr("fastnode.adjoints.checkpoint.SMALL", 2**30 if small else 0)
+    monkeypatch.setattr("fastnode.adjoints.backward_pass.SMALL", 2**30 if small else 0)
     net = Normed()
     before = {name: x.clone() for name, x in net.named_buffers()}
     with torch.no_grad():
