@@ -27,8 +27,10 @@ struct Adjoint {
   Arena memory;
   // Of the step at hand: states and slopes of its stages, what comes back from each, and what
   // reaches their slopes from outside of the step.
-  std::vector<T*> states, k, gx, direct;
+  std::vector<T*> states, k, gx, direct, sources;
   std::vector<char> has_direct;
+  // Without and with the stages that only dense output needs.
+  std::vector<Weights> columns[2];
   T *tapes = nullptr, *scratch = nullptr, *gy = nullptr, *gk = nullptr, *carried = nullptr,
     *output = nullptr, *y = nullptr;
   bool used_further = false;
@@ -53,7 +55,8 @@ struct Adjoint {
         k(all),
         gx(all + 1),
         direct(all),
-        has_direct(all) {
+        has_direct(all),
+        columns{make_columns(stages), make_columns(all)} {
     const int64_t size = frame.front() + frame.size(dim());
     tape_size = round_up(field.tape(frame), 64 / int64_t(sizeof(T)));
     memory.reserve(int64_t(4 * all + 6) * Arena::bytes<T>(size) +
@@ -164,29 +167,30 @@ struct Adjoint {
     }
   }
 
-  // gk = what reaches the slope of stage j: directly, and by the stages after it, if anything.
-  bool gather(size_t j, double h) {
-    Weights column;
-    for (size_t i = j + 1; i < all; ++i) {
-      if (i >= stages && !used_further) break;
-      const Weights& row = i < stages ? tableau.stages[i] : tableau.further[i - stages];
+  // Weights in the stages after it, and in the solution, of each stage's slope.
+  std::vector<Weights> make_columns(size_t rows) const {
+    std::vector<Weights> columns(all);
+    const auto add_row = [&](const Weights& row, size_t i) {
       for (size_t n = 0; n < row.stages.size(); ++n) {
-        if (size_t(row.stages[n]) != j) continue;
+        Weights& column = columns[size_t(row.stages[n])];
         column.stages.push_back(int(i));
         column.values.push_back(row.values[n]);
       }
+    };
+    for (size_t i = 0; i < rows; ++i) {
+      add_row(i < stages ? tableau.stages[i] : tableau.further[i - stages], i);
     }
-    std::vector<T*> from = gx;
-    if (!tableau.fsal) {
-      for (size_t n = 0; n < tableau.solution.stages.size(); ++n) {
-        if (size_t(tableau.solution.stages[n]) != j) continue;
-        column.stages.push_back(int(all));
-        column.values.push_back(tableau.solution.values[n]);
-      }
-      from[all] = gy;
-    }
+    if (!tableau.fsal) add_row(tableau.solution, all);
+    return columns;
+  }
+
+  // gk = what reaches the slope of stage j: directly, and by the stages after it, if anything.
+  bool gather(size_t j, double h) {
+    const Weights& column = columns[used_further][j];
     if (!has_direct[j] && column.stages.empty()) return false;
-    arithmetic.combine(frame, has_direct[j] ? direct[j] : nullptr, from, column, h, gk);
+    sources = gx;
+    if (!tableau.fsal) sources[all] = gy;
+    arithmetic.combine(frame, has_direct[j] ? direct[j] : nullptr, sources, column, h, gk);
     return true;
   }
 

@@ -182,13 +182,24 @@ void MlpField<T>::value(const Frame& frame, const T* times, T* x, T* scratch, T*
   }
 }
 
-// For each layer but the last what it returned, and the next one's input with its constants.
+// Whether the derivative follows from the activation's value alone.
+static bool by_value(Activation activation) {
+  return activation == Activation::kTanh || activation == Activation::kSigmoid ||
+         activation == Activation::kRelu || activation == Activation::kElu;
+}
+
+// For each layer but the last the next one's input with its constants, and where the derivative of
+// the activation needs it, what the layer returned.
+template <class T>
+int64_t MlpField<T>::tape_part(const Frame& frame, size_t layer) const {
+  const int64_t numbers = round_up(frame.front() + frame.size(layers[layer].out), frame.lanes);
+  return by_value(activation_) ? numbers : 2 * numbers;
+}
+
 template <class T>
 int64_t MlpField<T>::tape(const Frame& frame) const {
   int64_t total = 0;
-  for (size_t l = 0; l + 1 < layers.size(); ++l) {
-    total += 2 * round_up(frame.front() + frame.size(layers[l].out), frame.lanes);
-  }
+  for (size_t l = 0; l + 1 < layers.size(); ++l) total += tape_part(frame, l);
   return total;
 }
 
@@ -201,12 +212,12 @@ void MlpField<T>::record(const Frame& frame, const T* times, T* x, T* tape, T* o
       multiply(frame, layer, x, out);
       return;
     }
-    const int64_t part = round_up(frame.front() + frame.size(layer.out), frame.lanes);
-    T *const z = tape + frame.front(), *const a = z + part;
+    const int64_t part = tape_part(frame, l);
+    T *const z = tape + frame.front(), *const a = by_value(activation_) ? z : z + part / 2;
     multiply(frame, layer, x, z);
     kernels->activate(activation_, z, a, frame.extent(layer.out));
     x = a;
-    tape += 2 * part;
+    tape += part;
   }
 }
 
@@ -234,11 +245,10 @@ void MlpField<T>::gradient(const Frame& frame, const T* x, const T* tape, T* g, 
   T* to = gradients ? gradients + parameter_numbers() : nullptr;
   for (size_t l = layers.size(); l-- > 0;) {
     const Layer<T>& layer = layers[l];
-    const int64_t part =
-        l == 0 ? 0 : round_up(frame.front() + frame.size(layers[l - 1].out), frame.lanes);
-    const T* const z = end - 2 * part + frame.front();
-    const T* const input = l == 0 ? x : z + part;
-    end -= 2 * part;
+    const int64_t part = l == 0 ? 0 : tape_part(frame, l - 1);
+    end -= part;
+    const T* const z = end + frame.front();
+    const T* const input = l == 0 ? x : by_value(activation_) ? z : z + part / 2;
     const int64_t constants = layer.constants(), stride = row_stride(layer);
     if (to) {
       to -= layer.out * stride;

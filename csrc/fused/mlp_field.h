@@ -122,6 +122,7 @@ class MlpField {
   int64_t multiplications() const;
 
  private:
+  int64_t tape_part(const Frame& frame, size_t layer) const;
   void set_time(const Frame& frame, const Layer<T>& layer, const T* times, T* x) const;
   void multiply(const Frame& frame, const Layer<T>& layer, const T* x, T* out) const;
 

@@ -56,6 +56,8 @@ struct MlpSolveBackward : torch::autograd::Node {
       }
       return grads;
     }
+    // Gradients of this one come by `replay`: no need to look for any.
+    const at::AutoDispatchBelowADInplaceOrView below;
     const auto given = [](const Tensor& x) {
       return x.defined() ? optional<Tensor>(x) : optional<Tensor>();
     };

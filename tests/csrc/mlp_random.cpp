@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <random>
 
+#include "fused/mlp_gradient.h"
 #include "fused/mlp_samples.h"
 
 using namespace fastnode;
@@ -124,8 +125,14 @@ bool solve(const MlpKernels<T>* kernels) {
   if (trace.ending != Ending::kFinished) return false;
   std::vector<std::vector<T>> parameters;
   std::vector<double> rates(4);
-  whole.gradient(field, trace, upstream.data(), gy0.data(), &parameters,
-                 options.adaptive ? rates.data() : nullptr, 1, alone);
+  const std::vector<double> of_errors(trace.edges.size() - 1, 0.5);
+  MlpPath<T> path{options.tableau, options.times, trace.edges, options.adaptive, options.perturb};
+  path.kept = whole.kept().data();
+  path.errors = trace.error.data();
+  path.rtol = path.atol = 1e-3;
+  mlp_gradient<T>(field, by_sample, batch, path,
+                  {upstream.data(), options.adaptive ? of_errors.data() : nullptr},
+                  {gy0.data(), &parameters, options.adaptive ? rates.data() : nullptr}, 1, alone);
   double total = per_sample(field, by_sample, options, y0);
   for (T x : gy0) total += double(x);
   for (T x : ys) total += double(x);
