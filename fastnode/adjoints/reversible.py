@@ -26,130 +26,28 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastnode.adjoints import recorded
 from fastnode.adjoints.chain import Cotangents, Inputs, solve_in_one_node, with_args
 from fastnode.adjoints.recompute import Observed, Surroundings
-from fastnode.adjoints.stages import (
-    Before,
-    Gradients,
-    Place,
-    Scheme,
-    nothing,
-    seeded,
-    slopes_of,
-    transpose,
+from fastnode.adjoints.reversible_backward import Undoing
+from fastnode.adjoints.reversible_steps import (
+    Partner,
+    ReversibleStepper,
+    ReversibleSteps,
+    increment,
+    mixed,
+    partner,
 )
-from fastnode.engines.adaptive import AdaptiveStepper, Stop
+from fastnode.adjoints.stages import Before, Place, Scheme, nothing
+from fastnode.engines.adaptive import Stop
 from fastnode.engines.grid import GridStepper
-from fastnode.engines.step import Step
 from fastnode.ops.dispatch import transformed
-from fastnode.ops.rk_stage import rk_stage
 from fastnode.problem import Problem, Time, VectorField, to_float
 from fastnode.recording import Recording
 from fastnode.solution import Solution
 from fastnode.tableaus import Tableau
-
-#: L. The nearer to 1, the less do errors grow on the way back.
-COUPLING = 0.999
-
-
-def increment(
-    field: VectorField, scheme: Scheme, place: Place, base: Tensor, before: Before = nothing
-) -> tuple[Tensor, dict[int, Tensor]]:
-    """base + Psi, and the slopes."""
-    stages, weights = scheme.output(place.t, place.t1, None)
-    k = slopes_of(field, scheme, place, stages, before)
-    return rk_stage(base, [k[i] for i in stages], weights), k
-
-
-def mixed(y: Tensor, z: Tensor) -> Tensor:
-    """L y + (1 - L) z."""
-    return z + COUPLING * (y - z)
-
-
-def partner(
-    field: VectorField,
-    scheme: Scheme,
-    n: int,
-    t: Time,
-    t1: Time,
-    y1: Tensor,
-    z: Tensor,
-    before: Before = nothing,
-) -> Tensor:
-    """z_{n+1} = z_n - Psi_{-h}(t_{n+1}, y_{n+1})."""
-    stages, weights = scheme.output(t1, t, None)
-    k = slopes_of(field, scheme, Place(n, t1, t, y1), stages, before)
-    return rk_stage(z, [k[i] for i in stages], [-w for w in weights])
-
-
-class _Partner:
-    """z, brought to the end of the last step when it is next asked for: by then the slopes of that
-    step are free."""
-
-    def __init__(self, scheme: Scheme, y: Tensor):
-        self.scheme, self._z = scheme, y
-        self._due: tuple[VectorField, Time, Time, Tensor] | None = None
-
-    def move(self, field: VectorField, t: Time, t1: Time, y1: Tensor) -> None:
-        self._due = field, t, t1, y1
-
-    def z(self) -> Tensor:
-        if self._due is not None:
-            field, t, t1, y1 = self._due
-            self._due = None
-            self._z = partner(field, self.scheme, 0, t, t1, y1, self._z)
-        return self._z
-
-
-class _Adaptive(AdaptiveStepper):
-    """Steps whose sizes are chosen by the error of Psi_h(t_n, z_n)."""
-
-    def __init__(self, partner: _Partner, field: VectorField, t: Time, y: Tensor, **options: Any):
-        self.partner, self._begun = partner, False
-        super().__init__(field, partner.scheme.tableau, t, y, **options)
-
-    def _try(self, t1: Time) -> Step:
-        z, scheme = self.partner.z(), self.partner.scheme
-        if self._begun:
-            self.f, self._begun = self.field(self.t, z), False
-        place = Place(0, self.t, t1, z, self.f)
-        k = slopes_of(self.field, scheme, place, range(scheme.last + 1))
-        stages, weights = scheme.output(self.t, t1, None)
-        y1 = rk_stage(mixed(self.y, z), [k[i] for i in stages], weights)
-        return Step(self.field, self.tableau, self.t, t1, self.y, y1, list(k.values()))
-
-    def _next_slope(self, accepted: Step) -> Tensor:
-        # That at z, once it is there.
-        self.partner.move(self.field, accepted.t, accepted.t1, accepted.y1)
-        self._begun = True
-        return accepted.k[-1]
-
-
-class _Fixed:
-    """A StepFunction, for steps one after the other."""
-
-    def __init__(self, partner: _Partner):
-        self.partner = partner
-
-    def __call__(self, field: VectorField, t: Time, t1: Time, y: Tensor, perturb: bool) -> Step:
-        z, scheme = self.partner.z(), self.partner.scheme
-        y1, k = increment(field, scheme, Place(0, t, t1, z), mixed(y, z))
-        self.partner.move(field, t, t1, y1)
-        return Step(field, scheme.tableau, t, t1, y, y1, list(k.values()))
-
-
-@dataclass
-class _Point:
-    """The two states and their cotangents."""
-
-    y: Tensor
-    z: Tensor
-    by_y: Tensor
-    by_z: Tensor
 
 
 class ReversibleChain:
@@ -190,16 +88,22 @@ class ReversibleChain:
 
     def run(self, inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]:
         problem = self.problem
-        inner = Problem(self._field(inputs), problem.layout, inputs.y0, problem.t.detach())
+        inner = Problem(self.field(inputs), problem.layout, inputs.y0, problem.t.detach())
         recording = self.recording = self.record(inner)
         times = inner.t.tolist()
-        partner = _Partner(self.scheme, inner.y0)
+        partner = Partner(self.scheme, inner.y0)
 
         def make() -> Any:
             if self.grid:
-                grid = (inner.field, _Fixed(partner), inner.y0, self.grid, self.max_num_steps)
+                grid = (
+                    inner.field,
+                    ReversibleSteps(partner),
+                    inner.y0,
+                    self.grid,
+                    self.max_num_steps,
+                )
                 return _Noted(GridStepper(*grid), self)
-            adaptive = _Adaptive(
+            adaptive = ReversibleStepper(
                 partner,
                 inner.field,
                 times[0],
@@ -224,107 +128,27 @@ class ReversibleChain:
         return outputs, [] if y is None else [y, z]
 
     def again(self, inputs: Inputs) -> list[Tensor]:
-        field, edges = self._field(inputs), self._times(inputs.ts)
+        field, edges = self.field(inputs), self.times(inputs.ts)
         y = z = inputs.y0
         found: dict[int, Tensor] = {}
         for n, (t, t1) in enumerate(pairwise(edges)):
-            y, z = self._step(field, n, t, t1, y, z)
+            y, z = self.take(field, n, t, t1, y, z)
             found.update((slot, y) for slot in self.outputs.get(n, ()))
         return [found[slot] for slot in range(len(found))]
 
     def pull(
         self, inputs: Inputs, kept: Sequence[Tensor], cotangents: Cotangents
     ) -> list[Tensor | None]:
-        for x in inputs.args:
-            x.requires_grad_()
-        field = self._field(inputs)
-        sums = Gradients([*inputs.args, *inputs.params])
-        by_edge = torch.zeros(len(self.edges), dtype=torch.float64)
-        y, z = (x.detach() for x in kept)
-        at = _Point(y, z, torch.zeros_like(y), torch.zeros_like(y))
-        del y, z
-        for n in reversed(range(len(self.edges) - 1)):
-            for slot in self.outputs.get(n, ()):
-                g = cotangents[slot]
-                if g is not None:
-                    at.by_y = at.by_y + g
-            if inputs.ts is None:
-                self._undo(field, n, at, sums)
-            else:
-                self._undo_with_times(field, n, at, sums, by_edge)
-        by_time = None
-        if inputs.ts is not None:
-            ts = inputs.ts.detach().requires_grad_()
-            with torch.enable_grad():
-                edges = torch.stack(self._times(ts))  # pyright: ignore[reportArgumentType]
-            (by_time,) = torch.autograd.grad(edges, ts, by_edge)
-        return [at.by_y + at.by_z, by_time, None, *sums.sums]
+        return Undoing(self, inputs, cotangents).run(kept)
 
-    def _undo(self, field: VectorField, n: int, at: _Point, sums: Gradients) -> None:
-        """From the end of step n to its beginning.
-
-        Of the size of a state at once: the point (4), the slopes of the stages before the one that
-        is differentiated with the products of those behind it (as many as the method has stages),
-        that stage's state, its cotangent and what the field makes of them. With the two states at
-        the end, and the values and cotangents at two output times, 16 for dopri5, and the field's.
-        """
-        t, t1 = self.edges[n : n + 2]
-        there, back = self._before(n)
-        place = Place(n, t1, t, at.y)
-        with torch.no_grad():
-            at.z, k = increment(field, self.scheme, place, at.z, back)
-        terms = seeded(self.scheme, place, [(None, at.by_z)], sign=-1.0)
-        by_y, _ = transpose(field, self.scheme, place, terms, [at.by_y], sums, back, k)
-        assert by_y is not None
-        at.by_y = by_y
-        place = Place(n, t, t1, at.z)
-        with torch.no_grad():
-            stages, weights = self.scheme.output(t, t1, None)
-            k = slopes_of(field, self.scheme, place, stages, there)
-            rest = rk_stage(at.y - at.z, [k[i] for i in stages], [-w for w in weights])
-            at.y = rest.div_(COUPLING).add_(at.z)
-            del rest
-        terms = seeded(self.scheme, place, [(None, by_y)])
-        at.by_z = torch.add(at.by_z, by_y, alpha=1 - COUPLING)
-        by_z, _ = transpose(field, self.scheme, place, terms, [at.by_z], sums, there, k)
-        assert by_z is not None
-        by_y.mul_(COUPLING)
-        at.by_z = by_z
-
-    def _undo_with_times(
-        self, field: VectorField, n: int, at: _Point, sums: Gradients, by_edge: Tensor
-    ) -> None:
-        """The same by one call of autograd, for times that need gradients too."""
-        t, t1 = self.edges[n : n + 2]
-        there, back = self._before(n)
-        with torch.no_grad():
-            at.z, _ = increment(field, self.scheme, Place(n, t1, t, at.y), at.z, back)
-            place = Place(n, t, t1, at.z)
-            step, _ = increment(field, self.scheme, place, torch.zeros_like(at.z), there)
-            at.y = at.z + (at.y - at.z - step) / COUPLING
-        ends = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (t, t1)]
-        leaves = [x.detach().requires_grad_() for x in (at.y, at.z)]
-        with torch.enable_grad():
-            outputs = self._step(field, n, *ends, *leaves)
-        found = torch.autograd.grad(
-            outputs, [*leaves, *ends, *sums.wanted], [at.by_y, at.by_z], allow_unused=True
-        )
-        by_y, by_z, *times = found[:4]
-        assert by_y is not None and by_z is not None
-        at.by_y, at.by_z = by_y, by_z
-        for i, g in enumerate(times):
-            if g is not None:
-                by_edge[n + i] += g
-        sums.add(found[4:])
-
-    def _step(
+    def take(
         self, field: VectorField, n: int, t: Time, t1: Time, y: Tensor, z: Tensor
     ) -> tuple[Tensor, Tensor]:
-        there, back = self._before(n)
+        there, back = self.before(n)
         y1, _ = increment(field, self.scheme, Place(n, t, t1, z), mixed(y, z), there)
         return y1, partner(field, self.scheme, n, t, t1, y1, z, back)
 
-    def _times(self, ts: Tensor | None) -> list[Time]:
+    def times(self, ts: Tensor | None) -> list[Time]:
         """The ends of steps; where times need gradients, each at a fixed distance from the output
         time before it."""
         if ts is None:
@@ -338,7 +162,7 @@ class ReversibleChain:
             found.append(start + (edge - start.detach().item()))
         return found
 
-    def _before(self, n: int) -> tuple[Before, Before]:
+    def before(self, n: int) -> tuple[Before, Before]:
         """What to call before the stages of the step's two increments are evaluated again."""
         if not self.observed.draws:
             return nothing, nothing
@@ -373,7 +197,7 @@ class ReversibleChain:
         recording.problem = Problem(inner.field, inner.layout, self.problem.y0, self.problem.t)
         return recording
 
-    def _field(self, inputs: Inputs) -> VectorField:
+    def field(self, inputs: Inputs) -> VectorField:
         return with_args(self.problem, self.observed, self.needed, inputs)
 
 

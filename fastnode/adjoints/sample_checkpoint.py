@@ -7,7 +7,7 @@ more than w, in one batch, whatever the times at which these steps were taken.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,25 +18,9 @@ from fastnode.adjoints.chain import Cotangents, Inputs, State, solve_in_one_node
 from fastnode.adjoints.recompute import Observed, Surroundings
 from fastnode.adjoints.revolve import reverse
 from fastnode.adjoints.stages import Gradients
+from fastnode.adjoints.waves import Wave, find_waves
 from fastnode.engines.rows import SampleOptions, Trace, combine_rows, interpolate_rows
 from fastnode.samples import SampleField, SampleProblem
-
-
-@dataclass
-class _Wave:
-    """Step w of the samples ``rows``, in the order of ``rows``.
-
-    ``steps`` says which steps of the trace these are; output i of ``inner`` and ``columns`` is that
-    of sample rows[inner[i]] at its time columns[i].
-    """
-
-    w: int
-    rows: Tensor
-    steps: Tensor
-    t: Tensor
-    t1: Tensor
-    inner: Tensor
-    columns: Tensor
 
 
 class SampleChain:
@@ -65,7 +49,7 @@ class SampleChain:
         self.observed = Observed(problem.field.func, problem.y0)
         self.surroundings = Surroundings(problem.field.func, device)
         self.trace: Trace | None = None
-        self.waves: list[_Wave] = []
+        self.waves: list[Wave] = []
 
     def run(self, inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]:
         keeps = self.slots is None
@@ -82,7 +66,7 @@ class SampleChain:
                 "func draws random numbers, which a per-sample solve cannot draw again for each "
                 "sample; use adjoint='backprop'"
             )
-        self._find_waves(trace)
+        self.waves = find_waves(self.problem, trace)
         # Outputs are tensors of their own: the trace keeps those that nobody differentiates.
         outputs = [trace.ys]
         if self.options.keep_states and trace.states is not None:
@@ -159,7 +143,7 @@ class SampleChain:
     def _pull(
         self,
         problem: SampleProblem,
-        wave: _Wave,
+        wave: Wave,
         state: State,
         cotangents: Cotangents,
         upstream: list[Tensor],
@@ -216,7 +200,7 @@ class SampleChain:
         return torch.zeros_like(inputs.y0) if found[0] is None else found[0]
 
     def _take(
-        self, problem: SampleProblem, wave: _Wave, state: State, ts: Tensor | None
+        self, problem: SampleProblem, wave: Wave, state: State, ts: Tensor | None
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """The states at the end of a wave and at the times inside it, and all slopes."""
         rows, tableau, field = wave.rows, self.tableau, problem.field
@@ -245,7 +229,7 @@ class SampleChain:
             inside = torch.where((times == t1[inner])[:, None], y1[inner], inside)
         return y1, inside, k
 
-    def _next(self, wave: _Wave, y1: Tensor, k: list[Tensor]) -> State:
+    def _next(self, wave: Wave, y1: Tensor, k: list[Tensor]) -> State:
         """What the next wave begins with."""
         if wave.w + 1 == len(self.waves):
             return ()
@@ -262,26 +246,6 @@ class SampleChain:
             return (y,)
         args = problem.take_args(problem.args, rows)
         return y, problem.field(problem.ts[rows, 0], y, args)
-
-    def _find_waves(self, trace: Trace) -> None:
-        """Sorts steps and output times by sample and by number."""
-        ts, direction = self.problem.ts.detach(), self.problem.direction
-        counts = trace.accepted.to(ts.device)
-        first, start = counts.cumsum(0) - counts, ts[:, 0]
-        ends = trace.t1.detach().to(ts)
-        # Which step each time lies in: the first whose end is at it or beyond.
-        pending = torch.ones_like(ts, dtype=torch.bool)
-        pending[:, 0] = False
-        for w in range(int(counts.max()) if counts.numel() else 0):
-            rows = (counts > w).nonzero()[:, 0]
-            steps = first[rows] + w
-            t1 = ends[steps]
-            due = pending[rows] & ((ts[rows] - t1[:, None]) * direction[rows, None] <= 0)
-            inner, columns = due.nonzero().unbind(dim=1)
-            pending[rows[inner], columns] = False
-            self.waves.append(_Wave(w, rows, steps, start[rows], t1, inner, columns))
-            start = start.clone()
-            start[rows] = t1
 
     @property
     def _shape(self) -> tuple[int, ...]:
