@@ -4,9 +4,9 @@ A field carries the data to a normal density while the log density changes by th
 (Chen et al. 2018, arXiv 1806.07366, theorem 1). The usual code solves the state (y, log density)
 together, with the divergence by autograd inside the field: no solver can fuse that. But the log
 density does not act back on y. So it is an integral along the path, and Gauss's quadrature at
-twelve times of the solution gives it, with the divergence at all of them in one call. Then the field
-itself is all that is solved, and ``fastnode.fuse(field)`` is the only change that the fused engine
-needs.
+twelve times of the solution gives it, with the divergence at all of them in one call. Then the
+field itself is all that is solved, and ``fastnode.fuse(field)`` is the only change that the fused
+engine needs.
 
 Trains the usual code, the quadrature and the quadrature with the fused field from the same start.
 """

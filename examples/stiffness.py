@@ -2,8 +2,8 @@
 
 Where accuracy limits the step, the step shrinks as the tolerance does. Where stability limits it,
 it does not: looser tolerances save nothing, and an explicit method creeps. ``steps.stiffness``
-estimates h |lambda| over the size of the method's stability region for every step: near 1 says stability.
-Then an implicit method takes far fewer evaluations.
+estimates h |lambda| over the size of the method's stability region for every step: near 1 says
+stability. Then an implicit method takes far fewer evaluations.
 
 The same field, trained, tells the same of a neural ODE: see docs/regularization.md for how to train
 one that is not stiff.
