@@ -104,9 +104,8 @@ struct Adjoint {
 
   void recompute(double t, double t1) {
     const double h = t1 - t;
-    const Extent extent = frame.extent(dim());
     if (!path.adaptive) {
-      copy_tile(extent, y, states[0]);
+      copy_tile(frame.extent(dim()), y, states[0]);
       record(0, shifted<T>(t, path.perturb ? 1 : 0, direction));
     }
     const bool near = path.adaptive || path.perturb;
@@ -205,9 +204,8 @@ struct Adjoint {
   // What comes from the step's local error E = rms(e / s), e = h sum_j w_j k_j, s = atol + rtol
   // max(|y|, |y1|), the root mean square over all samples: dE = e / (s^2 N E) (de - e / s ds).
   void take_error(size_t n, double h) {
-    const double all_numbers = double(batch * dim()), size = path.errors[n];
-    if (size == 0) return;
-    const double factor = upstream.errors[n] / (all_numbers * size);
+    if (path.errors[n] == 0) return;
+    const double factor = upstream.errors[n] / (double(batch * dim()) * path.errors[n]);
     const T* y1 = states[stages - 1];
     if (!tableau.fsal) {
       arithmetic.combine(frame, y, k, tableau.solution, h, output);
