@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 import torch
 import torchdiffeq
 from bench_odeint import TOLERANCE, Field, initial
+from memory import peak_megabytes
 
 import fastnode
 from fastnode import extension
@@ -45,10 +45,7 @@ def measure(name: str, size: tuple[int, int, int], end: float) -> float:
     state, hidden, batch = size
     field, y0 = Field(state, hidden), initial(state, batch)
     gradients(name, field, y0[:2], 1.0)
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    before = pages * resource.getpagesize() / 2**20
-    gradients(name, field, y0, end)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+    return peak_megabytes(lambda: gradients(name, field, y0, end))
 
 
 def megabytes(name: str, size: tuple[int, int, int], end: float) -> float:

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 import torchdiffeq
 from bench_odeint import Field, initial
+from memory import peak_megabytes
 from ratio import compare
 
 import fastnode
@@ -48,17 +49,21 @@ def gradients(name: str, field: torch.nn.Module, y0: torch.Tensor, end: float) -
     return list(torch.autograd.grad(y1.square().sum(), [y0, *field.parameters()]))
 
 
-def error(name: str, size: tuple[int, int, int], end: float = 1.0) -> float:
-    """Largest relative distance to the gradient of a far more accurate solve in float64."""
+@cache
+def exact(size: tuple[int, int, int], end: float) -> list[torch.Tensor]:
+    """The gradients of a far more accurate solve in float64."""
     state, hidden, batch = size
-    field, y0 = Field(state, hidden), initial(state, batch)
-    found = gradients(name, field, y0, end)
-    start = y0.double().requires_grad_()
-    field.double()
+    field, y0 = Field(state, hidden).double(), initial(state, batch).double().requires_grad_()
     t = torch.tensor([0.0, end], dtype=torch.float64)
-    exact = fastnode.solve(field, start, t, method="dopri8", rtol=1e-9, atol=1e-9).ys[-1]
-    wanted = torch.autograd.grad(exact.square().sum(), [start, *field.parameters()])
-    pairs = zip(found, wanted, strict=True)
+    y1 = fastnode.solve(field, y0, t, method="dopri8", rtol=1e-9, atol=1e-9).ys[-1]
+    return list(torch.autograd.grad(y1.square().sum(), [y0, *field.parameters()]))
+
+
+def error(name: str, size: tuple[int, int, int], end: float = 1.0) -> float:
+    """Largest relative distance to the exact gradient."""
+    state, hidden, batch = size
+    found = gradients(name, Field(state, hidden), initial(state, batch), end)
+    pairs = zip(found, exact(size, end), strict=True)
     return max(((a.double() - b).norm() / b.norm()).item() for a, b in pairs)
 
 
@@ -117,10 +122,7 @@ def measure(name: str, end: float) -> float:
     state, hidden, batch = LARGEST
     field, y0 = Field(state, hidden), initial(state, batch)
     gradients(name, field, y0[:2], 1.0)
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    before = pages * resource.getpagesize() / 2**20
-    gradients(name, field, y0, end)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+    return peak_megabytes(lambda: gradients(name, field, y0, end))
 
 
 if __name__ == "__main__":
