@@ -107,6 +107,37 @@ def test_neural_ode_trains_with_any_adjoint(adjoint):
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("adjoint", "method", "words"),
+    [
+        ("checkpoint", "implicit_adams", "explicit Runge-Kutta.*use adjoint='backprop'"),
+        (fastnode.Revolve(2), "gl4", "explicit Runge-Kutta.*use adjoint='backprop'"),
+        ("reversible", "explicit_adams", "explicit Runge-Kutta.*use adjoint='backprop'"),
+        ("revolve", "dopri5", r"fastnode.Revolve\(slots\)"),
+        ("exact", "dopri5", "adjoint must be one of"),
+    ],
+    ids=str,
+)
+def test_neural_ode_names_an_adjoint_that_it_cannot_have(adjoint, method, words):
+    with pytest.raises(ValueError, match=words):
+        NeuralODE(MLPField(3, 8), method, adjoint=adjoint)
+
+
+def test_odeint_adjoint_names_a_field_whose_parameters_nobody_knows():
+    with pytest.raises(ValueError, match=r"nn.Module where.*adjoint_params=\(\)"):
+        fastnode.odeint_adjoint(lambda t, y: -y, torch.ones(2), torch.tensor([0.0, 1.0]))
+
+
+def test_odeint_adjoint_takes_what_other_operations_made():
+    weight = torch.tensor([0.5, 1.0], dtype=torch.float64, requires_grad=True)
+    rate, t = 2 * weight, torch.tensor([0.0, 1.0], dtype=torch.float64)
+    ys = fastnode.odeint_adjoint(
+        lambda t, y: -rate * y, torch.ones(2, dtype=torch.float64), t, adjoint_params=(rate,)
+    )
+    (found,) = torch.autograd.grad(ys[-1].sum(), weight)
+    torch.testing.assert_close(found, -2 * torch.exp(-2 * weight.detach()), rtol=1e-6, atol=0)
+
+
 def test_neural_ode_names_options_that_it_cannot_take():
     with pytest.raises(ValueError, match="with adjoint 'checkpoint', got norm"):
         NeuralODE(MLPField(3, 8), options={"norm": torch.norm}, adjoint="checkpoint")

@@ -1,21 +1,16 @@
 """odeint_adjoint under DistributedDataParallel and fully_shard: two processes, one gradient."""
 
-import socket
-from datetime import timedelta
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from two_processes import WORLD, in_two_processes, needs_gloo
 
 import fastnode
 
-WORLD = 2
-pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")
+pytestmark = needs_gloo
 
 
 class Model(nn.Module):
@@ -48,15 +43,7 @@ def batch(rank):
     return torch.randn(8, 3, dtype=torch.float64, generator=generator)
 
 
-def worker(rank, port, results):
-    dist.init_process_group(
-        "gloo",
-        init_method=f"tcp://127.0.0.1:{port}",
-        rank=rank,
-        world_size=WORLD,
-        timeout=timedelta(seconds=60),
-    )
-    torch.set_num_threads(1)
+def gradients(rank):
     model = DistributedDataParallel(Model())
     model(batch(rank)).backward()
     sharded, alone = Model(), Model()
@@ -67,27 +54,14 @@ def worker(rank, port, results):
     fully_shard(alone.field, mesh=mesh)
     with pytest.raises(ValueError, match="apply fully_shard to the module that calls"):
         alone(batch(rank))
-    if rank == 0:
-        torch.save(([param.grad for param in model.parameters()], gathered), results)
-    # A process that leaves while the other still talks to it can abort in the other's threads.
-    dist.barrier()
-    del model
-    dist.destroy_process_group()
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return [param.grad for param in model.parameters()], gathered
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_two_processes_make_the_gradients_of_the_whole_batch(tmp_path):
-    results = tmp_path / "gradients.pt"
-    mp.spawn(worker, (free_port(), str(results)), nprocs=WORLD)
+def test_two_processes_make_the_gradients_of_the_whole_batch():
     whole = Model()
     (sum(whole(batch(rank)) for rank in range(WORLD)) / WORLD).backward()
-    for found in torch.load(results):
+    for found in in_two_processes(gradients):
         torch.testing.assert_close(found, [param.grad for param in whole.parameters()])
         assert not found[-1].any() and not found[-2].any()

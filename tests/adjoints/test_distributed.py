@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import socket
-from datetime import timedelta
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from two_processes import WORLD, in_two_processes, needs_gloo
 
 import fastnode
 from fastnode.nn import MLPField, NeuralODE
 
-WORLD = 2
 ADJOINTS = ["backprop", "checkpoint", fastnode.Revolve(2), "reversible", "continuous"]
-pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")
+pytestmark = needs_gloo
 
 
 class Field(nn.Module):
@@ -42,15 +37,7 @@ def batch(rank):
     return torch.randn(8, 4, dtype=torch.float64, generator=generator)
 
 
-def worker(rank, port, results, sharded):
-    dist.init_process_group(
-        "gloo",
-        init_method=f"tcp://127.0.0.1:{port}",
-        rank=rank,
-        world_size=WORLD,
-        timeout=timedelta(seconds=60),
-    )
-    torch.set_num_threads(1)
+def gradients(rank, sharded):
     found = []
     for adjoint in ADJOINTS:
         node = model(adjoint)
@@ -64,24 +51,20 @@ def worker(rank, port, results, sharded):
         wrapped(batch(rank)).square().mean().backward()
         grads = [p.grad for p in node.parameters()]
         found.append([g.full_tensor() if sharded else g for g in grads])
-        dist.barrier()
+        torch.distributed.barrier()
         del wrapped
-    if rank == 0:
-        torch.save(found, results)
-    dist.barrier()
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("sharded", [False, True], ids=["DDP", "FSDP2"])
-def test_two_processes_make_the_gradients_of_the_whole_batch(tmp_path, sharded):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    results = tmp_path / "gradients.pt"
-    mp.spawn(worker, (port, str(results), sharded), nprocs=WORLD)
-    for adjoint, found in zip(ADJOINTS, torch.load(results), strict=True):
+def test_two_processes_make_the_gradients_of_the_whole_batch(sharded):
+    all_found = in_two_processes(gradients, sharded)
+    for adjoint, found in zip(ADJOINTS, all_found, strict=True):
         node = model(adjoint)
         node(torch.cat([batch(rank) for rank in range(WORLD)])).square().mean().backward()
         torch.testing.assert_close(found, [p.grad for p in node.parameters()])
+        if adjoint != "backprop":
+            unused = dict(zip(dict(node.named_parameters()), found, strict=True))["field.unused"]
+            assert not unused.any()
