@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -67,8 +68,12 @@ def error(name: str, size: tuple[int, int, int], end: float = 1.0) -> float:
     return max(((a.double() - b).norm() / b.norm()).item() for a, b in pairs)
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("adjoint", ADJOINTS)
+@pytest.mark.parametrize(
+    ("adjoint", "size"),
+    # One sample of a large field: where parameters integrated inside the state cost most.
+    [*product(ADJOINTS, SIZES), ("continuous", (512, 512, 1))],
+    ids=str,
+)
 def test_time(benchmark, adjoint, size):
     state, hidden, batch = size
     field, y0 = Field(state, hidden), initial(state, batch)
