@@ -104,6 +104,9 @@ def odeint(
 
         if not isinstance(options, Mapping) or {"norm", "step_t", "jump_t"} & set(options):
             return None
+        if torch.compiler.is_compiling():
+            # It cannot trace the checks of options: one break, and the native engine.
+            return None
         chosen = parse(AdaptiveOptions, tableau.name, options)
         control = native.control_numbers(chosen.controller)
         first_step, most = chosen.first_step, chosen.max_num_steps
@@ -193,6 +196,9 @@ def _fixed(
     ):
         return None
     chosen = parse(FixedOptions, tableau.name, options)
+    if torch.compiler.is_compiling() and not chosen.steps_between_times:
+        # How many steps there are is a question to the times, which breaks the graph.
+        return None
     grid = chosen.grid(func, y0, t.detach().cpu()).double()
     return _run(found, y0, t, tableau, grid=grid, perturb=chosen.perturb)
 

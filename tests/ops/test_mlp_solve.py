@@ -118,3 +118,17 @@ def test_compiles_without_a_break_forward_and_backward(kind, options):
         found.append([value.detach(), y.grad, *(p.grad for p in model.parameters())])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"options": {"max_num_steps": 99}}, {"method": "rk4", "options": {"step_size": 0.25}}],
+    ids=str,
+)
+def test_options_cost_at_most_one_break(options):
+    torch.compiler.reset()
+    model = Model(MLPField(3, 8, 2, "tanh", "none"), **options)
+    x, t = torch.randn(4, 3), torch.tensor([0.0, 1.0])
+    assert torch._dynamo.explain(model)(x, t).graph_break_count <= 1
+    compiled = torch.compile(model, backend="eager")
+    torch.testing.assert_close(compiled(x, t), model(x, t))
