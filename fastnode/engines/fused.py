@@ -88,6 +88,9 @@ def odeint(
     what is wrong with the arguments."""
     if not hasattr(type(func), "perceptron"):
         return None
+    if options is not None and torch.compiler.is_compiling():
+        # The checks of options cannot be traced: one break of the graph, and the native engine.
+        return None
     tableau = METHODS.get("dopri5" if method is None else method)
     if tableau is None or type(rtol) is not float or type(atol) is not float:
         return None
@@ -103,9 +106,6 @@ def odeint(
         from fastnode.options import AdaptiveOptions, parse
 
         if not isinstance(options, Mapping) or {"norm", "step_t", "jump_t"} & set(options):
-            return None
-        if torch.compiler.is_compiling():
-            # It cannot trace the checks of options: one break, and the native engine.
             return None
         chosen = parse(AdaptiveOptions, tableau.name, options)
         control = native.control_numbers(chosen.controller)
@@ -196,9 +196,6 @@ def _fixed(
     ):
         return None
     chosen = parse(FixedOptions, tableau.name, options)
-    if torch.compiler.is_compiling() and not chosen.steps_between_times:
-        # How many steps there are is a question to the times, which breaks the graph.
-        return None
     grid = chosen.grid(func, y0, t.detach().cpu()).double()
     return _run(found, y0, t, tableau, grid=grid, perturb=chosen.perturb)
 
