@@ -81,7 +81,7 @@ class JointSolve:
         if transformed() or not recorded((problem.y0, problem.t), args, params):
             return self._backprop(problem).solution()
         if adjoint in DISCRETE:
-            return self._checkpoint(adjoint, slots, params)
+            return self._checkpoint(slots, params)
         return self._continuous(params)
 
     def _backprop(self, problem: Problem) -> Recording:
@@ -93,14 +93,9 @@ class JointSolve:
             recording.run(partial(self._stepper, problem, grid), self.throw)
         return recording
 
-    def _checkpoint(self, adjoint: str, slots: int | None, params: tuple[Tensor, ...]) -> Solution:
+    def _checkpoint(self, slots: int | None, params: tuple[Tensor, ...]) -> Solution:
         inside = "cubic" if self.grid else "dense"
         scheme = Scheme(METHODS[self.method], inside, perturb=not self.grid)
-        if self.save == "dense" and scheme.carries:
-            raise ValueError(
-                f"save='dense' with adjoint {adjoint!r} needs a method whose last stage is the "
-                f"field at the end of the step, got {self.method!r}; use adjoint='backprop'"
-            )
         return checkpointed(
             self.problem,
             self.grid,

@@ -69,17 +69,22 @@ class BackwardPass:
         return state
 
     def _pull(self, n: int, state: State) -> None:
+        chain = self.chain
         if state[0].is_cpu and state[0].nbytes >= LARGE:
             empty_cache()
         seeds = [
             (slot, t, g.contiguous())
-            for slot, t in self.chain.outputs.get(n, ())
+            for slot, t in chain.outputs.get(n, ())
             if (g := self.cotangents[slot]) is not None
         ]
+        slope = self.cotangents[chain.carried[n]] if n in chain.carried else None
+        if slope is not None:
+            after = self.upstream[1]
+            self.upstream = [self.upstream[0], slope if after is None else after + slope]
         if not seeds and all(g is None for g in self.upstream):
             return
         timed = self.inputs.ts is not None or self.inputs.grid is not None
-        if not timed and (self.chain.frugal or state[0].numel() >= SMALL):
+        if not timed and (chain.frugal or state[0].numel() >= SMALL):
             self._by_stages(n, state, seeds)
         else:
             self._by_step(n, state, seeds)
@@ -143,7 +148,9 @@ class BackwardPass:
 
     def _through_graph(self, steps: int) -> Tensor | None:
         """The cotangent of y0, the graph of the first steps being there."""
-        slots = [slot for n in range(steps) for slot, _ in self.chain.outputs.get(n, ())]
+        chain = self.chain
+        slots = [slot for n in range(steps) for slot, _ in chain.outputs.get(n, ())]
+        slots += [chain.carried[n] for n in range(steps) if n in chain.carried]
         found = self.chain.graph.pull(slots, self.cotangents, self.upstream)
         rest = len(self.sums.wanted)
         self.sums.add(found[len(found) - rest :])

@@ -72,6 +72,9 @@ class StepChain:
         self.outputs: dict[int, list[tuple[int, float]]] = {}
         #: Of the outputs at times of the caller's: which of these it is.
         self.columns: dict[int, int] = {}
+        #: For dense output the slopes that steps carry on, and which output that of each step is.
+        self.slopes: list[Tensor] = []
+        self.carried: dict[int, int] = {}
         self._last_evaluation = 0
 
     def run(self, inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]:
@@ -102,6 +105,8 @@ class StepChain:
             targets = [self._target(slot, t, times) for slot, t in self.outputs.get(n, ())]
             y, *outputs = self.take(field, n, state, t, t1, targets)
             state = (y, *outputs[len(targets) :])
+            if n in self.carried:
+                found[self.carried[n]] = state[1]
             found.update(zip((slot for slot, _ in self.outputs.get(n, ())), outputs, strict=False))
         return [found[slot] for slot in range(len(found))]
 
@@ -116,6 +121,8 @@ class StepChain:
             n, self.edges = 0, [step.t]
         self.edges.append(step.t1)
         carries = self.scheme.carries
+        if carries and self.recording is not None and self.recording.save == "dense":
+            self.slopes.append(step.k[self.scheme.last])
         if not self.graph.visit((step.y1, step.k[self.scheme.last]) if carries else (step.y1,)):
             keeper.offer(n, lambda: (step.y, step.k[0]) if carries else (step.y,))
         stages, count = len(self.scheme.tableau.a), self.observed.count
@@ -140,6 +147,10 @@ class StepChain:
             add(n, self.edges[n + 1], value)
         for n, event in recording.watch.all_found():
             add(n, event.t, event.y)
+        for n, slope in enumerate(self.slopes):
+            self.carried[n] = len(found)
+            found.append(slope)
+        self.slopes = []
         return found
 
     def rewrite(self, inputs: Inputs, outputs: Sequence[Tensor]) -> Recording:
@@ -157,15 +168,22 @@ class StepChain:
         recording.watch.replace_states(rest)
         recording.problem = Problem(inner.field, inner.layout, self.problem.y0, self.problem.t)
         if recording.save == "dense":
-            starts = recording.states[: len(self.edges) - 1]
-            recording.steps = [_Again(self, inputs, n, y) for n, y in enumerate(starts)]
+            slopes = [outputs[slot] for slot in self.carried.values()]
+            starts = enumerate(recording.states[: len(self.edges) - 1])
+            recording.steps = [
+                _Again(self, inputs, n, (y, slopes[n - 1]) if n and slopes else (y,))
+                for n, y in starts
+            ]
         return recording
 
-    def inside(self, inputs: Inputs, n: int, y: Tensor, times: Sequence[Time]) -> list[Tensor]:
-        """The solution at times inside step n, which begins with y, with its graph."""
-        ends = self._ends(n, _shift(inputs.ts), inputs.grid)
+    def inside(self, inputs: Inputs, n: int, state: State, times: Sequence[Time]) -> list[Tensor]:
+        """The solution at times inside step n, with its graph; ``state`` is what the step begins
+        with, without the slope at the start of all steps."""
+        field, ends = self.problem.field, self._ends(n, _shift(inputs.ts), inputs.grid)
         with self.surroundings.again(bool(self.observed.draws)):
-            return self.take(self.problem.field, n, (y,), *ends, times)[1:]
+            if n == 0:
+                state = self.initial(field, inputs)
+            return self.take(field, n, state, *ends, times)[1 : len(times) + 1]
 
     def _inner(self, inputs: Inputs) -> Problem:
         outer = self.problem
@@ -257,10 +275,10 @@ class _Again:
     chain: StepChain
     inputs: Inputs
     n: int
-    y: Tensor
+    state: State
 
     def at_all(self, times: Sequence[Time]) -> list[Tensor]:
-        return self.chain.inside(self.inputs, self.n, self.y, times)
+        return self.chain.inside(self.inputs, self.n, self.state, times)
 
 
 class _Watched:

@@ -61,8 +61,6 @@ def test_gradients_are_those_of_backprop(make_net, relative, monkeypatch, method
 def test_a_graph_may_be_kept(make_net, relative, monkeypatch, method, save, room):
     monkeypatch.setattr(kept_graph, "ROOM", room)
     options = {"rtol": 1e-6} if method in ADAPTIVE else {"step_size": 0.03}
-    if save == "dense" and method in ADAPTIVE and not METHODS[method].fsal:
-        pytest.skip("has no dense output with checkpoint")
     solve = partial(gradients, make_net(), y0=state(5, 4), method=method, save=save, **options)
     assert relative(solve("checkpoint"), solve("backprop")) < 1e-10
 
@@ -94,7 +92,7 @@ def test_a_backward_pass_can_be_asked_for_twice(make_net, monkeypatch, room):
 
 
 @pytest.mark.parametrize("save", ["steps", "dense"])
-@pytest.mark.parametrize("method", ["dopri5", "dopri8", "rk4"])
+@pytest.mark.parametrize("method", ["dopri5", "dopri8", "rk4", "adaptive_heun", "fehlberg2"])
 def test_states_and_dense_output_have_gradients(make_net, relative, method, save):
     options = {"steps": 9} if method == "rk4" else {}
     solve = partial(gradients, make_net(), y0=state(5, 4), timed=True, save=save, method=method)
@@ -171,6 +169,27 @@ def test_gradcheck(discrete, method):
     assert torch.autograd.gradcheck(run, (y0, w, *held))
     if method in ("rk4", "dopri5", "fehlberg2"):
         assert torch.autograd.gradgradcheck(run, (y0, w, *held))
+
+
+@pytest.mark.parametrize("method", ["dopri5", "fehlberg2"])
+def test_dense_output_has_second_derivatives(make_net, method):
+    net = make_net()
+
+    def inside(y0, w):
+        solution = fastnode.solve(
+            net,
+            y0,
+            times(0, 0.5),
+            save="dense",
+            args=(w * 1,),
+            adjoint="checkpoint",
+            method=method,
+            **steady(method),
+        )
+        return solution.evaluate(times(0.03, 0.4))
+
+    inputs = state(1, 4).requires_grad_(), torch.full((4,), 1.3).double().requires_grad_()
+    assert torch.autograd.gradgradcheck(inside, inputs)
 
 
 def test_gradcheck_of_complex_tuples(discrete):
