@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -114,11 +115,32 @@ class FixedOptions:
 
 def _even_grid(t: Tensor, step_size: float) -> Tensor:
     """Steps of one size from t[0] on; the last one ends at t[-1] and may be shorter."""
-    start, end = t[:1], t[-1:]
     # In t's own precision 0.3 / 0.1 is 3: no step of the size of a rounding error is left over.
+    code = _CODES.get(t.dtype)
+    if code is not None and not t.requires_grad and not torch.compiler.is_compiling():
+        return torch.frombuffer(_rounded_grid(t.tolist(), step_size, code), dtype=t.dtype)
+    start, end = t[:1], t[-1:]
     steps = ((end - start) / step_size).item()
     offsets = torch.arange(math.ceil(abs(steps)), dtype=t.dtype, device=t.device)
     return torch.cat([offsets * math.copysign(step_size, steps) + start, end])
+
+
+#: Of dtypes whose numbers Python can round to.
+_CODES = {torch.float32: "f", torch.float64: "d"}
+
+
+def _rounded_grid(t: Sequence[float], step_size: float, code: str) -> array[float]:
+    """_even_grid on plain numbers, each result rounded as a tensor of that type would round it: a
+    dozen small ops on tensors cost as much as several evaluations of a small field."""
+
+    def rounded(*numbers: float) -> array[float]:
+        return array(code, numbers)
+
+    size, span = rounded(step_size, t[-1] - t[0])
+    (steps,) = rounded(span / size)
+    signed = math.copysign(size, steps)
+    offsets = rounded(*(i * signed for i in range(math.ceil(abs(steps)))))
+    return rounded(*(offset + t[0] for offset in offsets), t[-1])
 
 
 @dataclass

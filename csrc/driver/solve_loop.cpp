@@ -6,6 +6,7 @@
 
 #include <cstring>
 
+#include "ops/common.h"
 #include "ops/result_pool.h"
 
 namespace fastnode {
@@ -76,7 +77,11 @@ void Outputs::add(const at::Tensor& y) {
   if (graph || !nodes_.empty() || !y.is_cpu()) {
     nodes_.push_back(y);
   } else if (void* out = next(1); y.nbytes() > 0) {
-    std::memcpy(out, y.const_data_ptr(), y.nbytes());
+    const char* from = static_cast<const char*>(y.const_data_ptr());
+    at::parallel_for(0, int64_t(y.nbytes()), kStageGrain * int64_t(y.element_size()),
+                     [&](int64_t begin, int64_t end) {
+                       std::memcpy(static_cast<char*>(out) + begin, from + begin, end - begin);
+                     });
   }
 }
 
