@@ -1,9 +1,9 @@
 """Gradients: time and memory of every adjoint, with the gradient's error in the same row.
 
 The field is Linear - tanh - Linear. Times are of one forward and backward pass against
-torchdiffeq's, interleaved. Memory is the largest resident set of a process of its own above what it
-held before, after a small solve that loads all code; LONG is the interval on which dopri5 at 1e-5
-takes 62 evaluations for the largest size.
+torchdiffeq's, interleaved. Memory, at the largest size, is the largest resident set of a process of
+its own above what it held before, after a small solve that loads all code; LONG is the interval on
+which dopri5 at 1e-5 takes 62 evaluations there.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -68,17 +69,30 @@ def error(name: str, size: tuple[int, int, int], end: float = 1.0) -> float:
     return max(((a.double() - b).norm() / b.norm()).item() for a, b in pairs)
 
 
+@pytest.fixture(scope="module")
+def memory() -> dict[tuple[str, float], float]:
+    """Megabytes by name and interval; two processes at a time, as they do not see each other."""
+    if not sys.platform.startswith("linux"):
+        return {}
+    runs = [(name, 10 * LONG) for name in ("reversible", "revolve(4)")]
+    runs += [(name, LONG) for name in ("torchdiffeq backprop", *ADJOINTS)]
+    with ThreadPoolExecutor(2) as pool:
+        found = dict(zip(runs, pool.map(lambda run: megabytes(*run), runs), strict=True))
+    return dict(sorted(found.items()))
+
+
 @pytest.mark.parametrize(
     ("adjoint", "size"),
     # One sample of a large field: where parameters integrated inside the state cost most.
     [*product(ADJOINTS, SIZES), ("continuous", (512, 512, 1))],
     ids=str,
 )
-def test_time(benchmark, adjoint, size):
+def test_gradient(benchmark, request, adjoint, size):
     state, hidden, batch = size
     field, y0 = Field(state, hidden), initial(state, batch)
     rival = "torchdiffeq adjoint" if adjoint == "continuous" else "torchdiffeq backprop"
     names = [rival] if adjoint == "backprop" else [rival, "backprop"]
+    measured = request.getfixturevalue("memory") if size == LARGEST else {}
     compare(
         benchmark,
         f"gradient, {adjoint}",
@@ -87,6 +101,11 @@ def test_time(benchmark, adjoint, size):
         {name: lambda name=name: gradients(name, field, y0, 1.0) for name in names},
         rounds=3 if size == LARGEST else 10,
         errors={name: error(name, size) for name in (adjoint, *names)},
+        megabytes={
+            f"{name}, t = {end:g}": value
+            for (name, end), value in measured.items()
+            if name in (adjoint, "torchdiffeq backprop")
+        },
     )
 
 
@@ -102,24 +121,6 @@ def megabytes(name: str, end: float) -> float:
         check=True,
     )
     return json.loads(done.stdout)
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("adjoint", ADJOINTS)
-def test_memory(benchmark, adjoint):
-    lengths = [LONG, 10 * LONG] if adjoint in ("revolve(4)", "reversible") else [LONG]
-    found = {end: megabytes(adjoint, end) for end in lengths}
-    rival = megabytes("torchdiffeq backprop", LONG)
-    benchmark.pedantic(lambda: None)
-    benchmark.extra_info.update(
-        subject=f"memory, {adjoint}",
-        case=str(LARGEST),
-        ratios={f"torchdiffeq backprop, t = {end:g}": rival / found[end] for end in lengths},
-        microseconds=0.0,
-        megabytes={f"{end:g}": value for end, value in found.items()},
-        reference_megabytes=rival,
-        errors={adjoint: error(adjoint, LARGEST, LONG)},
-    )
 
 
 def measure(name: str, end: float) -> float:

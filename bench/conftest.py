@@ -41,6 +41,10 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
             ratios += ", evaluations " + "/".join(map(str, row["evaluations"].values()))
         if "share_of_fma_peak" in row:
             ratios += f", {100 * row['share_of_fma_peak']:.0f} % of FMA peak"
+        if "errors" in row:
+            ratios += ", error " + "/".join(f"{x:.1e}" for x in row["errors"].values())
+        if isinstance(row.get("megabytes"), dict):
+            ratios += "".join(f", {name} {x:.0f} MB" for name, x in row["megabytes"].items())
         terminalreporter.write_line(
             f"{row['subject']:<34} {row['case']:<16} {row['microseconds']:>10.1f} us   {ratios}"
         )

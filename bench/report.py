@@ -35,7 +35,8 @@ def shade(ratio: float) -> str:
 def table(rows: list[Row]) -> str:
     """How many times faster we are, a row for each case and a column for each reference."""
     names = list(dict.fromkeys(name for row in rows for name in row.ratios))
-    facts = [name for name in ("evaluations", "errors", "megabytes") if name in rows[0].facts]
+    shown = ("evaluations", "errors", "megabytes")
+    facts = [name for name in shown if any(name in row.facts for row in rows)]
     head = "".join(f"<th>{html.escape(x)}</th>" for x in ["case", "time", *names, *facts])
     lines = []
     for row in rows:
