@@ -25,6 +25,7 @@ from fastnode.sample_solution import sample_solution
 from fastnode.samples import SampleProblem, make_samples, sample_first_step, sample_tolerances
 from fastnode.solution import Solution, Steps
 from fastnode.solve_events import as_events
+from fastnode.tableaus import METHODS
 
 SAVE = ("times", "steps", "dense")
 METHOD_NAMES = (*ADAPTIVE, *FIXED)
@@ -151,35 +152,36 @@ def solve(
             )
             return _solve_samples(ts, samples, options, engine, name, slots, adjoint_params)
         size = _positive("first_step", first_step)
-        if engine in ("auto", "fused"):
-            # Who wants only the errors of steps need not be called for each step.
-            of_errors = getattr(on_step, "take_errors", None)
-            silent = on_step is None or of_errors is not None
-            plain = save == "times" and silent and not (watched or args)
-            if plain and method in ADAPTIVE and name in ("backprop", "none"):
-                solved = fused.solve(
-                    func,
-                    y0,
-                    ts,
-                    ADAPTIVE[method],
-                    rtol,
-                    atol,
-                    control,
-                    size,
-                    max_num_steps,
-                    throw,
-                    engine == "fused",
-                    of_errors is not None,
-                )
-                if solved is not None:
-                    if of_errors is None:
-                        return solved
-                    taken = solved.steps
-                    assert isinstance(taken, Steps)
-                    of_errors(taken)
-                    return replace(solved, steps=replace(taken, error=taken.error.detach()))
-            if engine == "fused":
-                fused.refuse()
+        # Who wants only the errors of steps need not be called for each step.
+        of_errors = getattr(on_step, "take_errors", None)
+        whole = engine in ("auto", "fused") and save == "times" and not (watched or args)
+        if name == "checkpoint":
+            # What the fused engine keeps for gradients are the states at which steps begin.
+            find_params(func, name, adjoint_params)
+            whole = whole and adjoint_params is None
+        whole = whole and name in ("backprop", "checkpoint", "none")
+        if whole and method in ADAPTIVE and (on_step is None or of_errors is not None):
+            solved = fused.solve(
+                func,
+                y0,
+                ts,
+                ADAPTIVE[method],
+                rtol,
+                atol,
+                control,
+                size,
+                max_num_steps,
+                throw,
+                engine == "fused",
+                of_errors is not None,
+            )
+            if solved is not None:
+                if of_errors is None:
+                    return solved
+                taken = solved.steps
+                assert isinstance(taken, Steps)
+                of_errors(taken)
+                return replace(solved, steps=replace(taken, error=taken.error.detach()))
         check_times("ts", ts)
         joint = JointSolve(
             make_problem(func, y0, ts, tuple(args)),
@@ -197,6 +199,14 @@ def solve(
             throw,
             on_step,
         )
+        if whole and on_step is None and method in METHODS and joint.grid:
+            solved = fused.solve_along(
+                func, y0, ts, METHODS[method], joint.grid, max_num_steps, engine == "fused"
+            )
+            if solved is not None:
+                return solved
+        if engine == "fused":
+            fused.refuse()
         return joint.run(name, slots, adjoint_params)
 
 

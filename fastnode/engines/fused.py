@@ -7,7 +7,8 @@ cache. Steps, errors and gradients are those of the native engine up to rounding
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +29,8 @@ LIMITS = (
     "it takes an MLPField or what fastnode.fuse returns, without hooks or callbacks, one tensor of "
     "float32 or float64 on the CPU whose last dimension is the field's, numbers as tolerances and "
     "explicit Runge-Kutta methods, and knows no args, events, stops, norms of the caller's, "
-    "adjoints but backprop or torch.func transforms"
+    "adjoints but backprop and checkpoint, torch.func transforms, or with fixed steps times inside "
+    "of a step"
 )
 
 #: (weight, bias, column of the time or -1) of each layer, number of the activation.
@@ -254,6 +256,42 @@ def solve(
         accepted=edges.numel() - 1,
         rejected=rejected,
         steps=Steps(edges.detach(), errors[1:], stiffness[1:].detach(), None),
+    )
+
+
+def solve_along(
+    func: Any,
+    y0: Any,
+    ts: Tensor,
+    tableau: Tableau,
+    grid: Sequence[Any],
+    max_num_steps: int,
+    forced: bool,
+) -> Solution | None:
+    """fastnode.solve with ``save="times"`` by steps from point to point of ``grid``, or None where
+    this engine does not run it."""
+    found = perceptron(func) if runs_here() and not torch.compiler.is_compiling() else None
+    # Between the ends of steps fastnode.solve has a cubic, for which other engines care.
+    if found is None or not all(type(t) is float for t in grid):
+        return None
+    if not 1 < len(grid) <= max_num_steps + 1 or not set(ts.tolist()) <= set(grid):
+        return None
+    from fastnode.solution import Solution, Steps
+
+    edges = torch.tensor(grid, dtype=torch.float64)
+    result = _run(found, y0, ts, tableau, grid=edges, traced=True, forced=forced)
+    if result is None:
+        return None
+    ys, _, evaluations, _ = result
+    steps, unknown = len(grid) - 1, torch.full((len(grid) - 1,), math.nan, dtype=torch.float64)
+    return Solution(
+        ts=ts,
+        ys=ys,
+        status="finished",
+        nfe=evaluations,
+        accepted=steps,
+        rejected=0,
+        steps=Steps(edges, unknown, unknown.clone(), None),
     )
 
 

@@ -138,7 +138,7 @@ class NeuralODE(_Regularized):
         if ts is None:
             ts = _grid(self.t0, self.t1, 1)
         by_solve = self.regularizer is not None or self.adjoint != "backprop"
-        if by_solve or fusable(self.field, self.method, self.options):
+        if by_solve or fusable(self.field, self.method, self.options, last):
             options = dict(self.options or {})
             if last and self.method in FIXED and "step_size" not in options:
                 options["steps"] = 1

@@ -12,6 +12,7 @@ from fastnode.methods import ADAPTIVE
 from fastnode.regularize import Regularizer
 from fastnode.regularize.base import no_penalty
 from fastnode.solve import solve
+from fastnode.tableaus import METHODS
 
 #: The options of ``odeint`` that ``solve`` knows too.
 OPTIONS = ("first_step", "min_step", "max_step", "max_num_steps", "step_size")
@@ -43,11 +44,16 @@ def check_options(what: str, options: Mapping[str, Any] | None) -> None:
         )
 
 
-def fusable(field: nn.Module, method: str, options: Mapping[str, Any] | None = None) -> bool:
+def fusable(
+    field: nn.Module, method: str, options: Mapping[str, Any] | None = None, last: bool = True
+) -> bool:
     """Whether the fused engine may run a solve: it must see the field itself, not a wrapper that
-    counts evaluations."""
-    declared = hasattr(type(field), "perceptron")
-    return declared and method in ADAPTIVE and set(options or ()) <= set(OPTIONS)
+    counts evaluations. ``last``: the state at the end is all that is asked for."""
+    if not hasattr(type(field), "perceptron") or method not in METHODS:
+        return False
+    # Inside given steps ``odeint`` and ``solve`` interpolate differently.
+    given = set(options or ())
+    return given <= set(OPTIONS) and (method in ADAPTIVE or last or "step_size" not in given)
 
 
 def solve_regularized(
