@@ -2,6 +2,8 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
+#include <ATen/record_function.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -86,7 +88,7 @@ py::object solve(const std::vector<LayerTuple>& layers, int64_t activation, py::
   std::vector<int64_t> layout;
   parameters.reserve(2 * layers.size());
   layout.reserve(2 * layers.size());
-  bool graph = state.requires_grad();
+  bool graph = state.requires_grad() || times.requires_grad();
   for (const auto& [weight, bias, time_column] : layers) {
     for (const py::object& each : {weight, bias}) {
       if (each.is_none()) continue;
@@ -99,8 +101,21 @@ py::object solve(const std::vector<LayerTuple>& layers, int64_t activation, py::
   const std::vector<LayerTensors> read = mlp_layers(parameters, layout);
   std::vector<double> numbers;
   if (!mlp_fits(read, state) || !mlp_times(times, numbers)) return py::none();
-  if (!forced && !mlp_pays(read, state, graph && at::GradMode::is_enabled())) return py::none();
+  graph = graph && at::GradMode::is_enabled();
+  if (!forced && !mlp_pays(read, state, graph)) return py::none();
   if (controller.empty() && at::GradMode::is_enabled() && times.requires_grad()) return py::none();
+  // Modes and profilers see what goes through the dispatcher.
+  if (!graph && !traced && !c10::impl::TorchDispatchModeTLS::any_modes_set() &&
+      !at::hasCallbacks()) {
+    Tensor ys;
+    {
+      const py::gil_scoped_release release;
+      ys = mlp_solve_states(state, times, parameters, layout, activation, method, rtol, atol,
+                            controller, first_step, max_num_steps, counted_anew, grid, perturb,
+                            instructions);
+    }
+    return wrap(ys);
+  }
   MlpResult result;
   {
     const py::gil_scoped_release release;

@@ -1,5 +1,6 @@
 // What the ops of perceptrons take, and what Python tells them.
 #include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
 
 #include <cmath>
 #include <map>
@@ -80,6 +81,52 @@ bool mlp_times(const Tensor& t, std::vector<double>& times) {
   }
   return true;
 }
+
+template <class T>
+double unpack_parameters(const MlpField<T>& field, const std::vector<LayerTensors>& layers,
+                         const T* total, const at::TensorOptions& options,
+                         std::vector<Tensor>* out) {
+  double of_start = 0;
+  for (size_t l = 0; l < layers.size(); ++l) {
+    const Layer<T>& layer = field.layers[l];
+    const int64_t stride = field.row_stride(layer), constants = layer.constants();
+    const int64_t columns = layer.in + (layer.timed ? 1 : 0), place = layers[l].time_column;
+    if (layer.timed) {
+      for (int64_t m = 0; m < layer.out; ++m) {
+        of_start +=
+            double(layer.weights[m * layer.depth()]) * double(total[m * stride + constants - 1]);
+      }
+    }
+    if (out) {
+      const Tensor weight = at::empty({layer.out, columns}, options);
+      T* to = weight.mutable_data_ptr<T>();
+      for (int64_t m = 0; m < layer.out; ++m, to += columns) {
+        const T* const from = total + m * stride;
+        const int64_t before = layer.timed ? place : layer.in;
+        std::copy_n(from + constants, before, to);
+        if (!layer.timed) continue;
+        to[place] = from[0];
+        std::copy_n(from + constants + place, layer.in - place, to + place + 1);
+      }
+      out->push_back(weight);
+      if (layers[l].bias.defined()) {
+        const Tensor bias = at::empty({layer.out}, options);
+        T* const b = bias.mutable_data_ptr<T>();
+        for (int64_t m = 0; m < layer.out; ++m) b[m] = total[m * stride + constants - 1];
+        out->push_back(bias);
+      }
+    }
+    total += layer.out * stride;
+  }
+  return of_start;
+}
+
+template double unpack_parameters<float>(const MlpField<float>&, const std::vector<LayerTensors>&,
+                                         const float*, const at::TensorOptions&,
+                                         std::vector<Tensor>*);
+template double unpack_parameters<double>(const MlpField<double>&, const std::vector<LayerTensors>&,
+                                          const double*, const at::TensorOptions&,
+                                          std::vector<Tensor>*);
 
 namespace {
 

@@ -61,4 +61,11 @@ inline std::vector<LayerTensors> contiguous(const std::vector<LayerTensors>& lay
   return out;
 }
 
+// Gradients of a field's parameters as the caller has them, and the sum over all evaluations of
+// their gradient times the weights of the time: what comes from moving all of them in time.
+template <class T>
+double unpack_parameters(const MlpField<T>& field, const std::vector<LayerTensors>& layers,
+                         const T* total, const at::TensorOptions& options,
+                         std::vector<at::Tensor>* out);
+
 }  // namespace fastnode

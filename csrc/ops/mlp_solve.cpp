@@ -46,12 +46,16 @@ Tensor step_records(const MlpTrace& trace) {
   return out;
 }
 
-MlpResult mlp_solve_cpu(const Tensor& y0, const Tensor& t, at::TensorList parameters,
-                        at::IntArrayRef layout, int64_t activation, c10::string_view method,
-                        double rtol, double atol, at::ArrayRef<double> controller,
-                        optional<double> first_step, int64_t max_num_steps, bool counted_anew,
-                        const optional<Tensor>& grid, bool perturb, bool stiffness, bool keep,
-                        int64_t instructions) {
+struct Run {
+  Tensor ys, kept;
+  MlpTrace trace;
+};
+
+Run run(const Tensor& y0, const Tensor& t, at::TensorList parameters, at::IntArrayRef layout,
+        int64_t activation, std::string_view method, double rtol, double atol,
+        at::ArrayRef<double> controller, optional<double> first_step, int64_t max_num_steps,
+        bool counted_anew, const optional<Tensor>& grid, bool perturb, bool stiffness, bool keep,
+        int64_t instructions) {
   const std::vector<LayerTensors> layers = contiguous(mlp_layers(parameters, layout));
   TORCH_CHECK_VALUE(mlp_fits(layers, y0),
                     "y0 and parameters must be float32 or float64 on the CPU, of one dtype, and "
@@ -114,52 +118,28 @@ MlpResult mlp_solve_cpu(const Tensor& y0, const Tensor& t, at::TensorList parame
     mlp_calls().fail(trace, y0, max_num_steps);
     TORCH_CHECK(false, "a solve ended without a reason");
   }
-  if (!kept.defined()) kept = at::empty(shape, y0.options());
+  if (keep && !kept.defined()) kept = at::empty(shape, y0.options());
+  return {ys, kept, std::move(trace)};
+}
+
+MlpResult mlp_solve_cpu(const Tensor& y0, const Tensor& t, at::TensorList parameters,
+                        at::IntArrayRef layout, int64_t activation, c10::string_view method,
+                        double rtol, double atol, at::ArrayRef<double> controller,
+                        optional<double> first_step, int64_t max_num_steps, bool counted_anew,
+                        const optional<Tensor>& grid, bool perturb, bool stiffness, bool keep,
+                        int64_t instructions) {
+  auto [ys, kept, trace] =
+      run(y0, t, parameters, layout, activation, method, rtol, atol, controller, first_step,
+          max_num_steps, counted_anew, grid, perturb, stiffness, keep, instructions);
+  if (!keep) {
+    std::vector<int64_t> none = y0.sizes().vec();
+    none.insert(none.begin(), {0, controller.empty() ? 1 : 2});
+    kept = at::empty(none, y0.options());
+  }
   const Tensor counts = at::empty({2}, at::kLong);
   counts.mutable_data_ptr<int64_t>()[0] = trace.evaluations;
   counts.mutable_data_ptr<int64_t>()[1] = trace.rejected;
   return {ys, step_records(trace), counts, kept};
-}
-
-// Gradients of a field's parameters as the caller has them, and the sum over all evaluations of
-// their gradient times the weights of the time: what comes from moving all of them in time.
-template <class T>
-double unpack_parameters(const MlpField<T>& field, const std::vector<LayerTensors>& layers,
-                         const T* total, const at::TensorOptions& options,
-                         std::vector<Tensor>* out) {
-  double of_start = 0;
-  for (size_t l = 0; l < layers.size(); ++l) {
-    const Layer<T>& layer = field.layers[l];
-    const int64_t stride = field.row_stride(layer), constants = layer.constants();
-    const int64_t columns = layer.in + (layer.timed ? 1 : 0), place = layers[l].time_column;
-    if (layer.timed) {
-      for (int64_t m = 0; m < layer.out; ++m) {
-        of_start +=
-            double(layer.weights[m * layer.depth()]) * double(total[m * stride + constants - 1]);
-      }
-    }
-    if (out) {
-      const Tensor weight = at::empty({layer.out, columns}, options);
-      T* to = weight.mutable_data_ptr<T>();
-      for (int64_t m = 0; m < layer.out; ++m, to += columns) {
-        const T* const from = total + m * stride;
-        const int64_t before = layer.timed ? place : layer.in;
-        std::copy_n(from + constants, before, to);
-        if (!layer.timed) continue;
-        to[place] = from[0];
-        std::copy_n(from + constants + place, layer.in - place, to + place + 1);
-      }
-      out->push_back(weight);
-      if (layers[l].bias.defined()) {
-        const Tensor bias = at::empty({layer.out}, options);
-        T* const b = bias.mutable_data_ptr<T>();
-        for (int64_t m = 0; m < layer.out; ++m) b[m] = total[m * stride + constants - 1];
-        out->push_back(bias);
-      }
-    }
-    total += layer.out * stride;
-  }
-  return of_start;
 }
 
 MlpGradientTensors mlp_solve_backward_cpu(const optional<Tensor>& of_ys,
@@ -225,6 +205,17 @@ MlpGradientTensors mlp_solve_backward_cpu(const optional<Tensor>& of_ys,
 }
 
 }  // namespace
+
+Tensor mlp_solve_states(const Tensor& y0, const Tensor& t, at::TensorList parameters,
+                        at::IntArrayRef layout, int64_t activation, std::string_view method,
+                        double rtol, double atol, at::ArrayRef<double> controller,
+                        optional<double> first_step, int64_t max_num_steps, bool counted_anew,
+                        const optional<Tensor>& grid, bool perturb, int64_t instructions) {
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return run(y0, t, parameters, layout, activation, method, rtol, atol, controller, first_step,
+             max_num_steps, counted_anew, grid, perturb, false, false, instructions)
+      .ys;
+}
 
 MlpResult call_mlp_solve(const Tensor& y0, const Tensor& t, at::TensorList parameters,
                          at::IntArrayRef layout, int64_t activation, std::string_view method,
