@@ -26,36 +26,31 @@ AdaptiveStepper::AdaptiveStepper(py::object field, std::shared_ptr<const Tableau
       max_num_steps_(max_num_steps),
       stops_(stops.rbegin(), stops.rend()),
       callbacks_(std::move(callbacks)),
-      t_(t),
       end_(end),
       y_(y.contiguous()),
       k_(tableau_->stages.size()) {
-  (*field_)(t_, y_, 0, f_);
-  h_ = controller_.clip(first_step ? *first_step : initial_step());
+  course_.t = t;
+  course_.direction = field_->direction();
+  (*field_)(t, y_, 0, f_);
+  course_.h = controller_.clip(first_step ? *first_step : initial_step());
 }
 
-// fastnode.controllers.initial_step, which gives the source.
 double AdaptiveStepper::initial_step() {
   const c10::NoGradGuard no_grad;
   const at::Tensor y = y_.tensor().detach(), f = f_.detach();
-  const double one = 1, difference[] = {1, -1};
+  const double t = course_.t, one = 1, difference[] = {1, -1};
   const double d0 = norm_(y, y, {y}, {0}, &one), d1 = norm_(y, y, {f}, {0}, &one);
   if (!std::isfinite(d0) || !std::isfinite(d1)) {
-    py::module_::import("fastnode.errors").attr("not_finite_at_start")(t_, wrap(y), wrap(f));
+    py::module_::import("fastnode.errors").attr("not_finite_at_start")(t, wrap(y), wrap(f));
   }
-  double h0 = d0 < 1e-5 || d1 < 1e-5 ? 1e-6 : 0.01 * d0 / d1;
-  h0 = std::min(h0, std::abs(end_ - t_));
-  const double signed_h = std::copysign(h0, end_ - t_);
+  const double h0 = Controller::trial_step(d0, d1, std::abs(end_ - t));
+  const double signed_h = std::copysign(h0, end_ - t);
   Handle trial;
   at::Tensor f1;
   arithmetic_.combine(y, {f}, {0}, &signed_h, trial);
-  (*field_)(t_ + signed_h, trial, 0, f1);
-  const double d2 = norm_(y, y, {f1, f}, {0, 1}, difference) / h0;
-  if (!std::isfinite(d2)) return h0;
-  const double h1 = d1 <= 1e-15 && d2 <= 1e-15
-                        ? std::max(1e-6, h0 * 1e-3)
-                        : std::pow(0.01 / std::max(d1, d2), 1.0 / controller_.order);
-  return std::min(100 * h0, h1);
+  (*field_)(t + signed_h, trial, 0, f1);
+  const double d2 = norm_(y, y, {f1, f}, {0, 1}, difference);
+  return with_power([&](auto power) { return controller_.first_step(h0, d1, d2, power); });
 }
 
 double AdaptiveStepper::norm_of(const at::Tensor& y0, const at::Tensor& y1, const Weights& weights,
@@ -66,54 +61,38 @@ double AdaptiveStepper::norm_of(const at::Tensor& y0, const at::Tensor& y1, cons
 }
 
 void AdaptiveStepper::check_progress() const {
-  const double signed_h = h_ * field_->direction();
-  if (attempts < max_num_steps_ && t_ + signed_h != t_ && !stuck_) return;
+  if (course_.attempts < max_num_steps_ && !blocked(course_)) return;
   py::list slopes;
   for (const at::Tensor& k : k_) {
     if (k.defined()) slopes.append(wrap(k));
   }
   py::module_::import("fastnode.errors")
-      .attr("cannot_continue")(t_, signed_h, attempts, max_num_steps_, ratio_, slopes);
+      .attr("cannot_continue")(course_.t, course_.h * course_.direction, course_.attempts,
+                               max_num_steps_, course_.ratio, slopes);
 }
 
 void AdaptiveStepper::advance() {
   while (true) {
     check_progress();
-    ++attempts;
-    const double limit = stops_.empty() ? end_ : stops_.back().time;
-    const double room = std::abs(limit - t_);
-    const double taken = std::min(h_, room);
-    const double t1 = h_ < room ? t_ + h_ * field_->direction() : limit;
-    const double h = t1 - t_;
-    tell(callbacks_.step, t_, y_.tensor(), h);
+    plan(course_, stops_.empty() ? end_ : stops_.back().time);
+    const double t = course_.t, t1 = course_.t1, h = course_.step;
+    tell(callbacks_.step, t, y_.tensor(), h);
 
     k_.resize(tableau_->stages.size());
     k_[0] = f_;
-    take_stages(*field_, *tableau_, arithmetic_, t_, t1, y_.tensor(), k_, stage_, true);
+    take_stages(*field_, *tableau_, arithmetic_, t, t1, y_.tensor(), k_, stage_, true);
     if (!tableau_->fsal) arithmetic_.combine(y_.tensor(), k_, tableau_->solution, h, stage_);
-    ratio_ = norm_of(y_.tensor(), stage_.tensor(), tableau_->error, h);
-    const double following = controller_.next_step(taken, ratio_, before_, earlier_);
-    if (!controller_.accepts(taken, ratio_)) {
-      tell(callbacks_.reject, t_, y_.tensor(), h);
-      ++rejected;
-      stuck_ = following >= taken;
-      h_ = following;
-      continue;
-    }
-    tell(callbacks_.accept, t_, y_.tensor(), h);
-    earlier_ = before_;
-    before_ = accepted_ratio_ = ratio_;
-    stuck_ = false;
-    // A step cut short says little of what the next one may be.
-    h_ = taken < h_ ? std::max(following, h_) : following;
-    t_before_ = t_;
-    t_ = t1;
+    const double ratio = norm_of(y_.tensor(), stage_.tensor(), tableau_->error, h);
+    const bool accepted = controller_.accepts(course_.taken, ratio);
+    tell(accepted ? callbacks_.accept : callbacks_.reject, t, y_.tensor(), h);
+    with_power([&](auto power) { return settle(course_, controller_, ratio, power); });
+    if (!accepted) continue;
     std::swap(y_before_, y_);
     std::swap(y_, stage_);
     f_ = k_.back();
     if (recording_) keep_record();
-    if (!stops_.empty() && (t_ - stops_.back().time) * field_->direction() >= 0) {
-      if (stops_.back().jump) (*field_)(t_, y_, 1, f_);
+    if (!stops_.empty() && (t1 - stops_.back().time) * field_->direction() >= 0) {
+      if (stops_.back().jump) (*field_)(t1, y_, 1, f_);
       stops_.pop_back();
     }
     return;
@@ -121,8 +100,8 @@ void AdaptiveStepper::advance() {
 }
 
 void AdaptiveStepper::keep_record() {
-  ends.push_back(t_);
-  errors.push_back(accepted_ratio_);
+  ends.push_back(course_.t);
+  errors.push_back(course_.before);
   if (!stiffness_weights_) return;
   const double slopes = rms(k_, stiffness_weights_->slopes);
   // The states differ by h times this: the size of the step cancels.
@@ -131,26 +110,27 @@ void AdaptiveStepper::keep_record() {
 }
 
 Step AdaptiveStepper::last() const {
-  return {field_, tableau_, t_before_, t_, y_before_.tensor(), y_.tensor(), k_, accepted_ratio_};
+  return {field_,      tableau_, course_.t_before, course_.t, y_before_.tensor(),
+          y_.tensor(), k_,       course_.before};
 }
 
 at::Tensor AdaptiveStepper::integrate(const std::vector<double>& times, bool all_together) {
   Outputs& outputs = outputs_.emplace(y_.tensor(), int64_t(times.size()));
   outputs.add(y_.tensor());
   const std::vector<int> stages = dense_stages(*tableau_);
-  const double direction = field_->direction();
+  const double direction = field_->direction(), &t = course_.t, &t0 = course_.t_before;
   for (size_t i = 1; i < times.size();) {
-    if (!all_together) attempts = 0;
-    while ((t_ - times[i]) * direction < 0) advance();
+    if (!all_together) course_.attempts = 0;
+    while ((t - times[i]) * direction < 0) advance();
     std::vector<double> c;
-    for (; i < times.size() && (t_ - times[i]) * direction > 0; ++i) {
-      add_dense_weights(*tableau_, t_before_, t_, times[i], c);
+    for (; i < times.size() && (t - times[i]) * direction > 0; ++i) {
+      add_dense_weights(*tableau_, t0, t, times[i], c);
     }
     if (!c.empty()) {
-      take_further_stages(*field_, *tableau_, arithmetic_, t_before_, t_, y_before_.tensor(), k_);
+      take_further_stages(*field_, *tableau_, arithmetic_, t0, t, y_before_.tensor(), k_);
       outputs.add(arithmetic_, y_before_.tensor(), k_, stages, c);
     }
-    if (i < times.size() && times[i] == t_) {
+    if (i < times.size() && times[i] == t) {
       outputs.add(y_.tensor());
       ++i;
     }

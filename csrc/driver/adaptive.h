@@ -1,8 +1,8 @@
 // The adaptive loop: fastnode.engines.adaptive.AdaptiveStepper, step for step the same.
 #pragma once
 
-#include "driver/controller.h"
 #include "driver/solve_loop.h"
+#include "kernels/rk_control.h"
 
 namespace fastnode {
 
@@ -45,13 +45,15 @@ class AdaptiveStepper {
     stiffness_weights_ = std::move(weights);
   }
 
-  double t() const { return t_; }
+  double t() const { return course_.t; }
   const at::Tensor& y() const { return y_.tensor(); }
   const at::Tensor& f() const { return f_; }
-  double h() const { return h_; }
+  double h() const { return course_.h; }
   int64_t evaluations() const { return field_->evaluations(); }
+  int64_t attempts() const { return course_.attempts; }
+  void set_attempts(int64_t attempts) { course_.attempts = attempts; }
+  int64_t rejected() const { return course_.rejected; }
 
-  int64_t attempts = 0, rejected = 0;
   std::vector<double> ends, errors, stiffness;
 
  private:
@@ -59,6 +61,11 @@ class AdaptiveStepper {
   void keep_record();
   double norm_of(const at::Tensor& y0, const at::Tensor& y1, const Weights& weights, double h);
   void check_progress() const;
+  // Calls f with the power that decides: on a GPU others may decide about the same steps.
+  template <class F>
+  auto with_power(F&& f) const {
+    return y_.tensor().is_cpu() ? f(LibraryPower()) : f(PortablePower());
+  }
 
   std::shared_ptr<Field> field_;
   std::shared_ptr<const Tableau> tableau_;
@@ -69,12 +76,11 @@ class AdaptiveStepper {
   std::vector<Stop> stops_;  // the next one last
   Callbacks callbacks_;
 
-  double t_, end_, h_ = 0, t_before_ = 0;
+  Course course_;
+  double end_;
   Handle y_, y_before_, stage_;
   at::Tensor f_;
   Slopes k_;
-  double before_ = 1, earlier_ = 1, ratio_ = 0, accepted_ratio_ = 0;
-  bool stuck_ = false;
   bool recording_ = false;
   std::optional<StiffnessWeights> stiffness_weights_;
   std::optional<Outputs> outputs_;

@@ -158,8 +158,8 @@ void bind_driver(py::module_& m) {
       .def_property_readonly("f", &AdaptiveStepper::f)
       .def_property_readonly("h", &AdaptiveStepper::h)
       .def_property_readonly("evaluations", &AdaptiveStepper::evaluations)
-      .def_readwrite("attempts", &AdaptiveStepper::attempts)
-      .def_readonly("rejected", &AdaptiveStepper::rejected);
+      .def_property("attempts", &AdaptiveStepper::attempts, &AdaptiveStepper::set_attempts)
+      .def_property_readonly("rejected", &AdaptiveStepper::rejected);
 
   m.def("solve_per_sample", &solve_per_sample);
 

@@ -122,8 +122,7 @@ void PerSampleSolve::initial_steps() {
   times_.resize(rows());
   step_.resize(rows());
   for (int64_t r = 0; r < rows(); ++r) {
-    h0[r] = d0[r] < 1e-5 || d1[r] < 1e-5 ? 1e-6 : 0.01 * d0[r] / d1[r];
-    h0[r] = running_[r] ? std::min(h0[r], std::abs(end_[r] - t_[r])) : 0;
+    h0[r] = running_[r] ? Controller::trial_step(d0[r], d1[r], std::abs(end_[r] - t_[r])) : 0;
     step_[r] = h0[r] * direction_[r];
     times_[r] = t_[r] + step_[r];
     if (running_[r]) ++trace_.nfe[index_[r]];
@@ -133,13 +132,7 @@ void PerSampleSolve::initial_steps() {
   field_(times_, nullptr, stage_, f1);
   norm_rows(y_, y_, {f1, k_[0]}, {{0, 1}, {1.0, -1.0}}, one, rtol_, atol_, d2);
   for (int64_t r = 0; r < rows(); ++r) {
-    d2[r] /= h0[r];
-    h_[r] = h0[r];
-    if (!std::isfinite(d2[r])) continue;
-    const double h1 = d1[r] <= 1e-15 && d2[r] <= 1e-15
-                          ? std::max(1e-6, h0[r] * 1e-3)
-                          : std::pow(0.01 / std::max(d1[r], d2[r]), 1.0 / options_.tableau->order);
-    h_[r] = std::min(100 * h0[r], h1);
+    h_[r] = options_.controller.first_step(h0[r], d1[r], d2[r], LibraryPower());
   }
 }
 

@@ -5,7 +5,7 @@
 #include <memory>
 #include <optional>
 
-#include "driver/controller.h"
+#include "kernels/controller.h"
 #include "driver/failure.h"
 #include "driver/rows.h"
 #include "driver/sample_field.h"

@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "driver/controller.h"
+#include "kernels/controller.h"
 #include "driver/tableau.h"
 #include "fused/mlp_field.h"
 
