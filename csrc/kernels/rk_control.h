@@ -146,6 +146,15 @@ FASTNODE_HD double worse(double so_far, double error) {
   return so_far != so_far || error <= so_far ? so_far : error;
 }
 
+// a b rounded, never part of an fma: so that a GPU's sums after it are those of the C++ loop.
+FASTNODE_HD double rounded_product(double a, double b) {
+#if defined(__CUDA_ARCH__)
+  return __dmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
 // Times of the stages after the first as the field takes them, in the state's type: t + c h, and
 // for c = 1 the number just before t1 on the way (fastnode.problem.VectorField).
 template <class T>
@@ -153,16 +162,6 @@ struct StageTimes {
   double fractions[kMaxTerms];  // c of each stage, the first one's included
   int count;                    // of stages
   T* out;                       // [count] on the device; the first entry is left as it is
-};
-
-// Stages whose weights are h w_j, with h in device memory: what changes from step to step cannot be
-// an argument of a launch that a captured graph repeats.
-template <class T>
-struct StepTerms {
-  const T* k[kMaxTerms];
-  double w[kMaxTerms];
-  const double* h;
-  int count;
 };
 
 // The dense output of a method: y(t + x h) = y + h sum_j p_j(x) k_j, p_j(x) = sum_i a_ji x^(i + 1).
@@ -191,15 +190,23 @@ struct Places {
 // On a CUDA stream; each gives a cudaError_t. `control` and all that is pointed to lie on the
 // device, the structures themselves travel with the launch.
 //
-//     rk_begin          control.course (t, h, direction) is set: plans the first attempt
+//     rk_trial          course.t and direction are set: from the norms d0 of y and d1 of its slope
+//     the
+//                       trial step of Controller::trial_step into course.step, its end into `time`
+//     rk_first          from d1 and the norm of the slopes' difference the first course.h
+//     rk_begin          course.t, h and direction are set: plans the first attempt
 //     rk_step_stage     out = y + h sum_j w_j k_j, bit for bit what rk_stage gives for h w_j
 //     rk_step_error     norm as rk_error's joint one with weights h w_j; `partial` as there
 //     rk_control        the worst of `parts` norms decides; sets times of the next attempt's stages
 //     rk_commit         outputs inside the step just accepted, then y = y1 and f = f1
 //
-// A step is: stages, error, rk_control, rk_commit. A nonzero `conditional` is the handle of a
+// Norms are those of `parts` parts of the state, of which the worst counts. rk_trial and rk_first
+// are for solves that are not told h; a state that is not finite leaves course.h NaN and nothing to
+// run. A step is: stages, error, rk_control, rk_commit. A nonzero `conditional` is the handle of a
 // graph's conditional node (cudaGraphConditionalHandle), which rk_control sets to control.running.
 #define FASTNODE_DECLARE_RK_CONTROL(T)                                                       \
+  int rk_trial_cuda(Control* control, const acc_t<T>* d0, const acc_t<T>* d1, int parts,     \
+                    double end, T* time, void* cuda_stream);                                 \
   int rk_begin_cuda(Control* control, const Span& span, const StageTimes<T>& times,          \
                     void* cuda_stream);                                                      \
   int rk_step_stage_cuda(const T* y, const StepTerms<T>& terms, int64_t numel, T* out,       \
@@ -216,5 +223,12 @@ FASTNODE_DECLARE_RK_CONTROL(double)
 FASTNODE_DECLARE_RK_CONTROL(BFloat16)
 FASTNODE_DECLARE_RK_CONTROL(Half)
 #undef FASTNODE_DECLARE_RK_CONTROL
+
+#define FASTNODE_DECLARE_RK_FIRST(A)                                             \
+  int rk_first_cuda(Control* control, const Controller& controller, const A* d1, \
+                    const A* difference, int parts, void* cuda_stream);
+FASTNODE_DECLARE_RK_FIRST(float)
+FASTNODE_DECLARE_RK_FIRST(double)
+#undef FASTNODE_DECLARE_RK_FIRST
 
 }  // namespace fastnode

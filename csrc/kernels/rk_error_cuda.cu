@@ -1,7 +1,9 @@
 #include <algorithm>
 
 #include "kernels/pack.h"
+#include "kernels/rk_control.h"
 #include "kernels/rk_error.h"
+#include "kernels/rk_rows.h"
 
 namespace fastnode {
 namespace {
@@ -10,7 +12,7 @@ constexpr int kWarp = 32;
 // Rows up to this long are summed by one warp or a part of it, longer ones in pieces of at least
 // this, each by a block.
 constexpr int64_t kShortRow = 1024;
-constexpr int64_t kPiece = 8192;
+constexpr int64_t kPiece = 2048;
 constexpr int64_t kMaxPieces = 4096;
 
 int64_t piece_length(int64_t dim) {
@@ -19,47 +21,79 @@ int64_t piece_length(int64_t dim) {
   return (length + kPiece - 1) / kPiece * kPiece;
 }
 
+// What is measured: sum_j c_j k_j by the same tolerances everywhere, or h times it by those of a
+// row.
+template <class A>
+struct Numbers {
+  A h, rtol, atol;
+};
+
+template <class T, class K>
+struct Joint {
+  using Element = T;
+  const T* y0;
+  const T* y1;
+  K terms;
+  acc_t<T> rtol, atol;
+  bool wide;  // every row starts at a multiple of 16 bytes
+  __device__ Numbers<acc_t<T>> numbers(int64_t) const { return {1, rtol, atol}; }
+};
+
 template <class T>
-struct Step {
+struct ByRow {
+  using Element = T;
   const T* y0;
   const T* y1;
   Terms<T> terms;
-  acc_t<T> rtol, atol;
-  bool wide;  // every row starts at a multiple of 16 bytes
+  const double* h;
+  const double* rtol;
+  const double* atol;
+  bool wide;
+  __device__ Numbers<acc_t<T>> numbers(int64_t row) const {
+    using A = acc_t<T>;
+    return {A(h[row]), A(rtol[row]), A(atol[row])};
+  }
 };
 
 template <class A>
-__device__ __forceinline__ A square_of_ratio(A error, A y0, A y1, A rtol, A atol) {
-  const A ratio = over_tolerance(error, y0, y1, rtol, atol);
+__device__ __forceinline__ A square_of_ratio(A error, A y0, A y1, const Numbers<A>& by) {
+  const A ratio = over_tolerance(by.h * error, y0, y1, by.rtol, by.atol);
   return ratio * ratio;
 }
 
-// The squares of the elements [begin, end) that fall to one of `lanes` threads.
-template <class T>
-__device__ double lane_sum(const Step<T>& step, int64_t begin, int64_t end, int lane, int lanes) {
-  using A = acc_t<T>;
+// The squares of the elements [begin, end) of a row that fall to one of `lanes` threads.
+template <class S, class A>
+__device__ double lane_sum(const S& step, const A* c, int64_t row, int64_t begin, int64_t end,
+                           int lane, int lanes) {
+  using T = typename S::Element;
   constexpr int kSize = Pack<T>::kSize;
+  const Numbers<A> by = step.numbers(row);
+  const auto& terms = step.terms;
   A squares = 0;
   int64_t tail = begin;
   if (step.wide) {
     const int64_t last = begin / kSize + (end - begin) / kSize;
     for (int64_t p = begin / kSize + lane; p < last; p += lanes) {
       A error[kSize] = {};
-      add_packs(error, step.terms, p);
+      add_packs<T>(error, terms.k, c, terms.count, p);
       const Pack<T> y0 = load_pack(step.y0, p), y1 = load_pack(step.y1, p);
 #pragma unroll
       for (int i = 0; i < kSize; ++i) {
-        squares += square_of_ratio(error[i], A(load(y0.values[i])), A(load(y1.values[i])),
-                                   step.rtol, step.atol);
+        squares += square_of_ratio(error[i], A(load(y0.values[i])), A(load(y1.values[i])), by);
       }
     }
     tail = last * kSize;
   }
   for (int64_t i = tail + lane; i < end; i += lanes) {
-    squares += square_of_ratio(add_elements<T>(0, step.terms, i), A(load(step.y0[i])),
-                               A(load(step.y1[i])), step.rtol, step.atol);
+    squares += square_of_ratio(add_elements<T>(0, terms.k, c, terms.count, i), A(load(step.y0[i])),
+                               A(load(step.y1[i])), by);
   }
   return double(squares);
+}
+
+template <class A>
+__device__ __forceinline__ A root_mean(double sum, int64_t dim) {
+  return A(sqrt(sum / double(dim > 0 ? dim : 1)));
 }
 
 // Over groups of `width` threads of a warp, in one order; the first of each group has the sum.
@@ -84,31 +118,39 @@ __device__ __forceinline__ double block_sum(double value) {
 }
 
 // `width` threads a row, a power of two up to a warp.
-template <class T>
+template <class S, class A>
 __global__ void __launch_bounds__(kThreads)
-    short_rows_kernel(Step<T> step, int64_t rows, int64_t dim, int width, acc_t<T>* norm) {
+    short_rows_kernel(const __grid_constant__ S step, int64_t rows, int64_t dim, int width,
+                      A* norm) {
+  const A* c = weights_of(step.terms);
   const int lane = threadIdx.x % width;
   const int64_t here = kThreads / width;
   // All threads of a warp take part in each sum, those past the last row with nothing.
   for (int64_t base = blockIdx.x * here; base < rows; base += gridDim.x * here) {
     const int64_t row = base + threadIdx.x / width;
-    double sum = row < rows ? lane_sum(step, row * dim, (row + 1) * dim, lane, width) : 0.0;
+    double sum = row < rows ? lane_sum(step, c, row, row * dim, (row + 1) * dim, lane, width) : 0.0;
     sum = group_sum(sum, width);
-    if (lane == 0 && row < rows) norm[row] = acc_t<T>(sqrt(sum / double(dim > 0 ? dim : 1)));
+    if (lane == 0 && row < rows) norm[row] = root_mean<A>(sum, dim);
   }
 }
 
-// One block a piece of a row.
-template <class T>
+// One block a piece of a row. A row of one piece is finished at once.
+template <class S, class A>
 __global__ void __launch_bounds__(kThreads)
-    pieces_kernel(Step<T> step, int64_t rows, int64_t dim, int64_t length, int64_t pieces,
-                  double* partial) {
+    pieces_kernel(const __grid_constant__ S step, int64_t rows, int64_t dim, int64_t length,
+                  int64_t pieces, double* partial, A* norm) {
+  const A* c = weights_of(step.terms);
   for (int64_t item = blockIdx.x; item < rows * pieces; item += gridDim.x) {
-    const int64_t stop = (item / pieces + 1) * dim;
-    const int64_t begin = item / pieces * dim + item % pieces * length;
+    const int64_t row = item / pieces, stop = (row + 1) * dim;
+    const int64_t begin = row * dim + item % pieces * length;
     const int64_t end = begin + length < stop ? begin + length : stop;
-    const double sum = block_sum(lane_sum(step, begin, end, int(threadIdx.x), kThreads));
-    if (threadIdx.x == 0) partial[item] = sum;
+    const double sum = block_sum(lane_sum(step, c, row, begin, end, int(threadIdx.x), kThreads));
+    if (threadIdx.x != 0) continue;
+    if (pieces == 1) {
+      norm[row] = root_mean<A>(sum, dim);
+    } else {
+      partial[item] = sum;
+    }
   }
 }
 
@@ -119,31 +161,30 @@ __global__ void __launch_bounds__(kThreads)
     double sum = 0;
     for (int64_t i = threadIdx.x; i < pieces; i += kThreads) sum += partial[row * pieces + i];
     sum = block_sum(sum);
-    if (threadIdx.x == 0) norm[row] = A(sqrt(sum / double(dim)));
+    if (threadIdx.x == 0) norm[row] = root_mean<A>(sum, dim);
   }
 }
 
-template <class T>
-int launch(const T* y0, const T* y1, const Terms<T>& terms, acc_t<T> rtol, acc_t<T> atol,
-           int64_t rows, int64_t dim, acc_t<T>* norm, double* partial, void* cuda_stream) {
+template <class S, class A>
+int launch(S step, int64_t rows, int64_t dim, A* norm, double* partial, void* cuda_stream) {
+  constexpr int kSize = Pack<typename S::Element>::kSize;
   if (rows == 0) return cudaSuccess;
   const cudaStream_t stream = static_cast<cudaStream_t>(cuda_stream);
-  const bool wide =
-      aligned(y0) && aligned(y1) && all_aligned(terms) && (rows == 1 || dim % Pack<T>::kSize == 0);
-  const Step<T> step{y0, y1, terms, rtol, atol, wide};
+  step.wide = aligned(step.y0) && aligned(step.y1) && all_aligned(step.terms) &&
+              (rows == 1 || dim % kSize == 0);
   if (dim <= kShortRow) {
-    const int64_t items = wide ? (dim + Pack<T>::kSize - 1) / Pack<T>::kSize : dim;
+    const int64_t items = step.wide ? (dim + kSize - 1) / kSize : dim;
     int width = 1;
     while (width < kWarp && width < items) width *= 2;
-    short_rows_kernel<T>
-        <<<blocks_for(rows * width), kThreads, 0, stream>>>(step, rows, dim, width, norm);
+    short_rows_kernel<<<blocks_for(rows * width), kThreads, 0, stream>>>(step, rows, dim, width,
+                                                                         norm);
     return cudaGetLastError();
   }
   const int64_t length = piece_length(dim), pieces = (dim + length - 1) / length;
-  pieces_kernel<T><<<int(std::min(rows * pieces, kMaxBlocks)), kThreads, 0, stream>>>(
-      step, rows, dim, length, pieces, partial);
+  pieces_kernel<<<int(std::min(rows * pieces, kMaxBlocks)), kThreads, 0, stream>>>(
+      step, rows, dim, length, pieces, partial, norm);
   const int error = cudaGetLastError();
-  if (error != cudaSuccess) return error;
+  if (error != cudaSuccess || pieces == 1) return error;
   finish_kernel<<<int(std::min(rows, kMaxBlocks)), kThreads, 0, stream>>>(partial, rows, dim,
                                                                           pieces, norm);
   return cudaGetLastError();
@@ -153,15 +194,28 @@ int launch(const T* y0, const T* y1, const Terms<T>& terms, acc_t<T> rtol, acc_t
 
 int64_t rk_error_cuda_partials(int64_t rows, int64_t dim) {
   if (dim <= kShortRow) return 0;
-  const int64_t length = piece_length(dim);
-  return rows * ((dim + length - 1) / length);
+  const int64_t length = piece_length(dim), pieces = (dim + length - 1) / length;
+  return pieces == 1 ? 0 : rows * pieces;
 }
 
 #define FASTNODE_DEFINE_RK_ERROR(T)                                                                \
   int rk_error_cuda(const T* y0, const T* y1, const Terms<T>& terms, acc_t<T> rtol, acc_t<T> atol, \
                     int64_t rows, int64_t dim, acc_t<T>* norm, double* partial,                    \
                     void* cuda_stream) {                                                           \
-    return launch(y0, y1, terms, rtol, atol, rows, dim, norm, partial, cuda_stream);               \
+    return launch(Joint<T, Terms<T>>{y0, y1, terms, rtol, atol, false}, rows, dim, norm, partial,  \
+                  cuda_stream);                                                                    \
+  }                                                                                                \
+  int rk_step_error_cuda(const T* y0, const T* y1, const StepTerms<T>& terms, acc_t<T> rtol,       \
+                         acc_t<T> atol, int64_t numel, acc_t<T>* norm, double* partial,            \
+                         void* cuda_stream) {                                                      \
+    return launch(Joint<T, StepTerms<T>>{y0, y1, terms, rtol, atol, false}, 1, numel, norm,        \
+                  partial, cuda_stream);                                                           \
+  }                                                                                                \
+  int rk_error_rows_cuda(const T* y0, const T* y1, const Terms<T>& terms, const double* h,         \
+                         const double* rtol, const double* atol, int64_t rows, int64_t dim,        \
+                         acc_t<T>* norm, double* partial, void* cuda_stream) {                     \
+    return launch(ByRow<T>{y0, y1, terms, h, rtol, atol, false}, rows, dim, norm, partial,         \
+                  cuda_stream);                                                                    \
   }
 FASTNODE_DEFINE_RK_ERROR(float)
 FASTNODE_DEFINE_RK_ERROR(double)

@@ -1,43 +1,41 @@
 #include "kernels/pack.h"
+#include "kernels/rk_control.h"
 #include "kernels/rk_stage.h"
 
 namespace fastnode {
 namespace {
 
-template <class T>
-__device__ Pack<T> stage_pack(const T* y, const Terms<T>& terms, int64_t p) {
-  Pack<T> pack = load_pack(y, p);
-  acc_t<T> sum[Pack<T>::kSize];
-#pragma unroll
-  for (int i = 0; i < Pack<T>::kSize; ++i) sum[i] = load(pack.values[i]);
-  add_packs(sum, terms, p);
-#pragma unroll
-  for (int i = 0; i < Pack<T>::kSize; ++i) pack.values[i] = store<T>(sum[i]);
-  return pack;
-}
-
 // The first `packs` packs by wide access, the rest element by element.
-template <class T>
+template <class T, class K>
 __global__ void __launch_bounds__(kThreads)
-    rk_stage_kernel(const T* __restrict__ y, Terms<T> terms, int64_t packs, int64_t numel,
-                    T* __restrict__ out) {
+    rk_stage_kernel(const T* __restrict__ y, const __grid_constant__ K terms, int64_t packs,
+                    int64_t numel, T* __restrict__ out) {
+  constexpr int kSize = Pack<T>::kSize;
+  const acc_t<T>* c = weights_of(terms);
   const int64_t first = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t stride = int64_t(gridDim.x) * kThreads;
   for (int64_t p = first; p < packs; p += stride) {
-    reinterpret_cast<Pack<T>*>(out)[p] = stage_pack(y, terms, p);
+    Pack<T> pack = load_pack(y, p);
+    acc_t<T> sum[kSize];
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) sum[i] = load(pack.values[i]);
+    add_packs<T>(sum, terms.k, c, terms.count, p);
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) pack.values[i] = store<T>(sum[i]);
+    reinterpret_cast<Pack<T>*>(out)[p] = pack;
   }
-  for (int64_t i = packs * Pack<T>::kSize + first; i < numel; i += stride) {
-    out[i] = store<T>(add_elements<T>(load(y[i]), terms, i));
+  for (int64_t i = packs * kSize + first; i < numel; i += stride) {
+    out[i] = store<T>(add_elements<T>(load(y[i]), terms.k, c, terms.count, i));
   }
 }
 
-template <class T>
-int launch(const T* y, const Terms<T>& terms, int64_t numel, T* out, void* cuda_stream) {
+template <class T, class K>
+int launch(const T* y, const K& terms, int64_t numel, T* out, void* cuda_stream) {
   if (numel == 0) return cudaSuccess;
   const bool wide = aligned(y) && aligned(out) && all_aligned(terms);
   const int64_t packs = wide ? numel / Pack<T>::kSize : 0;
   const int blocks = blocks_for(packs > 0 ? packs : numel);
-  rk_stage_kernel<T><<<blocks, kThreads, 0, static_cast<cudaStream_t>(cuda_stream)>>>(
+  rk_stage_kernel<T, K><<<blocks, kThreads, 0, static_cast<cudaStream_t>(cuda_stream)>>>(
       y, terms, packs, numel, out);
   return cudaGetLastError();
 }
@@ -46,6 +44,10 @@ int launch(const T* y, const Terms<T>& terms, int64_t numel, T* out, void* cuda_
 
 #define FASTNODE_DEFINE_RK_STAGE(T)                                                                \
   int rk_stage_cuda(const T* y, const Terms<T>& terms, int64_t numel, T* out, void* cuda_stream) { \
+    return launch(y, terms, numel, out, cuda_stream);                                              \
+  }                                                                                                \
+  int rk_step_stage_cuda(const T* y, const StepTerms<T>& terms, int64_t numel, T* out,             \
+                         void* cuda_stream) {                                                      \
     return launch(y, terms, numel, out, cuda_stream);                                              \
   }
 FASTNODE_DEFINE_RK_STAGE(float)

@@ -15,6 +15,16 @@ struct Terms {
   int count;
 };
 
+// Stages whose weights are h w_j, with h in device memory: what changes from step to step cannot be
+// an argument of a launch that a captured graph repeats.
+template <class T>
+struct StepTerms {
+  const T* k[kMaxTerms];
+  double w[kMaxTerms];
+  const double* h;
+  int count;
+};
+
 template <class A>
 FASTNODE_HD A add_term(A sum, A c, A k) {
   return sum + c * k;

@@ -1,0 +1,234 @@
+#include <type_traits>
+
+#include "kernels/pack.h"
+#include "kernels/rk_control.h"
+
+namespace fastnode {
+namespace {
+
+// One warp decides: its first thread, and then a stage's time each.
+constexpr int kWarp = 32;
+static_assert(kMaxTerms <= kWarp);
+
+// The number of T next to x on the way to the direction's infinity.
+template <class T>
+__device__ T next_number(T x, double direction) {
+  using Bits = std::conditional_t<sizeof(T) == 8, uint64_t,
+                                  std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>>;
+  constexpr Bits kSign = Bits(Bits(1) << (8 * sizeof(T) - 1));
+  const acc_t<T> value = load(x);
+  if (value != value || value - value != 0) return x;
+  Bits bits = bit_cast<Bits>(x);
+  if (value == 0) {
+    bits = direction < 0 ? Bits(kSign | 1) : Bits(1);
+  } else {
+    // A number's bits grow with its size.
+    bits = Bits((value > 0) == (direction > 0) ? bits + 1 : bits - 1);
+  }
+  return bit_cast<T>(bits);
+}
+
+template <class T>
+__device__ T as_time(double t) {
+  return store<T>(acc_t<T>(t));
+}
+
+template <class T>
+__device__ void set_times(const Course& course, const StageTimes<T>& times) {
+  const int i = threadIdx.x;
+  if (i == 0 || i >= times.count) return;
+  const double c = times.fractions[i];
+  times.out[i] = c == 1 ? next_number(as_time<T>(course.t1), -course.direction)
+                        : as_time<T>(course.t + rounded_product(c, course.step));
+}
+
+template <class A>
+__device__ double worst(const A* norms, int parts) {
+  double so_far = 0;
+  for (int i = 0; i < parts; ++i) so_far = worse(so_far, double(norms[i]));
+  return so_far;
+}
+
+template <class T>
+__global__ void rk_trial_kernel(Control* control, const acc_t<T>* d0, const acc_t<T>* d1, int parts,
+                                double end, T* time) {
+  Course& course = control->course;
+  const double size = worst(d0, parts), slope = worst(d1, parts);
+  const double span = std::abs(end - course.t);
+  course.taken = Controller::trial_step(size, slope, span);
+  course.step = course.direction * course.taken;
+  course.stuck = !(finite(size) && finite(slope));
+  *time = as_time<T>(course.t + course.step);
+}
+
+template <class A>
+__global__ void rk_first_kernel(Control* control, const __grid_constant__ Controller controller,
+                                const A* d1, const A* difference, int parts) {
+  Course& course = control->course;
+  const double h = controller.first_step(course.taken, worst(d1, parts), worst(difference, parts),
+                                         PortablePower());
+  course.h = course.stuck ? bit_cast<double>(0x7FF8000000000000ull) : controller.clip(h);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kWarp)
+    rk_begin_kernel(Control* control, const __grid_constant__ Span span,
+                    const __grid_constant__ StageTimes<T> times) {
+  if (threadIdx.x == 0) {
+    control->made = control->next;
+    control->moved = false;
+    prepare(*control, span);
+  }
+  __syncwarp();
+  set_times(control->course, times);
+}
+
+template <class T, bool Conditional>
+__global__ void __launch_bounds__(kWarp)
+    rk_control_kernel(Control* control, const __grid_constant__ Span span, const acc_t<T>* norms,
+                      int parts, const __grid_constant__ StageTimes<T> times,
+                      uint64_t conditional) {
+  if (threadIdx.x == 0) {
+    Control here = *control;
+    conclude(here, span, worst(norms, parts));
+    *control = here;
+#if CUDART_VERSION >= 12040
+    if constexpr (Conditional) cudaGraphSetConditional(conditional, here.running ? 1 : 0);
+#endif
+  }
+  __syncwarp();
+  set_times(control->course, times);
+}
+
+// Each thread has the same elements from beginning to end: y and f are overwritten when all that is
+// made of them is there.
+template <int Size, class T>
+__global__ void __launch_bounds__(kThreads)
+    rk_commit_kernel(const Control* control, const double* outputs,
+                     const __grid_constant__ DenseTerms<T> dense,
+                     const __grid_constant__ Places<T> places) {
+  using A = acc_t<T>;
+  using Elements = Items<Size, T>;
+  if (!control->moved) return;
+  __shared__ A weights[kMaxTerms];
+  const int64_t numel = places.numel;
+  const int64_t first = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * Size;
+  const int64_t stride = int64_t(gridDim.x) * kThreads * Size;
+  const double t0 = control->course.t_before, t1 = control->course.t, h = t1 - t0;
+  if (places.starts != nullptr) {
+    T* start = places.starts + (control->noted - 1) * numel;
+    for (int64_t i = first; i < numel; i += stride) {
+      Elements::put(start, i, Elements::read(places.y, i));
+    }
+  }
+  const int64_t next = control->next;
+  for (int64_t slot = control->made; slot < next; ++slot) {
+    T* out = places.outputs + slot * numel;
+    const double time = outputs[slot];
+    if (time == t1) {
+      for (int64_t i = first; i < numel; i += stride) {
+        Elements::put(out, i, Elements::read(places.y1, i));
+      }
+      continue;
+    }
+    __syncthreads();
+    const int j = threadIdx.x;
+    if (j < dense.count) {
+      const double x = (time - t0) / h;
+      double total = 0;
+      for (int p = dense.degree - 1; p >= 0; --p) total = rounded_product(total + dense.a[j][p], x);
+      weights[j] = A(h * total);
+    }
+    __syncthreads();
+    for (int64_t i = first; i < numel; i += stride) {
+      Elements items;
+      items.set(places.y, i);
+#pragma unroll 4
+      for (int k = 0; k < dense.count; ++k) items.add(weights[k], dense.k[k], i);
+      items.write(out, i);
+    }
+  }
+  for (int64_t i = first; i < numel; i += stride) {
+    const auto y1 = Elements::read(places.y1, i);
+    const auto f1 = Elements::read(places.f1, i);
+    Elements::put(places.y, i, y1);
+    Elements::put(places.f, i, f1);
+  }
+}
+
+cudaStream_t stream_of(void* cuda_stream) { return static_cast<cudaStream_t>(cuda_stream); }
+
+template <class T>
+int control_step(Control* control, const Span& span, const acc_t<T>* norms, int parts,
+                 const StageTimes<T>& times, uint64_t conditional, void* cuda_stream) {
+  if (conditional == 0) {
+    rk_control_kernel<T, false>
+        <<<1, kWarp, 0, stream_of(cuda_stream)>>>(control, span, norms, parts, times, 0);
+    return cudaGetLastError();
+  }
+#if CUDART_VERSION >= 12040
+  rk_control_kernel<T, true>
+      <<<1, kWarp, 0, stream_of(cuda_stream)>>>(control, span, norms, parts, times, conditional);
+  return cudaGetLastError();
+#else
+  return cudaErrorNotSupported;
+#endif
+}
+
+template <class T>
+int commit(const Control* control, const Span& span, const DenseTerms<T>& dense,
+           const Places<T>& places, void* cuda_stream) {
+  constexpr int kSize = Pack<T>::kSize;
+  const Places<T>& p = places;
+  if (p.numel == 0) return cudaSuccess;
+  const bool wide = p.numel % kSize == 0 && aligned(p.y) && aligned(p.f) && aligned(p.y1) &&
+                    aligned(p.f1) && aligned(p.outputs) && aligned(p.starts) && all_aligned(dense);
+  if (wide) {
+    rk_commit_kernel<kSize><<<blocks_for(p.numel / kSize), kThreads, 0, stream_of(cuda_stream)>>>(
+        control, span.outputs, dense, places);
+  } else {
+    rk_commit_kernel<1><<<blocks_for(p.numel), kThreads, 0, stream_of(cuda_stream)>>>(
+        control, span.outputs, dense, places);
+  }
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+#define FASTNODE_DEFINE_RK_CONTROL(T)                                                        \
+  int rk_trial_cuda(Control* control, const acc_t<T>* d0, const acc_t<T>* d1, int parts,     \
+                    double end, T* time, void* cuda_stream) {                                \
+    rk_trial_kernel<<<1, 1, 0, stream_of(cuda_stream)>>>(control, d0, d1, parts, end, time); \
+    return cudaGetLastError();                                                               \
+  }                                                                                          \
+  int rk_begin_cuda(Control* control, const Span& span, const StageTimes<T>& times,          \
+                    void* cuda_stream) {                                                     \
+    rk_begin_kernel<<<1, kWarp, 0, stream_of(cuda_stream)>>>(control, span, times);          \
+    return cudaGetLastError();                                                               \
+  }                                                                                          \
+  int rk_control_cuda(Control* control, const Span& span, const acc_t<T>* norms, int parts,  \
+                      const StageTimes<T>& times, uint64_t conditional, void* cuda_stream) { \
+    return control_step(control, span, norms, parts, times, conditional, cuda_stream);       \
+  }                                                                                          \
+  int rk_commit_cuda(const Control* control, const Span& span, const DenseTerms<T>& dense,   \
+                     const Places<T>& places, void* cuda_stream) {                           \
+    return commit(control, span, dense, places, cuda_stream);                                \
+  }
+FASTNODE_DEFINE_RK_CONTROL(float)
+FASTNODE_DEFINE_RK_CONTROL(double)
+FASTNODE_DEFINE_RK_CONTROL(BFloat16)
+FASTNODE_DEFINE_RK_CONTROL(Half)
+#undef FASTNODE_DEFINE_RK_CONTROL
+
+#define FASTNODE_DEFINE_RK_FIRST(A)                                                           \
+  int rk_first_cuda(Control* control, const Controller& controller, const A* d1,              \
+                    const A* difference, int parts, void* cuda_stream) {                      \
+    rk_first_kernel<<<1, 1, 0, stream_of(cuda_stream)>>>(control, controller, d1, difference, \
+                                                         parts);                              \
+    return cudaGetLastError();                                                                \
+  }
+FASTNODE_DEFINE_RK_FIRST(float)
+FASTNODE_DEFINE_RK_FIRST(double)
+#undef FASTNODE_DEFINE_RK_FIRST
+
+}  // namespace fastnode
