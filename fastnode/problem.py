@@ -98,7 +98,8 @@ class VectorField:
         with torch.no_grad():
             bound = torch.full_like(value, side * self.direction * math.inf)
             shift = torch.nextafter(value, bound) - value
-        return (value + shift).to(self.device)
+        # Without waiting for all that a GPU has to do before.
+        return (value + shift).to(self.device, non_blocking=True)
 
     def _checked(self, name: str, value: Any, shape: torch.Size) -> Tensor:
         if not isinstance(value, Tensor):
@@ -159,7 +160,7 @@ def to_float(t: Time) -> float:
 def time_tensor(t: Time, dtype: torch.dtype, device: torch.device | None) -> Tensor:
     """t as a 0-dim tensor."""
     if isinstance(t, Tensor):
-        return t.to(device=device, dtype=dtype)
+        return t.to(device=device, dtype=dtype, non_blocking=True)
     return torch.full((), t, dtype=dtype, device=device)
 
 

@@ -40,7 +40,7 @@ class Recording:
         self.end = to_float(problem.times[0])
         self.times = [self.end]
         self.errors: list[float] = []
-        self.stiff: list[float] = []
+        self.stiff: list[float | Tensor] = []
         self.states = [problem.y0]
         self.steps: list[Any] = []
         #: Whether ``steps`` are those of the stepper, or others that evaluate their slopes anew.
@@ -74,7 +74,12 @@ class Recording:
         """Whether the stepper can keep by itself all that is asked for, in C++."""
         y = self.problem.y0
         asked = self.save != "times" or self.watch.wanted or self.on_step is not None
-        return y.is_cpu and y.dtype in FLOATING and not asked and hasattr(stepper, "record")
+        return (
+            (y.is_cpu or y.is_cuda)
+            and y.dtype in FLOATING
+            and not asked
+            and hasattr(stepper, "record")
+        )
 
     def _integrate(self, stepper: Any) -> None:
         stepper.record(self.stiffness.weights)
@@ -132,7 +137,7 @@ class Recording:
             steps=Steps(
                 torch.tensor(self.times, dtype=torch.float64),
                 torch.tensor(self.errors, dtype=torch.float64),
-                torch.tensor(self.stiff, dtype=torch.float64),
+                _numbers(self.stiff),
                 layout.unpack(torch.stack(self.states)) if kept else None,
             ),
             events=events,
@@ -176,6 +181,13 @@ class Recording:
     @property
     def shape(self) -> torch.Size:
         return self.problem.y0.shape
+
+
+def _numbers(values: Sequence[float | Tensor]) -> Tensor:
+    """Side by side on the CPU; numbers still on a GPU are waited for once."""
+    if values and isinstance(values[0], Tensor):
+        return torch.stack([torch.as_tensor(x) for x in values]).to("cpu", torch.float64)
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def outside_of(t: Tensor, first: float, last: float, name: str = "t") -> None:

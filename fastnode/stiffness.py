@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fastnode.norms import as_number
+from fastnode.ops.dispatch import transformed
 from fastnode.ops.rk_error import rk_error
 from fastnode.tableaus import Tableau, Weights
 
@@ -60,12 +61,15 @@ class Stiffness:
         return torch.where(slopes == 0, 0.0, slopes / states / self.stability)
 
     @torch.no_grad()
-    def __call__(self, k: Sequence[Tensor]) -> float:
-        """For a state that is solved as one."""
+    def __call__(self, k: Sequence[Tensor]) -> float | Tensor:
+        """For a state that is solved as one; on a GPU a 0-dim tensor, which nothing waits for."""
         if not self.known:
             return math.nan
-        slopes, states = (
-            as_number(rk_error(k[0], k[0], [k[j] for j in w.stages], w.values, 0.0, 1.0))
+        norms = [
+            rk_error(k[0], k[0], [k[j] for j in w.stages], w.values, 0.0, 1.0)
             for w in (self.slopes, self.states)
-        )
+        ]
+        if k[0].is_cuda and not transformed():
+            return torch.where(norms[0] == 0, 0.0, norms[0] / norms[1] / self.stability)
+        slopes, states = map(as_number, norms)
         return slopes and (slopes / states / self.stability if states else math.inf)

@@ -1,5 +1,6 @@
 #include "driver/adaptive.h"
 
+#include <ATen/ops/stack.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -10,6 +11,10 @@ namespace {
 
 void tell(const py::object& callback, double t, const at::Tensor& y, double h) {
   if (!callback.is_none()) callback(t, wrap(y), h);
+}
+
+double stiffness_of(double slopes, double states, double stability) {
+  return slopes == 0 ? 0 : slopes / states / stability;
 }
 
 }  // namespace
@@ -103,10 +108,25 @@ void AdaptiveStepper::keep_record() {
   ends.push_back(course_.t);
   errors.push_back(course_.before);
   if (!stiffness_weights_) return;
-  const double slopes = rms(k_, stiffness_weights_->slopes);
-  // The states differ by h times this: the size of the step cancels.
-  const double states = rms(k_, stiffness_weights_->states);
-  stiffness.push_back(slopes == 0 ? 0 : slopes / states / stiffness_weights_->stability);
+  // The states differ by h times the second norm: the size of the step cancels.
+  const auto& [slopes, states, stability] = *stiffness_weights_;
+  if (!y_.tensor().is_cpu()) {
+    stiffness_norms_.push_back(rms_on_gpu(k_, slopes));
+    stiffness_norms_.push_back(rms_on_gpu(k_, states));
+  } else {
+    stiffness_.push_back(stiffness_of(rms(k_, slopes), rms(k_, states), stability));
+  }
+}
+
+std::vector<double> AdaptiveStepper::stiffness() const {
+  std::vector<double> all = stiffness_;
+  if (stiffness_norms_.empty()) return all;
+  const at::Tensor norms = at::stack(stiffness_norms_).to(at::kCPU, at::kDouble);
+  const double* values = norms.const_data_ptr<double>();
+  for (int64_t i = 0; i < norms.numel(); i += 2) {
+    all.push_back(stiffness_of(values[i], values[i + 1], stiffness_weights_->stability));
+  }
+  return all;
 }
 
 Step AdaptiveStepper::last() const {

@@ -54,7 +54,9 @@ class AdaptiveStepper {
   void set_attempts(int64_t attempts) { course_.attempts = attempts; }
   int64_t rejected() const { return course_.rejected; }
 
-  std::vector<double> ends, errors, stiffness;
+  std::vector<double> ends, errors;
+  // Of each step recorded; on a GPU this waits for it.
+  std::vector<double> stiffness() const;
 
  private:
   double initial_step();
@@ -83,6 +85,9 @@ class AdaptiveStepper {
   Slopes k_;
   bool recording_ = false;
   std::optional<StiffnessWeights> stiffness_weights_;
+  std::vector<double> stiffness_;
+  // On a GPU two norms a step, which are read in the end.
+  std::vector<at::Tensor> stiffness_norms_;
   std::optional<Outputs> outputs_;
 };
 

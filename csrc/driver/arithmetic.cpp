@@ -3,6 +3,8 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/max.h>
+#include <ATen/ops/stack.h>
 #include <ATen/ops/view_as_complex.h>
 #include <ATen/ops/view_as_real.h>
 #include <torch/csrc/utils/pybind.h>
@@ -49,12 +51,26 @@ at::Tensor call_rk_dense(const at::Tensor& y, at::TensorList k, const at::Tensor
   return op.call(y, k, c);
 }
 
+at::Tensor call_rk_error(const at::Tensor& y0, const at::Tensor& y1, at::TensorList k,
+                         at::ArrayRef<double> c, double rtol, double atol) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("fastnode::rk_error", "")
+                             .typed<at::Tensor(const at::Tensor&, const at::Tensor&, at::TensorList,
+                                               at::ArrayRef<double>, double, double, bool)>();
+  return op.call(y0, y1, k, c, rtol, atol, false);
+}
+
+c10::SmallVector<at::Tensor, 16> chosen_of(const Slopes& k, const std::vector<int>& stages) {
+  c10::SmallVector<at::Tensor, 16> chosen;
+  for (int stage : stages) chosen.push_back(k[stage]);
+  return chosen;
+}
+
 // Calls an op of (y, stages). They take real numbers; weights are real, so a complex state is two
 // real ones.
 template <class Op>
 at::Tensor by_op(const at::Tensor& y, const Slopes& k, const std::vector<int>& stages, Op op) {
-  c10::SmallVector<at::Tensor, 16> chosen;
-  for (int stage : stages) chosen.push_back(k[stage]);
+  c10::SmallVector<at::Tensor, 16> chosen = chosen_of(k, stages);
   if (!y.is_complex()) return op(y, chosen);
   for (at::Tensor& each : chosen) each = at::view_as_real(each.resolve_conj());
   return at::view_as_complex(op(at::view_as_real(y.resolve_conj()), chosen));
@@ -73,6 +89,11 @@ double rms(const Slopes& k, const Weights& weights) {
     norm = error_norm(any, any, terms, 0.0, 1.0, 0, k[0].numel());
   });
   return norm;
+}
+
+at::Tensor rms_on_gpu(const Slopes& k, const Weights& weights) {
+  const at::NoGradGuard no_grad;
+  return call_rk_error(k[0], k[0], chosen_of(k, weights.stages), weights.values, 0.0, 1.0);
 }
 
 WithoutGil::WithoutGil(int64_t elements)
@@ -161,23 +182,19 @@ ErrorNorm::ErrorNorm(py::object norm, const at::Tensor& like, const Layout& layo
       beside_(py::getattr(norm, "beside", py::none())),
       on_memory_(like.is_cpu() && kernels_take(like.scalar_type()) &&
                  norm.attr("plain").cast<bool>()),
+      on_gpu_(like.is_cuda() && kernels_take(like.scalar_type()) &&
+              norm.attr("plain").cast<bool>()),
       dtype_(like.scalar_type()),
       sizes_(layout.sizes) {
   if (!layout.is_tuple) sizes_ = {like.numel()};
-  if (on_memory_) {
+  if (on_memory_ || on_gpu_) {
     rtol_ = norm.attr("rtol").cast<std::vector<double>>();
     atol_ = norm.attr("atol").cast<std::vector<double>>();
   }
 }
 
-double ErrorNorm::operator()(const at::Tensor& y0, const at::Tensor& y1, const Slopes& k,
-                             const std::vector<int>& stages, const double* c) const {
-  if (!on_memory_) {
-    py::list slopes;
-    for (int stage : stages) slopes.append(wrap(k[stage]));
-    const std::vector<double> weights(c, c + stages.size());
-    return norm_(wrap(y0), wrap(y1), slopes, weights).cast<double>();
-  }
+double ErrorNorm::on_memory(const at::Tensor& y0, const at::Tensor& y1, const Slopes& k,
+                            const std::vector<int>& stages, const double* c) const {
   double largest = 0;
   dispatch_floating(dtype_, "error norm", [&]<class T>(T*) {
     const Terms<T> terms = terms_of<T>(k, stages, c);
@@ -193,6 +210,41 @@ double ErrorNorm::operator()(const at::Tensor& y0, const at::Tensor& y1, const S
       offset += sizes_[part];
     }
   });
+  return largest;
+}
+
+double ErrorNorm::on_gpu(const at::Tensor& y0, const at::Tensor& y1, const Slopes& k,
+                         const std::vector<int>& stages, const double* c) const {
+  const at::NoGradGuard no_grad;
+  const c10::SmallVector<at::Tensor, 16> chosen = chosen_of(k, stages);
+  const at::ArrayRef<double> weights(c, stages.size());
+  std::vector<at::Tensor> norms;
+  int64_t offset = 0;
+  for (size_t part = 0; part < sizes_.size(); ++part) {
+    const auto of_part = [&](const at::Tensor& x) {
+      return sizes_.size() == 1 ? x : x.narrow(-1, offset, sizes_[part]);
+    };
+    c10::SmallVector<at::Tensor, 16> slopes;
+    for (const at::Tensor& each : chosen) slopes.push_back(of_part(each));
+    norms.push_back(
+        call_rk_error(of_part(y0), of_part(y1), slopes, weights, rtol_[part], atol_[part]));
+    offset += sizes_[part];
+  }
+  const at::Tensor largest = norms.size() == 1 ? norms[0] : at::max(at::stack(norms));
+  // Other Python threads may run while the GPU is waited for.
+  const py::gil_scoped_release release;
+  return largest.item<double>();
+}
+
+double ErrorNorm::operator()(const at::Tensor& y0, const at::Tensor& y1, const Slopes& k,
+                             const std::vector<int>& stages, const double* c) const {
+  if (!on_memory_ && !on_gpu_) {
+    py::list slopes;
+    for (int stage : stages) slopes.append(wrap(k[stage]));
+    const std::vector<double> weights(c, c + stages.size());
+    return norm_(wrap(y0), wrap(y1), slopes, weights).cast<double>();
+  }
+  double largest = on_memory_ ? on_memory(y0, y1, k, stages, c) : on_gpu(y0, y1, k, stages, c);
   if (!beside_.is_none()) {
     const double other = beside_().cast<double>();
     if (!(other <= largest)) largest = other;

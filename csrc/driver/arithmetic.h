@@ -42,23 +42,30 @@ class Arithmetic {
 class ErrorNorm {
  public:
   // `norm` is a fastnode.norms.ErrorNorm, which is called where tolerances are tensors, the norm is
-  // the caller's own, or the state is not in this machine's memory. Where it has a function
-  // `beside`, what that returns is measured too.
+  // the caller's own, or no kernel takes the state. Where it has a function `beside`, what that
+  // returns is measured too. A state on a GPU is waited for once.
   ErrorNorm(py::object norm, const at::Tensor& like, const Layout& layout);
 
   double operator()(const at::Tensor& y0, const at::Tensor& y1, const Slopes& k,
                     const std::vector<int>& stages, const double* c) const;
 
  private:
+  double on_memory(const at::Tensor& y0, const at::Tensor& y1, const Slopes& k,
+                   const std::vector<int>& stages, const double* c) const;
+  double on_gpu(const at::Tensor& y0, const at::Tensor& y1, const Slopes& k,
+                const std::vector<int>& stages, const double* c) const;
+
   py::object norm_, beside_;
-  bool on_memory_;
+  bool on_memory_, on_gpu_;
   at::ScalarType dtype_;
   std::vector<int64_t> sizes_;
   std::vector<double> rtol_, atol_;
 };
 
-// sqrt(mean((sum_j w_j k_j)^2)) over the whole state, in this machine's memory.
+// sqrt(mean((sum_j w_j k_j)^2)) over the whole state, in this machine's memory; on a GPU as a
+// tensor.
 double rms(const Slopes& k, const Weights& weights);
+at::Tensor rms_on_gpu(const Slopes& k, const Weights& weights);
 
 // Lets other Python threads run while a kernel works on many elements.
 class WithoutGil {

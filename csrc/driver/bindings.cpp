@@ -152,7 +152,7 @@ void bind_driver(py::module_& m) {
            })
       .def_readonly("ends", &AdaptiveStepper::ends)
       .def_readonly("errors", &AdaptiveStepper::errors)
-      .def_readonly("stiffness", &AdaptiveStepper::stiffness)
+      .def_property_readonly("stiffness", &AdaptiveStepper::stiffness)
       .def_property_readonly("t", &AdaptiveStepper::t)
       .def_property_readonly("y", &AdaptiveStepper::y)
       .def_property_readonly("f", &AdaptiveStepper::f)

@@ -67,9 +67,22 @@ PyObject* Field::time(double t, int side) {
     *time_.writable(time_like_).mutable_data_ptr<double>() = side ? std::nextafter(t, towards) : t;
   } else {
     const auto options = time_like_.options();
-    at::Tensor value = at::full({}, t, options);
-    if (side) value = value.nextafter(at::full({}, towards, options));
-    time_ = Handle(value.to(like_.device()));
+    const auto rounded = [&](double number) { return at::full({}, number, options); };
+    at::Tensor value;
+    double number = t;
+    if (like_.is_cpu() || !(dtype == at::kFloat || dtype == at::kDouble)) {
+      value = rounded(t);
+      if (side) value = value.nextafter(rounded(towards));
+    } else if (side) {
+      number = dtype == at::kDouble ? std::nextafter(t, towards)
+                                    : std::nextafter(float(t), float(towards));
+    }
+    if (!like_.is_cpu()) {
+      // Filled on the device: a copy to it would wait for all that it has to do before.
+      if (value.defined()) number = value.item<double>();
+      value = at::full({}, number, options.device(like_.device()));
+    }
+    time_ = Handle(std::move(value));
   }
   return time_.argument(Layout{});
 }

@@ -5,10 +5,10 @@
 #include <memory>
 #include <optional>
 
-#include "kernels/controller.h"
 #include "driver/failure.h"
 #include "driver/rows.h"
 #include "driver/sample_field.h"
+#include "kernels/controller.h"
 
 namespace fastnode {
 

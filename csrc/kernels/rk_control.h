@@ -122,12 +122,13 @@ FASTNODE_HD void prepare(Control& control, const Span& span) {
 }
 
 // After an attempt whose error came out as `ratio` tolerances.
-FASTNODE_HD void conclude(Control& control, const Span& span, double ratio) {
+template <class Power = PortablePower>
+FASTNODE_HD void conclude(Control& control, const Span& span, double ratio, Power power = {}) {
   Course& course = control.course;
   control.made = control.next;
   control.moved = false;
   if (!control.running) return;
-  control.moved = settle(course, span.controller, ratio, PortablePower());
+  control.moved = settle(course, span.controller, ratio, power);
   if (control.moved) {
     if (span.ends != nullptr) {
       span.ends[control.noted] = course.t;

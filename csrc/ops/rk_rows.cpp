@@ -1,4 +1,4 @@
-// Schemas, checks, CPU implementations and autograd of `rk_stage_rows`, `rk_error_rows` and
+// Schemas, CPU implementations and autograd of `rk_stage_rows`, `rk_error_rows` and
 // `rk_dense_rows`. Derivatives are those for the states and stages; steps, tolerances and weights
 // of the rows are constants (the Python wrappers differentiate the reference where they are not).
 #include "kernels/rk_rows.h"
@@ -11,6 +11,7 @@
 
 #include "ops/norm_gradients.h"
 #include "ops/result_pool.h"
+#include "ops/rows.h"
 #include "ops/terms.h"
 
 namespace fastnode {
@@ -19,25 +20,6 @@ namespace {
 using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-void check_samples(const Tensor& y) {
-  TORCH_CHECK_VALUE(y.dim() > 0, "the state must have shape [B, ...], got a scalar");
-}
-
-void check_rows(const Tensor& x, const Tensor& y, const char* name, at::IntArrayRef shape) {
-  TORCH_CHECK_TYPE(x.scalar_type() == at::kDouble, name, " must be float64, got ", x.scalar_type());
-  TORCH_CHECK_VALUE(x.sizes() == shape, name, " must have shape ", shape, ", got ", x.sizes());
-  TORCH_CHECK_VALUE(x.device() == y.device(), name, " must be on the state's device ", y.device(),
-                    ", got ", x.device());
-}
-
-// One number a row in a row's own memory.
-Tensor numbers_of_rows(const Tensor& x, const Tensor& y, const char* name) {
-  check_rows(x, y, name, y.sizes().slice(0, x.dim() == 0 ? 0 : 1));
-  return x.expand({y.size(0)}).contiguous();
-}
-
-int64_t row_length(const Tensor& y) { return y.size(0) == 0 ? 0 : y.numel() / y.size(0); }
 
 template <class F>
 void for_rows(const Tensor& y, F&& f) {

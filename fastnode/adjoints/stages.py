@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from fastnode.engines.step import polynomial
+from fastnode.ops.rk_adjoint import rk_adjoint
 from fastnode.ops.rk_stage import rk_stage
 from fastnode.problem import Time, VectorField, to_float
 from fastnode.tableaus import Tableau, Weights
@@ -181,13 +182,6 @@ class Gradients:
             for_each._foreach_add_(list(sums), list(terms))
 
 
-def combined(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
-    """sum_j c_j x_j, of at least one term."""
-    (c, x), *rest = terms
-    first = x * c
-    return rk_stage(first, [x for _, x in rest], [c for c, _ in rest]) if rest else first
-
-
 #: For each stage the tensors, with their weights, of which its slope's cotangent is the sum.
 Terms = dict[int, list[tuple[float, Tensor]]]
 
@@ -257,7 +251,8 @@ def transpose(
         k.pop(i, None)
         if i not in terms:
             continue
-        cotangent = combined(terms.pop(i))
+        weights, cotangents = zip(*terms.pop(i), strict=True)
+        cotangent = rk_adjoint(cotangents, weights)
         if i == 0 and place.f is not None:
             first = cotangent
             continue
@@ -279,4 +274,4 @@ def transpose(
     parts = [*direct, *mus]
     if not parts:
         return None, first
-    return rk_stage(parts[0], parts[1:], [1.0] * (len(parts) - 1)), first
+    return rk_adjoint(parts, [1.0] * len(parts)), first
