@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import setup
@@ -109,12 +110,17 @@ def extension() -> dict:
                 assert nvcc is not None
                 out = Path(self.build_temp) / "cuda"
                 out.mkdir(parents=True, exist_ok=True)
-                for source in sorted(ROOT.glob("csrc/**/*.cu")):
-                    target = out / (source.stem + ".o")
-                    command = [nvcc, "-c", str(source), "-o", str(target), "-O3", "-std=c++17"]
-                    command += ["-I", str(ROOT / "csrc"), "-Xcompiler", "-fPIC"]
-                    subprocess.check_call(command + architecture_flags())
-                    ext.extra_objects.append(str(target))
+                flags = ["-O3", "-std=c++17", "-I", str(ROOT / "csrc"), "-Xcompiler", "-fPIC"]
+                sources = sorted(ROOT.glob("csrc/**/*.cu"))
+                targets = [str(out / (source.stem + ".o")) for source in sources]
+                commands = [
+                    [nvcc, "-c", str(source), "-o", target, *flags, *architecture_flags()]
+                    for source, target in zip(sources, targets, strict=True)
+                ]
+                jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+                with ThreadPoolExecutor(jobs) as pool:
+                    list(pool.map(subprocess.check_call, commands))
+                ext.extra_objects += targets
                 ext.extra_link_args += [f"-L{folder}" for folder in cuda_library_folders(nvcc)]
                 ext.extra_link_args += ["-lcudart_static", "-lrt", "-ldl", "-lpthread"]
             super().build_extensions()

@@ -1,4 +1,4 @@
-"""The CUDA kernels compiled for the CPU, where threads are fibers (csrc/emulation/cuda_runtime.h)."""
+"""The CUDA kernels compiled for the CPU, threads as fibers (csrc/emulation/cuda_runtime.h)."""
 
 from __future__ import annotations
 

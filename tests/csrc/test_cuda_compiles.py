@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,15 +14,48 @@ CSRC = Path(__file__).parents[2] / "csrc"
 HOME = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
 NVCC = shutil.which("nvcc") or shutil.which(f"{HOME}/bin/nvcc")
 
+#: Registers that a thread of each kernel may have. With blocks of 256 threads, 32 leave room for
+#: all 2048 threads of a multiprocessor, 40 for three quarters of them, 64 for half: enough for
+#: kernels that wait for memory with several loads of 16 bytes under way in each thread.
+REGISTERS = {
+    "finish_kernel": 32,
+    "pieces_kernel": 40,
+    "rk_adjoint_kernel": 32,
+    "rk_commit_kernel": 64,
+    "rk_dense_kernel": 80,
+    "rk_dense_rows_kernel": 40,
+    "rk_stage_kernel": 32,
+    "rk_stage_rows_kernel": 40,
+    "short_rows_kernel": 48,
+    # One warp or one thread in all.
+    "rk_begin_kernel": 128,
+    "rk_control_kernel": 128,
+    "rk_first_kernel": 128,
+    "rk_trial_kernel": 128,
+}
+_REPORT = re.compile(
+    r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>sm_\d+)'.*?"
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
+    r"(?P<loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers",
+    re.DOTALL,
+)
+
 
 @pytest.mark.skipif(NVCC is None, reason="nvcc not found")
 @pytest.mark.parametrize("source", sorted(CSRC.glob("**/*.cu")), ids=lambda p: p.stem)
-def test_compiles_for_sm80_and_sm90_without_a_warning_or_a_spill(source, tmp_path):
+def test_compiles_for_sm80_and_sm90_within_its_budget(source, tmp_path):
     command = [NVCC, "-c", str(source), "-o", str(tmp_path / "out.o"), "-O3", "-std=c++17"]
     command += ["-I", str(CSRC), "-Werror", "all-warnings", "-Xcompiler", "-fPIC,-Wall,-Werror"]
     command += ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=sm_90"]
     command += ["-Xptxas", "-v", "--threads", "2"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    spills = [line for line in result.stderr.splitlines() if "bytes spill stores" in line]
-    assert spills and all("0 bytes spill stores, 0 bytes spill loads" in line for line in spills)
+    reports = list(_REPORT.finditer(result.stderr))
+    assert {each["arch"] for each in reports} == {"sm_80", "sm_90"}
+    assert len(reports) == result.stderr.count("Compiling entry function")
+    for each in reports:
+        spilled = [int(each[part]) for part in ("stack", "stores", "loads")]
+        assert spilled == [0, 0, 0], each["name"]
+        kernels = [kernel for kernel in REGISTERS if f"{len(kernel)}{kernel}I" in each["name"]]
+        assert len(kernels) == 1, f"{each['name']} has no budget"
+        assert int(each["registers"]) <= REGISTERS[kernels[0]], (each["name"], each["registers"])

@@ -1,4 +1,4 @@
-"""What the CUDA kernels compute, found out without a GPU: each thread runs as a fiber on the CPU."""
+"""What the CUDA kernels compute, found out without a GPU: each thread is a fiber on the CPU."""
 
 from __future__ import annotations
 

@@ -5,8 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fastnode.ops.rk_adjoint import rk_adjoint, rk_adjoint_reference
 from fastnode.ops.rk_dense import rk_dense, rk_dense_reference
 from fastnode.ops.rk_error import rk_error, rk_error_reference
+from fastnode.ops.rk_rows import (
+    rk_dense_rows,
+    rk_dense_rows_reference,
+    rk_error_rows,
+    rk_error_rows_reference,
+    rk_stage_rows,
+    rk_stage_rows_reference,
+)
 from fastnode.ops.rk_stage import rk_stage, rk_stage_reference
 
 pytestmark = [
@@ -15,6 +24,7 @@ pytestmark = [
 ]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SHAPES = [(1,), (63,), (1023,), (4096,), (3, 5, 7), (5, 20000), (1000003,), (0,), (3, 0), ()]
+ROWS = [(1, 1), (3, 7), (300, 2), (7, 1024), (7, 1025), (2, 40000), (50000, 3), (0, 5), (3, 0)]
 RTOL, ATOL = 1e-2, 1e-3
 
 
@@ -93,6 +103,37 @@ def test_error(shape, dtype, per_sample, offset):
     torch.testing.assert_close(result.double(), wanted, rtol=rtol, atol=0)
 
 
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("shape", ROWS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_with_numbers_of_their_own(shape, dtype, offset):
+    y0, y1, k, c = make(shape, dtype, offset=offset)
+
+    def of_rows(*ends, columns=None):
+        numbers = torch.linspace(*ends, shape[0] * (columns or 1), dtype=torch.float64)
+        return numbers.to("cuda").view(shape[0], *(() if columns is None else (columns,)))
+
+    h, rtol, atol = of_rows(0.1, -0.7), of_rows(RTOL, 3 * RTOL), of_rows(ATOL, 3 * ATOL)
+    w = of_rows(-1, 1, columns=len(k))
+    close(rk_stage_rows(y0, k, c, h), rk_stage_rows_reference(y0.double(), wide(k), c, h))
+    close(rk_dense_rows(y0, k, w), rk_dense_rows_reference(y0.double(), wide(k), w))
+    result = rk_error_rows(y0, y1, k, c, h, rtol, atol)
+    assert result.dtype == torch.promote_types(dtype, torch.float32)
+    wanted = rk_error_rows_reference(y0.double(), y1.double(), wide(k), c, h, rtol, atol)
+    near = 1e-12 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(result.double(), wanted, rtol=near, atol=0)
+
+
+@pytest.mark.parametrize("terms", [1, 3, 32, 70])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_adjoint(shape, dtype, terms):
+    _, _, x, c = make(shape, dtype, terms)
+    result = rk_adjoint(x, c)
+    assert result.dtype == dtype
+    close(result, rk_adjoint_reference(wide(x), c))
+
+
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_error_is_the_same_bits_each_time(per_sample):
     inputs = make((30, 70001))
@@ -117,18 +158,21 @@ def test_works_on_the_current_stream_and_in_a_graph():
         stage = rk_stage(y0, k, c)
         norm = rk_error(y0, stage, k, c, RTOL, ATOL)
         dense = rk_dense(y0, k, [c, c])
+        adjoint = rk_adjoint([y0, *k], [1.0, *c])
     y0.mul_(2)
     graph.replay()
     assert torch.equal(stage, rk_stage(y0, k, c))
     assert torch.equal(norm, rk_error(y0, stage, k, c, RTOL, ATOL))
     assert torch.equal(dense, rk_dense(y0, k, [c, c]))
+    assert torch.equal(adjoint, rk_adjoint([y0, *k], [1.0, *c]))
 
 
 def test_derivatives():
     y0, y1, k, c = make((2, 3), torch.float64, terms=2)
     inputs = [x.requires_grad_() for x in (y0, y1, *k)]
     dense = lambda y, _, *k: rk_dense(y, k, [c, c])  # noqa: E731
+    adjoint = lambda *x: rk_adjoint(x, [1.0, -2.0, *c])  # noqa: E731
     error = lambda y0, y1, *k: rk_error(y0, y1, k, c, 0.1, 0.05, True)  # noqa: E731
-    for function in (dense, error):
+    for function in (dense, adjoint, error):
         assert torch.autograd.gradcheck(function, inputs)
         assert torch.autograd.gradgradcheck(function, inputs)

@@ -232,7 +232,7 @@ int solve(int dtype, const Method* method, const Task* task, void* state, Found*
     const double* h = &control.course.step;
     found->iterations = 0;
     // Two more steps than there are: nothing may change any more.
-    for (int more = 2; control.running || more > 0; more -= !control.running) {
+    for (int more = 2; control.running || more-- > 0;) {
       ++found->iterations;
       for (int i = 1; i < stages; ++i) {
         rk_step_stage_cuda(y, step_terms(k, method->a + i * stages, i, h), numel, stage.data(),

@@ -1,0 +1,51 @@
+"""python -m bench.gpu_summary FOLDER: what ``make gpu`` left there, in one table."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from bench.results_file import Run, read_run
+
+
+def lines_of(run: Run) -> list[str]:
+    lines = [f"{run.name}: {run.device}, {run.versions}"]
+    for row in run.rows:
+        facts = [f"{name} {ratio:.2f}" for name, ratio in row.ratios.items()]
+        share = row.facts.get("share_of_copy_bandwidth")
+        if share is not None:
+            facts.append(f"{100 * share:.0f} % of copy bandwidth")
+        if "host_waits" in row.facts:
+            facts.append(f"{row.facts['host_waits']} host waits")
+        lines.append(
+            f"  {row.subject:<32} {row.case:<18} {row.microseconds:>10.1f} us   {', '.join(facts)}"
+        )
+    return lines
+
+
+def summary(folder: Path) -> tuple[list[str], bool]:
+    """The table, and whether every step passed."""
+    steps = json.loads((folder / "steps.json").read_text())
+    lines = []
+    for path in sorted(set(folder.glob("*.json")) - {folder / "steps.json"}):
+        try:
+            lines += lines_of(read_run(path))
+        except ValueError:
+            # What a benchmark that was stopped leaves behind.
+            lines.append(f"{path.stem}: not finished")
+    lines += [f"{each['step']:<12} {each['status']:<14} {each['seconds']:>4} s" for each in steps]
+    return lines, all(each["status"] == "passed" for each in steps)
+
+
+def main() -> int:
+    if len(sys.argv) != 2:
+        print("usage: python -m bench.gpu_summary FOLDER", file=sys.stderr)
+        return 2
+    lines, passed = summary(Path(sys.argv[1]))
+    print("\n".join(lines))
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
