@@ -8,66 +8,46 @@
 namespace fastnode {
 
 constexpr int kThreads = 256;
+// Blocks that a multiprocessor is to hold at once. Told nothing, the compiler makes room for eight by
+// waiting for each load before the next, or by spills; with five every thread has four loads of 16
+// bytes under way, several times what the memory's latency asks for.
+constexpr int kResident = 5;
 // Enough blocks to fill the largest device several times over; loops take the rest.
 constexpr int64_t kMaxBlocks = 4096;
 
-// 16 bytes: the widest access of a thread.
+// Elements in 16 bytes, the widest access of a thread.
 template <class T>
-struct alignas(16) Pack {
-  static constexpr int kSize = 16 / sizeof(T);
-  T values[kSize];
+constexpr int kPack = 16 / sizeof(T);
+
+// The weight of stage j, for all threads of a block: an argument of the launch, or made from the
+// step.
+template <class A>
+struct WeightsAt {
+  const A* c;
+  __device__ __forceinline__ A operator()(int j) const { return c[j]; }
 };
 
 template <class T>
-__device__ __forceinline__ Pack<T> load_pack(const T* from, int64_t p) {
-  return reinterpret_cast<const Pack<T>*>(from)[p];
-}
-
-// The weights of a launch, for all threads of a block: its arguments, or made from the step.
-template <class T>
-__device__ __forceinline__ const acc_t<T>* weights_of(const Terms<T>& terms) {
-  return terms.c;
+__device__ __forceinline__ WeightsAt<acc_t<T>> weights_of(const Terms<T>& terms) {
+  return {terms.c};
 }
 
 template <class T>
-__device__ __forceinline__ const acc_t<T>* weights_of(const StepTerms<T>& terms) {
+__device__ __forceinline__ WeightsAt<acc_t<T>> weights_of(const StepTerms<T>& terms) {
   __shared__ acc_t<T> c[kMaxTerms];
   const int j = threadIdx.x;
   if (j < terms.count) c[j] = acc_t<T>(*terms.h * terms.w[j]);
   __syncthreads();
-  return c;
-}
-
-// sum += sum_j c_j k_j over pack p.
-template <class T>
-__device__ __forceinline__ void add_packs(acc_t<T> (&sum)[Pack<T>::kSize], const T* const* k,
-                                          const acc_t<T>* c, int count, int64_t p) {
-#pragma unroll 4
-  for (int j = 0; j < count; ++j) {
-    const Pack<T> slope = load_pack(k[j], p);
-#pragma unroll
-    for (int i = 0; i < Pack<T>::kSize; ++i) {
-      sum[i] = add_term(sum[i], c[j], acc_t<T>(load(slope.values[i])));
-    }
-  }
-}
-
-// sum + sum_j c_j k_j at element i.
-template <class T>
-__device__ __forceinline__ acc_t<T> add_elements(acc_t<T> sum, const T* const* k, const acc_t<T>* c,
-                                                 int count, int64_t i) {
-#pragma unroll 4
-  for (int j = 0; j < count; ++j) sum = add_term(sum, c[j], acc_t<T>(load(k[j][i])));
-  return sum;
+  return {c};
 }
 
 // Sums at Size elements from `first` on, a pack of them or one.
 template <int Size, class T>
 struct Items {
+  using A = acc_t<T>;
   struct alignas(Size * sizeof(T)) Values {
     T values[Size];
   };
-  using A = acc_t<T>;
   A sum[Size];
 
   __device__ __forceinline__ static Values read(const T* from, int64_t first) {
@@ -76,21 +56,43 @@ struct Items {
   __device__ __forceinline__ static void put(T* to, int64_t first, const Values& values) {
     *reinterpret_cast<Values*>(to + first) = values;
   }
+
   __device__ __forceinline__ void set(const T* from, int64_t first) {
     const Values values = read(from, first);
 #pragma unroll
     for (int i = 0; i < Size; ++i) sum[i] = load(values.values[i]);
   }
-  __device__ __forceinline__ void add(A c, const T* k, int64_t first) {
-    const Values slope = read(k, first);
-#pragma unroll
-    for (int i = 0; i < Size; ++i) sum[i] = add_term(sum[i], c, A(load(slope.values[i])));
+
+  // sum += sum_j weight(j) k_j, in the order of j.
+  template <class W>
+  __device__ __forceinline__ void add(const T* const* k, W weight, int count, int64_t first) {
+    int j = 0;
+    for (; j + 4 <= count; j += 4) add_group<4>(k + j, weight, j, first);
+    if (count - j == 3) add_group<3>(k + j, weight, j, first);
+    if (count - j == 2) add_group<2>(k + j, weight, j, first);
+    if (count - j == 1) add_group<1>(k + j, weight, j, first);
   }
+
   __device__ __forceinline__ void write(T* out, int64_t first) const {
     Values result;
 #pragma unroll
     for (int i = 0; i < Size; ++i) result.values[i] = store<T>(sum[i]);
     put(out, first, result);
+  }
+
+ private:
+  // All loads are under way before the first is needed.
+  template <int Group, class W>
+  __device__ __forceinline__ void add_group(const T* const* k, W weight, int j, int64_t first) {
+    Values slopes[Group];
+#pragma unroll
+    for (int g = 0; g < Group; ++g) slopes[g] = read(k[g], first);
+#pragma unroll
+    for (int g = 0; g < Group; ++g) {
+      const A c = weight(j + g);
+#pragma unroll
+      for (int i = 0; i < Size; ++i) sum[i] = add_term(sum[i], c, A(load(slopes[g].values[i])));
+    }
   }
 };
 

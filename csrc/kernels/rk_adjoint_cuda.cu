@@ -4,32 +4,28 @@
 namespace fastnode {
 namespace {
 
-template <int Size, class T>
-__device__ __forceinline__ void sum_at(const T* base, const Terms<T>& terms, int64_t i, T* out) {
-  Items<Size, T> items{};
-  if (base != nullptr) items.set(base, i);
-#pragma unroll 4
-  for (int j = 0; j < terms.count; ++j) items.add(terms.c[j], terms.k[j], i);
-  items.write(out, i);
-}
-
 // The first `packs` packs by wide access, the rest element by element.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kResident)
     rk_adjoint_kernel(const T* base, const __grid_constant__ Terms<T> terms, int64_t packs,
                       int64_t numel, T* out) {
-  constexpr int kSize = Pack<T>::kSize;
+  const auto weights = weights_of(terms);
+  const auto combine = [&](auto items, int64_t i) {
+    if (base != nullptr) items.set(base, i);
+    items.add(terms.k, weights, terms.count, i);
+    items.write(out, i);
+  };
   const int64_t first = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t stride = int64_t(gridDim.x) * kThreads;
-  for (int64_t p = first; p < packs; p += stride) sum_at<kSize>(base, terms, p * kSize, out);
-  for (int64_t i = packs * kSize + first; i < numel; i += stride) sum_at<1>(base, terms, i, out);
+  for (int64_t p = first; p < packs; p += stride) combine(Items<kPack<T>, T>{}, p * kPack<T>);
+  for (int64_t i = packs * kPack<T> + first; i < numel; i += stride) combine(Items<1, T>{}, i);
 }
 
 template <class T>
 int launch(const T* base, const Terms<T>& terms, int64_t numel, T* out, void* cuda_stream) {
   if (numel == 0) return cudaSuccess;
   const bool wide = aligned(base) && aligned(out) && all_aligned(terms);
-  const int64_t packs = wide ? numel / Pack<T>::kSize : 0;
+  const int64_t packs = wide ? numel / kPack<T> : 0;
   const int blocks = blocks_for(packs > 0 ? packs : numel);
   rk_adjoint_kernel<T><<<blocks, kThreads, 0, static_cast<cudaStream_t>(cuda_stream)>>>(
       base, terms, packs, numel, out);

@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kWarp)
 // Each thread has the same elements from beginning to end: y and f are overwritten when all that is
 // made of them is there.
 template <int Size, class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kResident)
     rk_commit_kernel(const Control* control, const double* outputs,
                      const __grid_constant__ DenseTerms<T> dense,
                      const __grid_constant__ Places<T> places) {
@@ -143,8 +143,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int64_t i = first; i < numel; i += stride) {
       Elements items;
       items.set(places.y, i);
-#pragma unroll 4
-      for (int k = 0; k < dense.count; ++k) items.add(weights[k], dense.k[k], i);
+      items.add(dense.k, WeightsAt<A>{weights}, dense.count, i);
       items.write(out, i);
     }
   }
@@ -178,7 +177,7 @@ int control_step(Control* control, const Span& span, const acc_t<T>* norms, int 
 template <class T>
 int commit(const Control* control, const Span& span, const DenseTerms<T>& dense,
            const Places<T>& places, void* cuda_stream) {
-  constexpr int kSize = Pack<T>::kSize;
+  constexpr int kSize = kPack<T>;
   const Places<T>& p = places;
   if (p.numel == 0) return cudaSuccess;
   const bool wide = p.numel % kSize == 0 && aligned(p.y) && aligned(p.f) && aligned(p.y1) &&

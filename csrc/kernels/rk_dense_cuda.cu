@@ -58,10 +58,10 @@ __device__ __forceinline__ void dense_rows(const T* y, const Terms<T>& slopes,
 
 // The first `packs` packs of each row by wide access, the rest element by element.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 3)
     rk_dense_kernel(const T* __restrict__ y, Terms<T> slopes, Weights<acc_t<T>> weights, int rows,
                     int64_t out_stride, int64_t packs, int64_t numel, T* __restrict__ out) {
-  constexpr int kSize = Pack<T>::kSize;
+  constexpr int kSize = kPack<T>;
   const int64_t first = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t stride = int64_t(gridDim.x) * kThreads;
   for (int64_t p = first; p < packs; p += stride) {
@@ -81,9 +81,9 @@ int launch(const T* y, const Terms<T>& slopes, const acc_t<T>* c, int64_t m, int
            void* cuda_stream) {
   using A = acc_t<T>;
   if (numel == 0) return cudaSuccess;
-  const bool rows_aligned = m == 1 || numel % Pack<T>::kSize == 0;
+  const bool rows_aligned = m == 1 || numel % kPack<T> == 0;
   const bool wide = rows_aligned && aligned(y) && aligned(out) && all_aligned(slopes);
-  const int64_t packs = wide ? numel / Pack<T>::kSize : 0;
+  const int64_t packs = wide ? numel / kPack<T> : 0;
   const int blocks = blocks_for(packs > 0 ? packs : numel);
   const int64_t rows_at_once = Weights<A>::kSize / std::max(1, slopes.count);
   for (int64_t row = 0; row < m; row += rows_at_once) {

@@ -61,32 +61,37 @@ __device__ __forceinline__ A square_of_ratio(A error, A y0, A y1, const Numbers<
   return ratio * ratio;
 }
 
-// The squares of the elements [begin, end) of a row that fall to one of `lanes` threads.
-template <class S, class A>
-__device__ double lane_sum(const S& step, const A* c, int64_t row, int64_t begin, int64_t end,
-                           int lane, int lanes) {
-  using T = typename S::Element;
-  constexpr int kSize = Pack<T>::kSize;
-  const Numbers<A> by = step.numbers(row);
-  const auto& terms = step.terms;
+// The squares of Size elements from i on.
+template <int Size, class S, class W, class A>
+__device__ __forceinline__ A squares_at(const S& step, W weights, const Numbers<A>& by, int64_t i) {
+  using Elements = Items<Size, typename S::Element>;
+  const auto y0 = Elements::read(step.y0, i), y1 = Elements::read(step.y1, i);
+  Elements error{};
+  error.add(step.terms.k, weights, step.terms.count, i);
   A squares = 0;
+#pragma unroll
+  for (int e = 0; e < Size; ++e) {
+    squares += square_of_ratio(error.sum[e], A(load(y0.values[e])), A(load(y1.values[e])), by);
+  }
+  return squares;
+}
+
+// The squares of the elements [begin, end) of a row that fall to one of `lanes` threads.
+template <class S, class W>
+__device__ double lane_sum(const S& step, W weights, int64_t row, int64_t begin, int64_t end,
+                           int lane, int lanes) {
+  constexpr int kSize = kPack<typename S::Element>;
+  const auto by = step.numbers(row);
+  acc_t<typename S::Element> squares = 0;
   int64_t tail = begin;
   if (step.wide) {
-    const int64_t last = begin / kSize + (end - begin) / kSize;
-    for (int64_t p = begin / kSize + lane; p < last; p += lanes) {
-      A error[kSize] = {};
-      add_packs<T>(error, terms.k, c, terms.count, p);
-      const Pack<T> y0 = load_pack(step.y0, p), y1 = load_pack(step.y1, p);
-#pragma unroll
-      for (int i = 0; i < kSize; ++i) {
-        squares += square_of_ratio(error[i], A(load(y0.values[i])), A(load(y1.values[i])), by);
-      }
+    tail += (end - begin) / kSize * kSize;
+    for (int64_t i = begin + lane * kSize; i < tail; i += lanes * kSize) {
+      squares += squares_at<kSize>(step, weights, by, i);
     }
-    tail = last * kSize;
   }
   for (int64_t i = tail + lane; i < end; i += lanes) {
-    squares += square_of_ratio(add_elements<T>(0, terms.k, c, terms.count, i), A(load(step.y0[i])),
-                               A(load(step.y1[i])), by);
+    squares += squares_at<1>(step, weights, by, i);
   }
   return double(squares);
 }
@@ -119,16 +124,17 @@ __device__ __forceinline__ double block_sum(double value) {
 
 // `width` threads a row, a power of two up to a warp.
 template <class S, class A>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 3)
     short_rows_kernel(const __grid_constant__ S step, int64_t rows, int64_t dim, int width,
                       A* norm) {
-  const A* c = weights_of(step.terms);
+  const auto weights = weights_of(step.terms);
   const int lane = threadIdx.x % width;
   const int64_t here = kThreads / width;
   // All threads of a warp take part in each sum, those past the last row with nothing.
   for (int64_t base = blockIdx.x * here; base < rows; base += gridDim.x * here) {
     const int64_t row = base + threadIdx.x / width;
-    double sum = row < rows ? lane_sum(step, c, row, row * dim, (row + 1) * dim, lane, width) : 0.0;
+    double sum =
+        row < rows ? lane_sum(step, weights, row, row * dim, (row + 1) * dim, lane, width) : 0.0;
     sum = group_sum(sum, width);
     if (lane == 0 && row < rows) norm[row] = root_mean<A>(sum, dim);
   }
@@ -136,15 +142,16 @@ __global__ void __launch_bounds__(kThreads)
 
 // One block a piece of a row. A row of one piece is finished at once.
 template <class S, class A>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     pieces_kernel(const __grid_constant__ S step, int64_t rows, int64_t dim, int64_t length,
                   int64_t pieces, double* partial, A* norm) {
-  const A* c = weights_of(step.terms);
+  const auto weights = weights_of(step.terms);
   for (int64_t item = blockIdx.x; item < rows * pieces; item += gridDim.x) {
     const int64_t row = item / pieces, stop = (row + 1) * dim;
     const int64_t begin = row * dim + item % pieces * length;
     const int64_t end = begin + length < stop ? begin + length : stop;
-    const double sum = block_sum(lane_sum(step, c, row, begin, end, int(threadIdx.x), kThreads));
+    const double sum =
+        block_sum(lane_sum(step, weights, row, begin, end, int(threadIdx.x), kThreads));
     if (threadIdx.x != 0) continue;
     if (pieces == 1) {
       norm[row] = root_mean<A>(sum, dim);
@@ -155,7 +162,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class A>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     finish_kernel(const double* partial, int64_t rows, int64_t dim, int64_t pieces, A* norm) {
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     double sum = 0;
@@ -167,7 +174,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class S, class A>
 int launch(S step, int64_t rows, int64_t dim, A* norm, double* partial, void* cuda_stream) {
-  constexpr int kSize = Pack<typename S::Element>::kSize;
+  constexpr int kSize = kPack<typename S::Element>;
   if (rows == 0) return cudaSuccess;
   const cudaStream_t stream = static_cast<cudaStream_t>(cuda_stream);
   step.wide = aligned(step.y0) && aligned(step.y1) && all_aligned(step.terms) &&

@@ -6,7 +6,7 @@ namespace {
 
 // Every row starts at a multiple of Size.
 template <int Size, class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kResident)
     rk_stage_rows_kernel(const T* __restrict__ y, const __grid_constant__ Terms<T> terms,
                          const double* __restrict__ h, int64_t numel, int64_t dim,
                          T* __restrict__ out) {
@@ -14,8 +14,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t stride = int64_t(gridDim.x) * kThreads * Size;
   for (int64_t i = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * Size; i < numel; i += stride) {
     Items<Size, T> items{};
-#pragma unroll 4
-    for (int j = 0; j < terms.count; ++j) items.add(terms.c[j], terms.k[j], i);
+    items.add(terms.k, weights_of(terms), terms.count, i);
     const auto state = items.read(y, i);
     const A step = A(h[i / dim]);
 #pragma unroll
@@ -27,7 +26,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <int Size, class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kResident)
     rk_dense_rows_kernel(const T* __restrict__ y, const __grid_constant__ Terms<T> slopes,
                          const double* __restrict__ w, int64_t numel, int64_t dim,
                          T* __restrict__ out) {
@@ -37,8 +36,7 @@ __global__ void __launch_bounds__(kThreads)
     const double* weights = w + i / dim * slopes.count;
     Items<Size, T> items;
     items.set(y, i);
-#pragma unroll 4
-    for (int j = 0; j < slopes.count; ++j) items.add(A(weights[j]), slopes.k[j], i);
+    items.add(slopes.k, [&](int j) { return A(weights[j]); }, slopes.count, i);
     items.write(out, i);
   }
 }
@@ -46,7 +44,7 @@ __global__ void __launch_bounds__(kThreads)
 // Launches f(size) with a compile-time number of elements a thread.
 template <class T, class F>
 int launch(const T* y, const Terms<T>& terms, int64_t rows, int64_t dim, const T* out, F&& f) {
-  constexpr int kSize = Pack<T>::kSize;
+  constexpr int kSize = kPack<T>;
   const int64_t numel = rows * dim;
   if (numel == 0) return cudaSuccess;
   if (dim % kSize == 0 && aligned(y) && aligned(out) && all_aligned(terms)) {

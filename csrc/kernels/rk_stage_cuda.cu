@@ -7,33 +7,26 @@ namespace {
 
 // The first `packs` packs by wide access, the rest element by element.
 template <class T, class K>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kResident)
     rk_stage_kernel(const T* __restrict__ y, const __grid_constant__ K terms, int64_t packs,
                     int64_t numel, T* __restrict__ out) {
-  constexpr int kSize = Pack<T>::kSize;
-  const acc_t<T>* c = weights_of(terms);
+  const auto weights = weights_of(terms);
+  const auto combine = [&](auto items, int64_t i) {
+    items.set(y, i);
+    items.add(terms.k, weights, terms.count, i);
+    items.write(out, i);
+  };
   const int64_t first = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t stride = int64_t(gridDim.x) * kThreads;
-  for (int64_t p = first; p < packs; p += stride) {
-    Pack<T> pack = load_pack(y, p);
-    acc_t<T> sum[kSize];
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) sum[i] = load(pack.values[i]);
-    add_packs<T>(sum, terms.k, c, terms.count, p);
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) pack.values[i] = store<T>(sum[i]);
-    reinterpret_cast<Pack<T>*>(out)[p] = pack;
-  }
-  for (int64_t i = packs * kSize + first; i < numel; i += stride) {
-    out[i] = store<T>(add_elements<T>(load(y[i]), terms.k, c, terms.count, i));
-  }
+  for (int64_t p = first; p < packs; p += stride) combine(Items<kPack<T>, T>(), p * kPack<T>);
+  for (int64_t i = packs * kPack<T> + first; i < numel; i += stride) combine(Items<1, T>(), i);
 }
 
 template <class T, class K>
 int launch(const T* y, const K& terms, int64_t numel, T* out, void* cuda_stream) {
   if (numel == 0) return cudaSuccess;
   const bool wide = aligned(y) && aligned(out) && all_aligned(terms);
-  const int64_t packs = wide ? numel / Pack<T>::kSize : 0;
+  const int64_t packs = wide ? numel / kPack<T> : 0;
   const int blocks = blocks_for(packs > 0 ? packs : numel);
   rk_stage_kernel<T, K><<<blocks, kThreads, 0, static_cast<cudaStream_t>(cuda_stream)>>>(
       y, terms, packs, numel, out);

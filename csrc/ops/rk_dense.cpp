@@ -110,7 +110,8 @@ struct RkDense : torch::autograd::Function<RkDense> {
     bool any = false;
     for (size_t j = 0; j < n; ++j) any = any || ctx->needs_input_grad(1 + j);
     if (any) {
-      const Tensor products = c.to(g.device(), wide).t().matmul(rows).to(narrow);
+      const Tensor products =
+          c.to(g.device(), wide, /*non_blocking=*/true).t().matmul(rows).to(narrow);
       for (size_t j = 0; j < n; ++j) {
         if (!ctx->needs_input_grad(1 + j)) continue;
         grads[1 + j] = products.select(0, j).reshape_symint(g.sym_sizes().slice(1));

@@ -14,19 +14,18 @@ CSRC = Path(__file__).parents[2] / "csrc"
 HOME = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
 NVCC = shutil.which("nvcc") or shutil.which(f"{HOME}/bin/nvcc")
 
-#: Registers that a thread of each kernel may have. With blocks of 256 threads, 32 leave room for
-#: all 2048 threads of a multiprocessor, 40 for three quarters of them, 64 for half: enough for
-#: kernels that wait for memory with several loads of 16 bytes under way in each thread.
+#: Registers that a thread of each kernel may have. A multiprocessor holds five blocks of 256 threads
+#: with 48, four with 64 and three with 80.
 REGISTERS = {
-    "finish_kernel": 32,
-    "pieces_kernel": 40,
-    "rk_adjoint_kernel": 32,
-    "rk_commit_kernel": 64,
+    "finish_kernel": 64,
+    "pieces_kernel": 64,
+    "rk_adjoint_kernel": 48,
+    "rk_commit_kernel": 48,
     "rk_dense_kernel": 80,
-    "rk_dense_rows_kernel": 40,
-    "rk_stage_kernel": 32,
-    "rk_stage_rows_kernel": 40,
-    "short_rows_kernel": 48,
+    "rk_dense_rows_kernel": 48,
+    "rk_stage_kernel": 48,
+    "rk_stage_rows_kernel": 48,
+    "short_rows_kernel": 80,
     # One warp or one thread in all.
     "rk_begin_kernel": 128,
     "rk_control_kernel": 128,
