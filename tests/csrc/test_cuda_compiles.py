@@ -14,8 +14,8 @@ CSRC = Path(__file__).parents[2] / "csrc"
 HOME = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
 NVCC = shutil.which("nvcc") or shutil.which(f"{HOME}/bin/nvcc")
 
-#: Registers that a thread of each kernel may have. A multiprocessor holds five blocks of 256 threads
-#: with 48, four with 64 and three with 80.
+#: Registers that a thread of each kernel may have. A multiprocessor holds five blocks of 256
+#: threads with 48, four with 64 and three with 80.
 REGISTERS = {
     "finish_kernel": 64,
     "pieces_kernel": 64,
@@ -38,6 +38,13 @@ _REPORT = re.compile(
     r"(?P<loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers",
     re.DOTALL,
 )
+#: Kernels whose inner loop reads 16 bytes at once; those made for one element at a time have a 1 as
+#: their first argument.
+_WIDE = re.compile(
+    r"\d(pieces|short_rows|rk_(stage|adjoint|dense|stage_rows|dense_rows|commit))_kernelI(?!Li1E)"
+)
+_ENTRY = re.compile(r"\.entry (\w+)\((.*?)\n\}", re.DOTALL)
+_LOAD = re.compile(r"ld\.global(?:\.nc)?\.(?:v4\.[bfu]32|v2\.[bfu]64)")
 
 
 @pytest.mark.skipif(NVCC is None, reason="nvcc not found")
@@ -46,7 +53,7 @@ def test_compiles_for_sm80_and_sm90_within_its_budget(source, tmp_path):
     command = [NVCC, "-c", str(source), "-o", str(tmp_path / "out.o"), "-O3", "-std=c++17"]
     command += ["-I", str(CSRC), "-Werror", "all-warnings", "-Xcompiler", "-fPIC,-Wall,-Werror"]
     command += ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=sm_90"]
-    command += ["-Xptxas", "-v", "--threads", "2"]
+    command += ["-Xptxas", "-v", "--threads", "2", "--keep", "--keep-dir", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     reports = list(_REPORT.finditer(result.stderr))
@@ -58,3 +65,8 @@ def test_compiles_for_sm80_and_sm90_within_its_budget(source, tmp_path):
         kernels = [kernel for kernel in REGISTERS if f"{len(kernel)}{kernel}I" in each["name"]]
         assert len(kernels) == 1, f"{each['name']} has no budget"
         assert int(each["registers"]) <= REGISTERS[kernels[0]], (each["name"], each["registers"])
+    code = "".join(path.read_text() for path in tmp_path.glob("*.ptx"))
+    bodies = dict(_ENTRY.findall(code))
+    for each in reports:
+        if _WIDE.search(each["name"]):
+            assert _LOAD.search(bodies[each["name"]]), each["name"]
