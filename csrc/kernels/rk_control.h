@@ -192,13 +192,17 @@ struct Places {
 // device, the structures themselves travel with the launch.
 //
 //     rk_trial          course.t and direction are set: from the norms d0 of y and d1 of its slope
-//     the
-//                       trial step of Controller::trial_step into course.step, its end into `time`
+//                       the trial step of Controller::trial_step, in a solve that ends at the time
+//                       `end`, into course.step, its end into `time`
 //     rk_first          from d1 and the norm of the slopes' difference the first course.h
 //     rk_begin          course.t, h and direction are set: plans the first attempt
 //     rk_step_stage     out = y + h sum_j w_j k_j, bit for bit what rk_stage gives for h w_j
 //     rk_step_error     norm as rk_error's joint one with weights h w_j; `partial` as there
 //     rk_control        the worst of `parts` norms decides; sets times of the next attempt's stages
+//     rk_note           after rk_control: stiffness of the step, if it was accepted, where its end
+//     is
+//                       noted, from norms of the difference of slopes and of their states
+//                       (rk_times.h)
 //     rk_commit         outputs inside the step just accepted, then y = y1 and f = f1
 //
 // Norms are those of `parts` parts of the state, of which the worst counts. rk_trial and rk_first
@@ -207,7 +211,7 @@ struct Places {
 // graph's conditional node (cudaGraphConditionalHandle), which rk_control sets to control.running.
 #define FASTNODE_DECLARE_RK_CONTROL(T)                                                       \
   int rk_trial_cuda(Control* control, const acc_t<T>* d0, const acc_t<T>* d1, int parts,     \
-                    double end, T* time, void* cuda_stream);                                 \
+                    const double* end, T* time, void* cuda_stream);                          \
   int rk_begin_cuda(Control* control, const Span& span, const StageTimes<T>& times,          \
                     void* cuda_stream);                                                      \
   int rk_step_stage_cuda(const T* y, const StepTerms<T>& terms, int64_t numel, T* out,       \
@@ -225,9 +229,11 @@ FASTNODE_DECLARE_RK_CONTROL(BFloat16)
 FASTNODE_DECLARE_RK_CONTROL(Half)
 #undef FASTNODE_DECLARE_RK_CONTROL
 
-#define FASTNODE_DECLARE_RK_FIRST(A)                                             \
-  int rk_first_cuda(Control* control, const Controller& controller, const A* d1, \
-                    const A* difference, int parts, void* cuda_stream);
+#define FASTNODE_DECLARE_RK_FIRST(A)                                                            \
+  int rk_first_cuda(Control* control, const Controller& controller, const A* d1,                \
+                    const A* difference, int parts, void* cuda_stream);                         \
+  int rk_note_cuda(const Control* control, const A* norms, double stability, double* stiffness, \
+                   void* cuda_stream);
 FASTNODE_DECLARE_RK_FIRST(float)
 FASTNODE_DECLARE_RK_FIRST(double)
 #undef FASTNODE_DECLARE_RK_FIRST

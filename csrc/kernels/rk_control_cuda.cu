@@ -1,7 +1,6 @@
-#include <type_traits>
-
 #include "kernels/pack.h"
 #include "kernels/rk_control.h"
+#include "kernels/rk_times.h"
 
 namespace fastnode {
 namespace {
@@ -10,51 +9,19 @@ namespace {
 constexpr int kWarp = 32;
 static_assert(kMaxTerms <= kWarp);
 
-// The number of T next to x on the way to the direction's infinity.
-template <class T>
-__device__ T next_number(T x, double direction) {
-  using Bits = std::conditional_t<sizeof(T) == 8, uint64_t,
-                                  std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>>;
-  constexpr Bits kSign = Bits(Bits(1) << (8 * sizeof(T) - 1));
-  const acc_t<T> value = load(x);
-  if (value != value || value - value != 0) return x;
-  Bits bits = bit_cast<Bits>(x);
-  if (value == 0) {
-    bits = direction < 0 ? Bits(kSign | 1) : Bits(1);
-  } else {
-    // A number's bits grow with its size.
-    bits = Bits((value > 0) == (direction > 0) ? bits + 1 : bits - 1);
-  }
-  return bit_cast<T>(bits);
-}
-
-template <class T>
-__device__ T as_time(double t) {
-  return store<T>(acc_t<T>(t));
-}
-
 template <class T>
 __device__ void set_times(const Course& course, const StageTimes<T>& times) {
   const int i = threadIdx.x;
   if (i == 0 || i >= times.count) return;
-  const double c = times.fractions[i];
-  times.out[i] = c == 1 ? next_number(as_time<T>(course.t1), -course.direction)
-                        : as_time<T>(course.t + rounded_product(c, course.step));
-}
-
-template <class A>
-__device__ double worst(const A* norms, int parts) {
-  double so_far = 0;
-  for (int i = 0; i < parts; ++i) so_far = worse(so_far, double(norms[i]));
-  return so_far;
+  times.out[i] = stage_time<T>(course, times.fractions[i]);
 }
 
 template <class T>
 __global__ void rk_trial_kernel(Control* control, const acc_t<T>* d0, const acc_t<T>* d1, int parts,
-                                double end, T* time) {
+                                const double* end, T* time) {
   Course& course = control->course;
   const double size = worst(d0, parts), slope = worst(d1, parts);
-  const double span = std::abs(end - course.t);
+  const double span = std::abs(*end - course.t);
   course.taken = Controller::trial_step(size, slope, span);
   course.step = course.direction * course.taken;
   course.stuck = !(finite(size) && finite(slope));
@@ -90,7 +57,7 @@ __global__ void __launch_bounds__(kWarp)
                       uint64_t conditional) {
   if (threadIdx.x == 0) {
     Control here = *control;
-    conclude(here, span, worst(norms, parts));
+    conclude(here, span, worst(norms, parts), PortablePower());
     *control = here;
 #if CUDART_VERSION >= 12040
     if constexpr (Conditional) cudaGraphSetConditional(conditional, here.running ? 1 : 0);
@@ -98,6 +65,12 @@ __global__ void __launch_bounds__(kWarp)
   }
   __syncwarp();
   set_times(control->course, times);
+}
+
+template <class A>
+__global__ void rk_note_kernel(const Control* control, const A* norms, double stability,
+                               double* stiffness) {
+  note_stiffness(*control, norms, stability, stiffness);
 }
 
 // Each thread has the same elements from beginning to end: y and f are overwritten when all that is
@@ -114,7 +87,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
   const int64_t numel = places.numel;
   const int64_t first = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * Size;
   const int64_t stride = int64_t(gridDim.x) * kThreads * Size;
-  const double t0 = control->course.t_before, t1 = control->course.t, h = t1 - t0;
+  const double t0 = control->course.t_before, t1 = control->course.t;
   if (places.starts != nullptr) {
     T* start = places.starts + (control->noted - 1) * numel;
     for (int64_t i = first; i < numel; i += stride) {
@@ -133,12 +106,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
     }
     __syncthreads();
     const int j = threadIdx.x;
-    if (j < dense.count) {
-      const double x = (time - t0) / h;
-      double total = 0;
-      for (int p = dense.degree - 1; p >= 0; --p) total = rounded_product(total + dense.a[j][p], x);
-      weights[j] = A(h * total);
-    }
+    if (j < dense.count) weights[j] = A(dense_weight(dense, j, t0, t1, time));
     __syncthreads();
     for (int64_t i = first; i < numel; i += stride) {
       Elements items;
@@ -196,7 +164,7 @@ int commit(const Control* control, const Span& span, const DenseTerms<T>& dense,
 
 #define FASTNODE_DEFINE_RK_CONTROL(T)                                                        \
   int rk_trial_cuda(Control* control, const acc_t<T>* d0, const acc_t<T>* d1, int parts,     \
-                    double end, T* time, void* cuda_stream) {                                \
+                    const double* end, T* time, void* cuda_stream) {                         \
     rk_trial_kernel<<<1, 1, 0, stream_of(cuda_stream)>>>(control, d0, d1, parts, end, time); \
     return cudaGetLastError();                                                               \
   }                                                                                          \
@@ -219,12 +187,17 @@ FASTNODE_DEFINE_RK_CONTROL(BFloat16)
 FASTNODE_DEFINE_RK_CONTROL(Half)
 #undef FASTNODE_DEFINE_RK_CONTROL
 
-#define FASTNODE_DEFINE_RK_FIRST(A)                                                           \
-  int rk_first_cuda(Control* control, const Controller& controller, const A* d1,              \
-                    const A* difference, int parts, void* cuda_stream) {                      \
-    rk_first_kernel<<<1, 1, 0, stream_of(cuda_stream)>>>(control, controller, d1, difference, \
-                                                         parts);                              \
-    return cudaGetLastError();                                                                \
+#define FASTNODE_DEFINE_RK_FIRST(A)                                                             \
+  int rk_first_cuda(Control* control, const Controller& controller, const A* d1,                \
+                    const A* difference, int parts, void* cuda_stream) {                        \
+    rk_first_kernel<<<1, 1, 0, stream_of(cuda_stream)>>>(control, controller, d1, difference,   \
+                                                         parts);                                \
+    return cudaGetLastError();                                                                  \
+  }                                                                                             \
+  int rk_note_cuda(const Control* control, const A* norms, double stability, double* stiffness, \
+                   void* cuda_stream) {                                                         \
+    rk_note_kernel<<<1, 1, 0, stream_of(cuda_stream)>>>(control, norms, stability, stiffness);  \
+    return cudaGetLastError();                                                                  \
   }
 FASTNODE_DEFINE_RK_FIRST(float)
 FASTNODE_DEFINE_RK_FIRST(double)
