@@ -96,6 +96,10 @@ class JointSolve:
     def _checkpoint(self, slots: int | None, params: tuple[Tensor, ...]) -> Solution:
         inside = "cubic" if self.grid else "dense"
         scheme = Scheme(METHODS[self.method], inside, perturb=not self.grid)
+        if self.engine == "graph" and scheme.carries:
+            raise engines.graph.refuse(
+                f"method {self.method!r} with adjoint 'checkpoint' or a Revolve"
+            )
         return checkpointed(
             self.problem,
             self.grid,
@@ -105,7 +109,7 @@ class JointSolve:
             self._record,
             self._stepper,
             self.throw,
-            keeps_graph=self.on_step is None and not self.events,
+            keeps_graph=self.on_step is None and not self.events and self.engine != "graph",
         )
 
     def _continuous(self, params: tuple[Tensor, ...]) -> Solution:
@@ -147,6 +151,7 @@ class JointSolve:
             problem.y0,
             end=end,
             max_num_steps=self.max_num_steps,
+            outputs=problem.times,
             **self._control,
         )
 

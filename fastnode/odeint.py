@@ -37,6 +37,7 @@ def odeint(
     options: Mapping[str, Any] | None = None,
     event_fn: Callable[..., Any] | None = None,
     args: tuple[Any, ...] = (),
+    engine: str = "auto",
 ) -> Any:
     """Solves dy/dt = func(t, y, *args) with y(t[0]) = y0; arguments and result are torchdiffeq's.
 
@@ -74,6 +75,7 @@ def odeint(
             time (0-dim, float64; in the real dtype of y0 with given steps) and a state; see
             odeint_event. t then holds two times, the start and any later one for the direction.
         args: further arguments of func.
+        engine: which loop runs it, as in ``solve``; with event_fn it must be "auto".
 
     Returns:
         The state at each time, [T, *y0.shape], a tuple of such for a tuple state. Adaptive methods
@@ -86,12 +88,18 @@ def odeint(
         StepSizeUnderflow, MaxStepsExceeded, NonFiniteState, StagesNotSolved: the solve cannot go
             on.
     """
-    if event_fn is None and not args:
+    if engine not in engines.NAMES:
+        raise ValueError(f"engine must be one of {', '.join(engines.NAMES)}, got {engine!r}")
+    if event_fn is None and not args and engine in ("auto", "fused"):
         solved = fused.odeint(func, y0, t, rtol, atol, method, options)
         if solved is not None:
             return solved
+    if engine == "fused":
+        fused.refuse()
+    if event_fn is not None and engine != "auto":
+        raise ValueError(f"engine must be 'auto' with event_fn, got {engine!r}")
     run = _solve if traceable(method, options, event_fn) else _outside_graph
-    return run(func, y0, t, rtol, atol, method, options, event_fn, args)
+    return run(func, y0, t, rtol, atol, method, options, event_fn, args, engine)
 
 
 def _solve(
@@ -104,16 +112,24 @@ def _solve(
     options: Mapping[str, Any] | None,
     event_fn: Callable[..., Any] | None,
     args: tuple[Any, ...],
+    engine: str,
 ) -> Any:
     name = find_method(method)
+    if engine == "graph":
+        engines.graph.check(name in ADAPTIVE)
     problem = make_problem(func, y0, t, args)
     if event_fn is not None:
         return solve_until_event(problem, name, event_fn, options, rtol, atol)
-    return problem.layout.unpack(solve_packed(problem, name, options, rtol, atol))
+    return problem.layout.unpack(solve_packed(problem, name, options, rtol, atol, engine))
 
 
 def solve_packed(
-    problem: Problem, name: str, options: Mapping[str, Any] | None, rtol: Any, atol: Any
+    problem: Problem,
+    name: str,
+    options: Mapping[str, Any] | None,
+    rtol: Any,
+    atol: Any,
+    engine: str = "auto",
 ) -> Tensor:
     """The packed states at the problem's times, [T, *problem.y0.shape]."""
     times = problem.times
@@ -121,7 +137,7 @@ def solve_packed(
         fixed, step = fixed_method(name, options, problem, rtol, atol)
         grid = fixed.grid(problem.field.func, problem.layout.unpack(problem.y0), problem.t)
         return engines.integrate_fixed(
-            "auto",
+            engine,
             problem.field,
             step,
             problem.y0,
@@ -136,7 +152,7 @@ def solve_packed(
     if len(times) == 1:
         parse(AdaptiveOptions, name, options)
         return problem.y0.clone().unsqueeze(0)
-    stepper = adaptive_stepper(problem, name, times[-1], options, rtol, atol)
+    stepper = adaptive_stepper(problem, name, times[-1], options, rtol, atol, engine)
     return engines.integrate(stepper, times)
 
 

@@ -71,7 +71,7 @@ class Recording:
         self.outputs += [torch.full_like(self.problem.y0, torch.nan)] * missing
 
     def _recorded_by(self, stepper: Any) -> bool:
-        """Whether the stepper can keep by itself all that is asked for, in C++."""
+        """Whether the stepper can keep by itself all that is asked for."""
         y = self.problem.y0
         asked = self.save != "times" or self.watch.wanted or self.on_step is not None
         return (
@@ -115,7 +115,8 @@ class Recording:
         self.end = to_float(step.t1)
         self.times.append(self.end)
         self.errors.append(step.error)
-        self.stiff.append(self.stiffness(step.k))
+        known = getattr(step, "stiffness", None)
+        self.stiff.append(self.stiffness(step.k) if known is None else known)
         if self.save != "times":
             self.states.append(step.y1)
         if self.keeps_slopes:

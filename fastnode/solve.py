@@ -91,7 +91,9 @@ def solve(
         engine: "auto", "reference" (pure PyTorch), "native" (C++), which knows no gradients where
             it solves per sample, or "fused" (one native call for the whole solve) for an MLPField
             or what ``fastnode.fuse`` returns, with ``save="times"``, and where it solves per sample
-            without gradients too; "auto" takes the last that it can.
+            without gradients too; "auto" takes the last of these that it can. "graph" runs the
+            whole adaptive solve on a CUDA device without waiting for it, for a func that is pure:
+            kernels on tensors, nothing else (docs/graph.md).
         first_step: size of the first step; chosen at the cost of one evaluation if None; if per
             sample a number or [B].
         min_step, max_step: limits of the step size, those of the controller if None.
@@ -137,6 +139,8 @@ def solve(
         raise ValueError(f"step_size and steps need a method of fixed steps, got {method!r}")
     name, slots = find_adjoint(adjoint, method)
     _check_combination(name, method, per_sample, save, bool(watched), on_step)
+    if engine == "graph":
+        engines.graph.check(method in ADAPTIVE, per_sample, save, bool(watched), on_step, name)
     with torch.no_grad() if name == "none" else nullcontext():
         if per_sample:
             samples = make_samples(func, y0, ts, tuple(args))

@@ -38,6 +38,7 @@ def adaptive_stepper(
     options: Mapping[str, Any] | None,
     rtol: Any,
     atol: Any,
+    engine: str = "auto",
 ) -> Any:
     """Stands at the first time of the problem, and takes no step beyond ``end``."""
     chosen = parse(AdaptiveOptions, name, options)
@@ -48,6 +49,8 @@ def adaptive_stepper(
         problem.y0,
         end,
         chosen,
+        engine,
+        outputs=problem.times,
         norm=ErrorNorm(problem.layout, problem.y0, rtol, atol, chosen.norm),
         callbacks=find_callbacks(
             problem, name, ADAPTIVE_CALLBACKS, clock_dtype(problem.field.device)
@@ -62,11 +65,12 @@ def stepper_with(
     y: Tensor,
     end: Time,
     options: AdaptiveOptions,
+    engine: str = "auto",
     **parts: Any,
 ) -> Any:
     """A stepper with options that are already checked; ``parts`` are further arguments of it."""
     return engines.make_stepper(
-        "auto",
+        engine,
         field,
         ADAPTIVE[name],
         start,

@@ -2,7 +2,7 @@
 
 ``reference`` is pure PyTorch and the definition of right; ``native`` is the same loop in C++;
 ``fused`` is that loop with a multilayer perceptron inside; without samples' own steps it is chosen
-before a problem is made.
+before a problem is made. ``graph`` is that loop as one CUDA graph.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from fastnode.engines import (
     adaptive,
     fixed,
     fused,
+    graph,
     native,
     per_sample,
     per_sample_fused,
@@ -27,7 +28,7 @@ from fastnode.engines.step import ExplicitSteps, StepFunction
 from fastnode.problem import Time
 from fastnode.samples import SampleProblem
 
-NAMES = ("auto", "reference", "native", "fused")
+NAMES = ("auto", "reference", "native", "fused", "graph")
 
 
 def is_native(engine: str, y: Tensor, times: Sequence[Time]) -> bool:
@@ -51,8 +52,20 @@ def is_native(engine: str, y: Tensor, times: Sequence[Time]) -> bool:
     return able
 
 
-def make_stepper(engine: str, field: Any, tableau: Any, t: Time, y: Tensor, **options: Any) -> Any:
-    """An AdaptiveStepper of the chosen engine (see engines.adaptive for the arguments)."""
+def make_stepper(
+    engine: str,
+    field: Any,
+    tableau: Any,
+    t: Time,
+    y: Tensor,
+    *,
+    outputs: Sequence[Time] = (),
+    **options: Any,
+) -> Any:
+    """An AdaptiveStepper of the chosen engine (see engines.adaptive for the arguments); ``outputs``
+    are the times of outputs, which engine "graph" must know beforehand."""
+    if engine == "graph":
+        return graph.make_stepper(field, tableau, t, y, outputs=outputs, **options)
     if is_native(engine, y, (t, options["end"])):
         return native.make_stepper(field, tableau, t, y, **options)
     return adaptive.AdaptiveStepper(field, tableau, t, y, **options)

@@ -1,0 +1,140 @@
+"""The few calls of CUDA that the graph engine makes, behind an interface that tests can stand in
+for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fastnode import extension
+
+
+class Runtime(Protocol):
+    """Captures functions of no arguments, which work on fixed memory, and repeats them."""
+
+    def ready(self) -> str | None:
+        """Why nothing can be captured now, or None."""
+        ...
+
+    def aside(self) -> Any:
+        """A context for the first calls of a field, whose work is not captured."""
+        ...
+
+    def watched(self) -> Any:
+        """A context in which what waits for the device raises RuntimeError."""
+        ...
+
+    def capture(self, function: Callable[[], None]) -> Any:
+        """What ``replay`` repeats; ``function`` is called once."""
+        ...
+
+    def replay(self, captured: Any) -> None: ...
+
+    def loop(self, first: Any | None, body: Any, running: Tensor) -> Callable[[], None] | None:
+        """Runs ``first`` and then ``body`` for as long as the flag ``running`` stands, at once;
+        None where there are no conditional nodes."""
+        ...
+
+    def peek(self, flag: Tensor) -> Callable[[], bool]:
+        """Starts to read a flag; what is returned waits for it."""
+        ...
+
+    def enter(self, buffers: list[Tensor]) -> None:
+        """Before memory that an earlier launch uses is written: the current stream waits for it."""
+        ...
+
+    def leave(self) -> None:
+        """After a launch."""
+        ...
+
+
+class CudaRuntime:
+    """One for each plan: the graphs share their memory, as they never run at the same time."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._pool: Any = torch.cuda.graph_pool_handle()
+        self._home = torch.cuda.current_stream(device)
+        self._done = torch.cuda.Event()
+        self._pinned: list[tuple[Tensor, torch.cuda.Event]] = []
+        self._turn = 0
+
+    def ready(self) -> str | None:
+        if torch.cuda.is_current_stream_capturing():
+            return "another CUDA graph is being captured around it"
+        return None
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        side, current = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            yield
+        current.wait_stream(side)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+
+    def capture(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph(keep_graph=True)
+        with torch.cuda.device(self.device), torch.cuda.graph(graph, pool=self._pool):
+            function()
+        return graph
+
+    def replay(self, captured: torch.cuda.CUDAGraph) -> None:
+        # Instantiates it at its first replay.
+        captured.replay()
+
+    def loop(
+        self, first: torch.cuda.CUDAGraph | None, body: torch.cuda.CUDAGraph, running: Tensor
+    ) -> Callable[[], None] | None:
+        native = extension.native()
+        if not native.graph_loops():
+            return None
+        start = 0 if first is None else first.raw_cuda_graph()
+        index = self.device.index if self.device.index is not None else torch.cuda.current_device()
+        made = native.GraphLoop(start, body.raw_cuda_graph(), running.data_ptr(), index)
+        return made.launch
+
+    def peek(self, flag: Tensor) -> Callable[[], bool]:
+        # Two in turn: one is read while the next is on its way.
+        if len(self._pinned) < 2:
+            page = torch.empty(1, dtype=torch.uint8, pin_memory=True)
+            self._pinned.append((page, torch.cuda.Event()))
+        page, event = self._pinned[self._turn % len(self._pinned)]
+        self._turn += 1
+        page.copy_(flag, non_blocking=True)
+        event.record(torch.cuda.current_stream(self.device))
+
+        def read() -> bool:
+            event.synchronize()
+            return bool(page[0])
+
+        return read
+
+    def enter(self, buffers: list[Tensor]) -> None:
+        stream = torch.cuda.current_stream(self.device)
+        stream.wait_event(self._done)
+        if stream != self._home:
+            for each in buffers:
+                each.record_stream(stream)
+
+    def leave(self) -> None:
+        self._done.record(torch.cuda.current_stream(self.device))
+
+
+def runtime_for(device: torch.device) -> Runtime:
+    """Raises ValueError where there is none for a device."""
+    if device.type != "cuda":
+        raise ValueError(f"engine 'graph' needs a state on a CUDA device, got {device}")
+    return CudaRuntime(device)
