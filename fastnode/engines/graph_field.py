@@ -123,22 +123,24 @@ def weakly(func: Any, forget: Callable[[Any], None]) -> Callable[[], Any]:
 def check_pure(
     evaluate: Callable[[], Tensor], func: Any, y: Tensor, watched: Callable[[], Any]
 ) -> bool:
-    """Calls a field twice and raises ValueError if a graph cannot do what it does.
+    """Calls a field a few times and raises ValueError if a graph cannot do what it does.
 
     Args:
         evaluate: calls func at y; returns its slope.
         watched: a context in which whatever waits for the device raises RuntimeError.
 
     Returns:
-        Whether both calls returned the same memory, which must then be copied.
+        Whether two calls returned the same memory, which must then be copied.
     """
-    held = Held.of(func)
-    for path, x in held.tensors.items():
+    for path, x in Held.of(func).tensors.items():
         if x.device != y.device:
             raise cannot(
                 f"it holds {path} on {x.device}, and the state is on {y.device}; a graph would "
                 "keep its value of today: move it"
             )
+    # Libraries start and kernels are compiled at a first call, which may wait for anything.
+    evaluate()
+    held = Held.of(func)
     versions = {path: _version(x) for path, x in held.tensors.items()}
     version, before = y._version, random_state(y.device)
     try:

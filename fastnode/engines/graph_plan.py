@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,16 +71,17 @@ class Plan:
         def evaluate() -> Tensor:
             return program.evaluate(0, step.y)
 
-        with runtime.aside():
-            program.copies = check_pure(evaluate, program.func(), step.y, runtime.watched)
-        try:
-            self.first = runtime.capture(program.first)
-            self.body = runtime.capture(program.body)
-            self._run = runtime.loop(self.first, self.body, step.running)
-            if self._run is None:
-                self.body = runtime.capture(program.several)
-        except RuntimeError as error:
-            raise cannot(f"it does what a CUDA graph cannot hold ({error})") from error
+        with no_autocast_cache():
+            with runtime.aside():
+                program.copies = check_pure(evaluate, program.func(), step.y, runtime.watched)
+            try:
+                self.first = runtime.capture(program.first)
+                self.body = runtime.capture(program.body)
+                self._run = runtime.loop(self.first, self.body, step.running)
+                if self._run is None:
+                    self.body = runtime.capture(program.several)
+            except RuntimeError as error:
+                raise cannot(f"it does what a CUDA graph cannot hold ({error})") from error
         self._again: Callable[[], None] | None = None
 
     def _check_ready(self) -> None:
@@ -166,6 +168,17 @@ class Plan:
             if before is not None and not before():
                 return
             before = flag
+
+
+@contextmanager
+def no_autocast_cache() -> Iterator[None]:
+    """Autocast keeps copies of weights to the end of its context: shorter than a graph lives."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 _plans: OrderedDict[Hashable, tuple[Callable[[], Any], Plan]] = OrderedDict()
