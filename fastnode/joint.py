@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fastnode import engines
 from fastnode.adjoints import DISCRETE, find_params, recorded
-from fastnode.adjoints.checkpoint import checkpointed
+from fastnode.adjoints.captured import CapturedChain
+from fastnode.adjoints.checkpoint import StepChain, checkpointed
 from fastnode.adjoints.continuous import Adjoint
 from fastnode.adjoints.reversible import reversibly
 from fastnode.adjoints.stages import Scheme
@@ -110,6 +111,7 @@ class JointSolve:
             self._stepper,
             self.throw,
             keeps_graph=self.on_step is None and not self.events and self.engine != "graph",
+            kind=CapturedChain if self.engine == "graph" else StepChain,
         )
 
     def _continuous(self, params: tuple[Tensor, ...]) -> Solution:

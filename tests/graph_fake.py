@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
 
-from fastnode.engines import graph_plan
+from fastnode.engines import graph_plan, graph_runtime
 
 
 class FakeRuntime:
@@ -67,12 +67,12 @@ class FakeRuntime:
 @contextmanager
 def faked(loops=True):
     """The graph engine on the CPU."""
-    before = graph_plan.runtime_for
-    graph_plan.runtime_for = lambda device: FakeRuntime(device, loops)
+    before = graph_runtime.runtime_for
+    graph_runtime.runtime_for = lambda device: FakeRuntime(device, loops)
     FakeRuntime.made.clear()
     graph_plan.clear()
     try:
         yield FakeRuntime.made
     finally:
-        graph_plan.runtime_for = before
+        graph_runtime.runtime_for = before
         graph_plan.clear()

@@ -102,6 +102,8 @@ void bind_graph(py::module_& m) {
       .def("solution", &GraphStep::solution)
       .def("conclude", &GraphStep::conclude)
       .def("commit", &GraphStep::commit)
+      .def("place", &GraphStep::place)
+      .def("increment", &GraphStep::increment)
       .def_readonly("memory", &GraphStep::memory)
       .def_readonly("y", &GraphStep::y)
       .def_readonly("f", &GraphStep::f)

@@ -115,6 +115,12 @@ class CpuKernels {
     set(times, control->course);
   }
 
+  void place(Control* control, const double* numbers, const StageTimes<T>& times) const {
+    fastnode::place(control->course, numbers);
+    times.out[0] = first_time<T>(control->course, numbers);
+    set(times, control->course);
+  }
+
   void note(const Control* control, const A* norms, double stability, double* stiffness) const {
     note_stiffness(*control, norms, stability, stiffness);
   }
@@ -196,6 +202,10 @@ class CudaKernels {
   void control(Control* control, const Span& span, const A* norms, int parts,
                const StageTimes<T>& times) const {
     check(rk_control_cuda(control, span, norms, parts, times, 0, stream_));
+  }
+
+  void place(Control* control, const double* numbers, const StageTimes<T>& times) const {
+    check(rk_place_cuda(control, numbers, times, stream_));
   }
 
   void note(const Control* control, const A* norms, double stability, double* stiffness) const {

@@ -2,9 +2,11 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros_like.h>
 #include <c10/core/DeviceGuard.h>
 
 #include <cstring>
+#include <numeric>
 
 #include "driver/graph_kernels.h"
 #include "driver/solve_loop.h"
@@ -40,6 +42,7 @@ GraphStep::GraphStep(at::Tensor state, std::shared_ptr<const Tableau> tableau,
   const size_t further = inside() ? tableau_->further.size() : 0;
   memory = at::empty({kControlBytes + 8 * limits_.output_count}, y.options().dtype(at::kByte));
   f = at::empty_like(y);
+  zero_ = at::zeros_like(y);
   times = at::empty({int64_t(tableau_->stages.size() + further)}, y.options());
   outputs = rows_like(y, limits_.output_count);
   ends = of_doubles(y, limits_.capacity);
@@ -77,11 +80,12 @@ Span GraphStep::span() const {
           limits_.capacity};
 }
 
-at::Tensor GraphStep::combine(const Slopes& k, const Weights& weights) const {
+at::Tensor GraphStep::combine(const at::Tensor& from, const Slopes& k,
+                              const Weights& weights) const {
   at::Tensor out = at::empty_like(y);
   with_kernels(y, [&]<class K>(const K& kernels) {
     using T = typename K::Scalar;
-    kernels.stage(data<T>(y), step_terms<T>(k, weights, control()), y.numel(),
+    kernels.stage(data<T>(from), step_terms<T>(k, weights, control()), y.numel(),
                   mutable_data<T>(out));
   });
   return out;
@@ -113,7 +117,7 @@ at::Tensor GraphStep::try_first() {
     kernels.trial(control(), data<acc_t<T>>(norms_), int(count), span().limits,
                   mutable_data<T>(times) + 1);
   });
-  return combine({f}, {{0}, {1.0}});
+  return combine(y, {f}, {{0}, {1.0}});
 }
 
 void GraphStep::choose_first(const at::Tensor& f1) {
@@ -134,10 +138,23 @@ void GraphStep::begin() {
 
 at::Tensor GraphStep::stage(const Slopes& k, size_t i) const {
   const size_t own = tableau_->stages.size();
-  return combine(k, i < own ? tableau_->stages[i] : tableau_->further[i - own]);
+  return combine(y, k, i < own ? tableau_->stages[i] : tableau_->further[i - own]);
 }
 
-at::Tensor GraphStep::solution(const Slopes& k) const { return combine(k, tableau_->solution); }
+at::Tensor GraphStep::solution(const Slopes& k) const { return combine(y, k, tableau_->solution); }
+
+void GraphStep::place(const at::Tensor& numbers) {
+  with_kernels(y, [&]<class K>(const K& kernels) {
+    using T = typename K::Scalar;
+    kernels.place(control(), data<double>(numbers), stage_times<T>(*tableau_, times));
+  });
+}
+
+at::Tensor GraphStep::increment(const Slopes& x, const std::vector<double>& weights) const {
+  std::vector<int> all(x.size());
+  std::iota(all.begin(), all.end(), 0);
+  return combine(zero_, x, {all, weights});
+}
 
 void GraphStep::conclude(const Slopes& k, const at::Tensor& y1) {
   const int64_t count = parts();

@@ -50,6 +50,12 @@ class GraphStep {
   // Carries out what was decided: outputs, records, state and slope.
   void commit(const Slopes& k, const at::Tensor& y1);
 
+  // For a step that somebody else has planned: numbers [3] on the device are its ends, and whether
+  // its first stage is the solve's first and not the last one of the step before.
+  void place(const at::Tensor& numbers);
+  // h sum_j w_j x_j, with h of the step as it was planned last.
+  at::Tensor increment(const Slopes& x, const std::vector<double>& weights) const;
+
   // Whether outputs inside of steps are possible, so that dense output is needed.
   bool inside() const { return limits_.output_count > 2; }
   // The device's memory: of the decisions, in which `running` says whether there is more to do; the
@@ -61,7 +67,7 @@ class GraphStep {
   Span span() const;
   int64_t parts() const { return int64_t(parts_.sizes.size()); }
   size_t stages() const { return size_t(times.numel()); }
-  at::Tensor combine(const Slopes& k, const Weights& weights) const;
+  at::Tensor combine(const at::Tensor& from, const Slopes& k, const Weights& weights) const;
   // Norms of each part of sum_j w_j k_j into `out`, times the size of the step if `of_step`.
   void measure(const at::Tensor& y1, const Slopes& k, const Weights& weights, bool of_step,
                const at::Tensor& out) const;
@@ -71,7 +77,7 @@ class GraphStep {
   Parts parts_;
   Limits limits_;
   std::optional<StiffnessWeights> stiffness_weights_;
-  at::Tensor norms_, partial_;
+  at::Tensor norms_, partial_, zero_;
 };
 
 }  // namespace fastnode

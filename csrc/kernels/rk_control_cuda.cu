@@ -67,6 +67,18 @@ __global__ void __launch_bounds__(kWarp)
   set_times(control->course, times);
 }
 
+template <class T>
+__global__ void __launch_bounds__(kWarp)
+    rk_place_kernel(Control* control, const double* numbers,
+                    const __grid_constant__ StageTimes<T> times) {
+  if (threadIdx.x == 0) {
+    place(control->course, numbers);
+    times.out[0] = first_time<T>(control->course, numbers);
+  }
+  __syncwarp();
+  set_times(control->course, times);
+}
+
 template <class A>
 __global__ void rk_note_kernel(const Control* control, const A* norms, double stability,
                                double* stiffness) {
@@ -171,6 +183,11 @@ int commit(const Control* control, const Span& span, const DenseTerms<T>& dense,
   int rk_begin_cuda(Control* control, const Span& span, const StageTimes<T>& times,          \
                     void* cuda_stream) {                                                     \
     rk_begin_kernel<<<1, kWarp, 0, stream_of(cuda_stream)>>>(control, span, times);          \
+    return cudaGetLastError();                                                               \
+  }                                                                                          \
+  int rk_place_cuda(Control* control, const double* numbers, const StageTimes<T>& times,     \
+                    void* cuda_stream) {                                                     \
+    rk_place_kernel<<<1, kWarp, 0, stream_of(cuda_stream)>>>(control, numbers, times);       \
     return cudaGetLastError();                                                               \
   }                                                                                          \
   int rk_control_cuda(Control* control, const Span& span, const acc_t<T>* norms, int parts,  \

@@ -43,6 +43,20 @@ FASTNODE_HD T stage_time(const Course& course, double c) {
                 : as_time<T>(course.t + rounded_product(c, course.step));
 }
 
+// An attempt that somebody else has planned: from numbers[0] to numbers[1].
+FASTNODE_HD void place(Course& course, const double* numbers) {
+  course.t = numbers[0];
+  course.t1 = numbers[1];
+  course.step = course.t1 - course.t;
+}
+
+// The time of its first stage, which for numbers[2] = 0 is the last one of a step before.
+template <class T>
+FASTNODE_HD T first_time(const Course& course, const double* numbers) {
+  const T t = as_time<T>(course.t);
+  return numbers[2] != 0 ? t : next_number(t, -course.direction);
+}
+
 // h p_j(x): the weight of a stage in dense output at `time` inside the step from t0 to t1.
 template <class T>
 FASTNODE_HD double dense_weight(const DenseTerms<T>& dense, int j, double t0, double t1,
@@ -70,5 +84,16 @@ FASTNODE_HD void note_stiffness(const Control& control, const A* norms, double s
   const double slopes = norms[0], states = norms[1];
   stiffness[control.noted - 1] = slopes == 0 ? 0 : slopes / states / stability;
 }
+
+// `place` on a CUDA stream, with the times of all stages; `numbers` lie on the device. Gives a
+// cudaError_t.
+#define FASTNODE_DECLARE_RK_PLACE(T)                                                     \
+  int rk_place_cuda(Control* control, const double* numbers, const StageTimes<T>& times, \
+                    void* cuda_stream);
+FASTNODE_DECLARE_RK_PLACE(float)
+FASTNODE_DECLARE_RK_PLACE(double)
+FASTNODE_DECLARE_RK_PLACE(BFloat16)
+FASTNODE_DECLARE_RK_PLACE(Half)
+#undef FASTNODE_DECLARE_RK_PLACE
 
 }  // namespace fastnode

@@ -229,6 +229,7 @@ def checkpointed(
     make_stepper: Callable[[Problem, list[Time]], Any],
     throw: bool,
     keeps_graph: bool = False,
+    kind: type[StepChain] = StepChain,
 ) -> Solution:
     """The solution of a joint solve with the gradients of ``StepChain``.
 
@@ -236,11 +237,12 @@ def checkpointed(
         grid: where fixed steps begin and end; empty for a method that chooses its steps.
         keeps_graph: whether the graph of steps may be kept where it is small: not where the caller
             is shown what happens inside, which then would have a graph.
+        kind: how the backward pass is made.
     """
     args = problem.field.args
     needed = [i for i, x in enumerate(args) if isinstance(x, Tensor) and x.requires_grad]
     plain: list[Time] = [to_float(t) for t in grid]
-    chain = StepChain(
+    chain = kind(
         problem,
         scheme,
         slots,

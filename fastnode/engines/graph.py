@@ -98,8 +98,6 @@ class GraphStepper:
     stiffness: list[float] = dataclasses.field(default_factory=list)
     rejected: int = 0
     evaluations: int = 0
-    #: Records need no help of the host, wherever the state lies.
-    records_anywhere = True
     _outputs: Tensor | None = None
     _states: list[Tensor] = dataclasses.field(default_factory=list)
     _failure: Any = None

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnode.engines import graph_runtime
 from fastnode.engines.graph_field import Held, cannot, check_pure, weakly
 from fastnode.engines.graph_program import Program, Shape
-from fastnode.engines.graph_runtime import Runtime, runtime_for
 from fastnode.problem import VectorField
 
-#: Plans that are kept for further solves.
+#: Captured solves and backward passes that are kept for further ones.
 MOST = 16
 #: Steps whose records are read together with the decisions.
 READ = 256
@@ -56,7 +56,7 @@ class Plan:
         start: float,
         shape: Shape,
     ):
-        self.runtime: Runtime = runtime_for(y0.device)
+        self.runtime: graph_runtime.Runtime = graph_runtime.runtime_for(y0.device)
         self.program = Program(field, func, y0, shape)
         self.lock = threading.Lock()
         self.state: dict[str, Any] = {}
@@ -181,53 +181,64 @@ def no_autocast_cache() -> Iterator[None]:
         torch.set_autocast_cache_enabled(before)
 
 
-_plans: OrderedDict[Hashable, tuple[Callable[[], Any], Plan]] = OrderedDict()
+_kept: OrderedDict[Hashable, tuple[Callable[[], Any], Any]] = OrderedDict()
 _lock = threading.Lock()
 
 
-def plan_for(func: Any, field: VectorField, y0: Tensor, start: float, shape: Shape) -> Plan:
-    """A plan for solves of func from states like y0, made at the first of them.
+def cached(
+    func: Any,
+    field: VectorField,
+    y0: Tensor,
+    kind: Hashable,
+    make: Callable[[Callable[[], Any]], Any],
+) -> Any:
+    """What was captured of func for states like y0, made at its first use by ``make``, which is
+    given a reference that does not keep func.
 
     Raises:
         ValueError: func cannot be captured; it says why.
     """
     args = tuple((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in field.args)
-    owner = func.__self__ if hasattr(func, "__self__") else func
-    key = (
-        id(owner),
-        getattr(func, "__name__", None),
-        Held.of(func).key(),
-        args,
-        (y0.shape, y0.dtype, y0.device, field.layout.shapes),
-        shape,
-        _surroundings(y0.device),
-    )
     try:
         hash(args)
     except TypeError as error:
         raise TypeError(f"args of engine 'graph' must be tensors or hashable ({error})") from error
+    key = (
+        id(getattr(func, "__self__", func)),
+        id(getattr(func, "__func__", func)),
+        Held.of(func).key(),
+        args,
+        (y0.shape, y0.dtype, y0.device, field.layout.shapes),
+        kind,
+        _surroundings(y0.device),
+    )
     with _lock:
-        known = _plans.get(key)
+        known = _kept.get(key)
         if known is not None and known[0]() is not None:
-            _plans.move_to_end(key)
+            _kept.move_to_end(key)
             return known[1]
     reference = weakly(func, lambda _: _forget(key))
-    plan = Plan(field, reference, y0, start, shape)
+    made = make(reference)
     with _lock:
-        _plans[key] = (reference, plan)
-        while len(_plans) > MOST:
-            _plans.popitem(last=False)
-    return plan
+        _kept[key] = (reference, made)
+        while len(_kept) > MOST:
+            _kept.popitem(last=False)
+    return made
+
+
+def plan_for(func: Any, field: VectorField, y0: Tensor, start: float, shape: Shape) -> Plan:
+    """A plan for solves of func from states like y0, made at the first of them."""
+    return cached(func, field, y0, shape, lambda weak: Plan(field, weak, y0, start, shape))
 
 
 def _forget(key: Hashable) -> None:
-    _plans.pop(key, None)
+    _kept.pop(key, None)
 
 
 def clear() -> None:
     """Lets go of all graphs and of the memory that they hold."""
     with _lock:
-        _plans.clear()
+        _kept.clear()
 
 
 def _surroundings(device: torch.device) -> Hashable:

@@ -142,17 +142,17 @@ class Holder:
 def test_a_graph_goes_with_its_field(runtimes):
     field = Field()
     run(field)
-    assert len(graph_plan._plans) == 1
+    assert len(graph_plan._kept) == 1
     del field
     gc.collect()
-    assert not graph_plan._plans
+    assert not graph_plan._kept
 
 
 def test_no_more_than_so_many_graphs_are_kept(runtimes):
     fields = [Field() for _ in range(graph_plan.MOST + 3)]
     for field in fields:
         run(field)
-    assert len(graph_plan._plans) == graph_plan.MOST
+    assert len(graph_plan._kept) == graph_plan.MOST
     run(fields[-1])
     assert len(runtimes) == len(fields)
     run(fields[0])
@@ -223,7 +223,7 @@ def test_a_capture_that_fails_is_refused_with_the_reason(runtimes, monkeypatch):
     monkeypatch.setattr(FakeRuntime, "capture", capture)
     with pytest.raises(ValueError, match="cannot capture func: .*not permitted when stream is"):
         run(Field())
-    assert not graph_plan._plans
+    assert not graph_plan._kept
 
 
 def test_errors_of_the_field_itself_stay_what_they_are(runtimes):

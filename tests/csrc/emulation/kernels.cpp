@@ -199,7 +199,7 @@ int solve(int dtype, const Method* method, const Task* task, void* state, Found*
       rk_error_cuda(y, y, one, rtol, atol, 1, numel, &d1, partial.data(), nullptr);
       T time;
       const double end = task->outputs[task->output_count - 1];
-      rk_trial_cuda(&control, &d0, &d1, 1, end, &time, nullptr);
+      rk_trial_cuda(&control, &d0, &d1, 1, &end, &time, nullptr);
       const double whole = 1;
       rk_step_stage_cuda(y, step_terms(k, &whole, 1, &control.course.step), numel, stage.data(),
                          nullptr);
