@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SOURCES := $(shell find csrc -type f) setup.py
 
-.PHONY: demo test bench lint gpu build clean
+.PHONY: demo test bench lint docs gpu build clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -22,6 +22,10 @@ lint: build
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(PY)
 	$(VENV)/bin/clang-format --dry-run --Werror $(filter-out setup.py,$(SOURCES))
+
+# Into out/site; a warning is an error. The sources are read, not imported.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
 
 # For a machine with a GPU and its own torch: builds for the device at hand, raw results into OUT.
 gpu:

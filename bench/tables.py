@@ -1,0 +1,77 @@
+"""Writes measured numbers into README and docs: python -m bench.tables [--check]
+
+A page says where by a pair of comments, between which this program alone writes:
+
+    <!-- measured: NAME -->
+    <!-- /measured -->
+
+NAME is a function of bench/tables_*.py, which read bench/results. Figures are written beside.
+``--check`` writes nothing and fails where a page or a figure is not what the results say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from bench import tables_solving, tables_training  # noqa: F401  they fill SOURCES
+from bench.figures import FIGURES
+from bench.measured import SOURCES, Results
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(
+    r"<!-- measured: (?P<name>[\w ]+) -->\n(?P<text>.*?)<!-- /measured -->", flags=re.DOTALL
+)
+
+
+def pages(root: Path = ROOT) -> list[Path]:
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+def rewritten(text: str, results: Results) -> str:
+    """A page with its blocks as the results have them.
+
+    Raises:
+        ValueError: a block asks for what there is not, or a comment has no partner.
+    """
+    for word in ("measured: ", "/measured"):
+        if text.count(f"<!-- {word}") != len(BLOCK.findall(text)):
+            raise ValueError("a block must begin with <!-- measured: NAME --> and end with its /")
+
+    def block(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in SOURCES:
+            raise ValueError(f"measured must be one of {', '.join(SOURCES)}, got {name!r}")
+        return f"<!-- measured: {name} -->\n\n{SOURCES[name](results)}\n\n<!-- /measured -->"
+
+    return BLOCK.sub(block, text)
+
+
+def wanted(root: Path, results: Results) -> dict[Path, str]:
+    """Every page and figure as the results have it."""
+    found = {page: rewritten(page.read_text(), results) for page in pages(root)}
+    return found | {root / "docs/images" / name: draw(results) for name, draw in FIGURES.items()}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args(arguments).check
+    stale = [
+        (path, text)
+        for path, text in wanted(ROOT, Results(ROOT / "bench/results/cpu")).items()
+        if not path.exists() or path.read_text() != text
+    ]
+    for path, text in stale:
+        print(f"{'stale' if check else 'written'}: {path.relative_to(ROOT)}")
+        if not check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,208 @@
+"""Tables of solves, each from committed results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from statistics import mean
+
+from bench.measured import Results, number, source, table
+
+
+@source
+def device(results: Results) -> str:
+    return f"Device: {results.device('odeint')}."
+
+
+@source
+def readme(results: Results) -> str:
+    rows = []
+    for case in results.cases("engines", "engines, forward"):
+        fused = [
+            results.ratio("fused", f"{part} tanh, 2 threads", case, rival)
+            for part in ("forward", "forward + backward")
+            for rival in ("torchdiffeq", "diffrax, jitted")
+        ]
+        same = _optional(results, "odeint", "dopri5 tanh", case, "torchdiffeq")
+        rows.append([case, same, *map(number, fused)])
+    head = [
+        "(state, hidden, batch)",
+        "same program: torchdiffeq",
+        "fused: torchdiffeq",
+        "diffrax",
+        "fused, with gradients: torchdiffeq",
+        "diffrax",
+    ]
+    return f"{table(head, rows)}\n\n{results.device('fused')}."
+
+
+def _optional(results: Results, *place: str) -> str:
+    try:
+        return number(results.ratio(*place))
+    except KeyError:
+        return ""
+
+
+@source
+def odeint(results: Results) -> str:
+    rows = [
+        [
+            case,
+            number(results.ratio("odeint", "dopri5 tanh", case, "torchdiffeq")),
+            number(results.ratio("odeint", "dopri5 silu", case, "torchdiffeq")),
+            number(results.ratio("odeint", "dopri5 tanh", case, "torchode, compiled")),
+            number(results.ratio("odeint", "dopri5 tanh", case, "diffrax, compiled")),
+        ]
+        for case in results.cases("odeint", "dopri5 tanh")
+    ]
+    head = [
+        "(state, hidden, batch)",
+        "torchdiffeq, tanh",
+        "SiLU",
+        "torchode, tanh",
+        "diffrax, tanh",
+    ]
+    return table(head, rows)
+
+
+@source
+def overhead(results: Results) -> str:
+    spans = {}
+    for method in ("dopri5", "rk4"):
+        subject = f"{method} overhead per evaluation"
+        found = [
+            results.ratio("odeint", subject, case, "torchdiffeq")
+            for case in results.cases("odeint", subject)
+        ]
+        spans[method] = f"{number(min(found))} to {number(max(found))}"
+    return (
+        "What the library itself costs per evaluation, the field's own time taken off, is "
+        f"{spans['dopri5']} times less than torchdiffeq's for dopri5 and {spans['rk4']} times less "
+        "for rk4 (states of 2 to 512, batches of 1 to 1024)."
+    )
+
+
+@source
+def fused(results: Results) -> str:
+    rows = []
+    for case in results.cases("fused", "forward tanh, 2 threads"):
+        row = [case]
+        for part in ("forward", "forward + backward"):
+            for rival in ("torchdiffeq", "diffrax, jitted"):
+                tanh, silu = (
+                    results.ratio("fused", f"{part} {name}, 2 threads", case, rival)
+                    for name in ("tanh", "silu")
+                )
+                row.append(f"{number(tanh)} ({number(silu)})")
+        rows.append(row)
+    head = [
+        "(state, hidden, batch)",
+        "forward: torchdiffeq",
+        "diffrax",
+        "with backward: torchdiffeq",
+        "diffrax",
+    ]
+    return table(head, rows)
+
+
+@source
+def fused_peak(results: Results) -> str:
+    cases = results.cases("fused", "forward tanh, 1 threads")
+    share = max(
+        results.facts("fused", "forward tanh, 1 threads", case)["share_of_fma_peak"]
+        for case in cases
+    )
+    return (
+        f"On one thread the largest of them reaches {100 * share:.0f} % of the processor's peak of "
+        "multiplications and additions."
+    )
+
+
+@source
+def fused_memory(results: Results) -> str:
+    rows = []
+    for each in results.read("fused_memory")["benchmarks"]:
+        found = each["extra_info"]
+        end = found["subject"].rpartition("= ")[2]
+        ours, theirs = found["megabytes"], found["reference_megabytes"]
+        rows.append([found["case"], end, f"{ours:.1f}", f"{theirs:.1f}", f"{ours / theirs:.3f}"])
+    head = ["(state, hidden, batch)", "end", "fused, MB", "torchdiffeq backprop, MB", "share"]
+    return table(head, rows)
+
+
+@source
+def engines(results: Results) -> str:
+    rows = []
+    for case in results.cases("engines", "engines, forward"):
+        row = [case]
+        for part in ("forward", "forward + backward"):
+            found = results.facts("engines", f"engines, {part}", case)
+            times = [found["microseconds"], *found["reference_microseconds"].values()]
+            native, reference, fused = (x / times[1] for x in times)
+            row += [number(reference / native), number(reference / fused)]
+        rows.append(row)
+    head = ["(state, hidden, batch)", "native", "fused", "with gradients: native", "fused"]
+    return table(head, rows)
+
+
+@source
+def per_sample(results: Results) -> str:
+    rows = []
+    for method in ("dopri5", "tsit5"):
+        for case in results.cases("per_sample", f"{method} per sample"):
+            found = results.facts("per_sample", f"{method} per sample", case)
+            rows.append(
+                [
+                    f"{method}, {case.rpartition(', ')[2]}",
+                    *(number(found["ratios"][x]) for x in ("torchode", "torchode, compiled")),
+                    *(f"{found['evaluations'][x]:,}" for x in ("fastnode", "torchode")),
+                    f"{100 * found['ratios']['the field alone']:.0f} %",
+                ]
+            )
+    head = [
+        "",
+        "torchode",
+        "torchode, compiled",
+        "our evaluations",
+        "torchode's",
+        "share of the field",
+    ]
+    return table(head, rows)
+
+
+def _middle(values: Iterable[float]) -> float:
+    logs = [math.log(max(x, 1e-16)) for x in values]
+    return math.exp(mean(logs))
+
+
+@source
+def methods(results: Results) -> str:
+    found = results.read("detest")["rows"]
+    tolerances = sorted({row["tolerance"] for row in found}, reverse=True)
+    rows = []
+    for method in ("bosh3", "dopri5", "tsit5", "dopri8"):
+        cells = [method]
+        for tolerance in tolerances:
+            mine = [
+                row for row in found if (row["method"], row["tolerance"]) == (method, tolerance)
+            ]
+            work = _middle(row["evaluations"]["fastnode"] for row in mine)
+            error = _middle(row["error"]["fastnode"] for row in mine)
+            cells.append(f"{work:.0f}: {error:.0e}")
+        rows.append(cells)
+    return table(["method", *(f"tolerance {x:.0e}" for x in tolerances)], rows)
+
+
+@source
+def detest(results: Results) -> str:
+    found = results.read("detest")["rows"]
+    rows = []
+    for method in ("bosh3", "dopri5", "tsit5", "dopri8"):
+        mine = [row for row in found if row["method"] == method]
+        rival = next(name for name in mine[0]["evaluations"] if name != "fastnode")
+        shares = [
+            _middle(row[what]["fastnode"] / max(row[what][rival], 1e-16) for row in mine)
+            for what in ("evaluations", "error")
+        ]
+        rows.append([method, rival, *map(number, shares)])
+    return table(["method", "against", "evaluations", "error"], rows)

@@ -1,0 +1,154 @@
+"""Tables of gradients and training, each from committed results."""
+
+from __future__ import annotations
+
+from statistics import mean
+
+from bench.measured import Results, number, source, table, tiny
+
+
+@source
+def flow(results: Results) -> str:
+    names = ("plain", "compile", "compile, field fused")
+    rows = [
+        [case, *(number(results.ratio("flow", "flow step", case, name)) for name in names)]
+        for case in results.cases("flow", "flow step")
+    ]
+    head = [
+        "shape",
+        "plain PyTorch",
+        "torch.compile, opaque field",
+        "torch.compile, field fused in",
+    ]
+    return table(head, rows)
+
+
+@source
+def uci(results: Results) -> str:
+    solvers = ("euler-1", "dopri5")
+    rows = []
+    found = results.read("uci")["rows"]
+    for name in dict.fromkeys(row["set"] for row in found):
+        cells = [
+            mean(
+                row["rmse"][solver]
+                for row in found
+                if (row["set"], row["method"]) == (name, method)
+            )
+            for solver in solvers
+            for method in ("simfree", "node")
+        ]
+        rows.append([name, *(f"{x:.3f}" for x in cells)])
+    head = ["set", "simfree, Euler 1", "NODE, Euler 1", "simfree, dopri5", "NODE, dopri5"]
+    return table(head, rows)
+
+
+@source
+def training_nfe(results: Results) -> str:
+    found = results.read("uci")["rows"]
+    counts = {
+        method: [row["nfe_per_step"] for row in found if row["method"] == method]
+        for method in ("simfree", "node")
+    }
+    node = counts["node"]
+    return (
+        f"Evaluations of the field per training step in these runs: {max(counts['simfree']):.0f} "
+        f"without simulation, {min(node):.1f} to {max(node):.1f} through the solver."
+    )
+
+
+ADJOINTS = ("backprop", "checkpoint", "revolve(4)", "reversible", "continuous")
+
+
+@source
+def adjoint_times(results: Results) -> str:
+    rows = []
+    for case in results.cases("gradients", "gradient, backprop"):
+        row = [case]
+        for adjoint in ADJOINTS:
+            ratios = results.facts("gradients", f"gradient, {adjoint}", case)["ratios"]
+            rival = next(ratio for name, ratio in ratios.items() if name.startswith("torchdiffeq"))
+            own = "" if adjoint == "backprop" else f" ({number(1 / ratios['backprop'])})"
+            row.append(f"{number(rival)}{own}")
+        rows.append(row)
+    head = ["(state, hidden, batch)", *(f"`{name}`" for name in ADJOINTS)]
+    return table(head, rows)
+
+
+@source
+def adjoint_one_sample(results: Results) -> str:
+    found = results.ratio(
+        "gradients_one_sample", "gradient, continuous", "(512, 512, 1)", "torchdiffeq adjoint"
+    )
+    return (
+        f'With one sample at (512, 512, 1) `"continuous"` is {number(found)} times faster than '
+        "`odeint_adjoint`, which carries all parameters inside the state."
+    )
+
+
+@source
+def adjoint_memory(results: Results) -> str:
+    found = {
+        each["extra_info"]["subject"].rpartition(", ")[2]: each["extra_info"]
+        for each in results.read("gradients_memory")["benchmarks"]
+    }
+    rivals = [facts["reference_megabytes"] for facts in found.values()]
+    rows = []
+    for end in ("16", "160"):
+        cells = [
+            f"{found[name]['megabytes'][end]:.0f}" if end in found[name]["megabytes"] else ""
+            for name in ADJOINTS
+        ]
+        rows.append([end, *cells, f"{min(rivals):.0f} to {max(rivals):.0f}" if end == "16" else ""])
+    head = ["end", *(f"`{name}`" for name in ADJOINTS), "torchdiffeq backprop"]
+    return table(head, rows)
+
+
+CONTRACTED = ("image from reverse solve", "checkpoint", "Revolve(slots=4)", "reversible")
+
+
+@source
+def contraction(results: Results) -> str:
+    found = [row for row in results.read("contraction")["rows"] if row["method"] == "dopri5"]
+    names = (*CONTRACTED, "continuous")
+    rows = [[f"{row['end']:g}", *(tiny(row[name]) for name in names)] for row in found]
+    head = ["end", names[0], "`checkpoint`", "`Revolve(4)`", "`reversible`", "`continuous`"]
+    return table(head, rows)
+
+
+@source
+def contraction_few(results: Results) -> str:
+    found = {
+        row["dtype"]: row for row in results.read("contraction")["rows"] if row["method"] == "heun2"
+    }
+    rows = [
+        [label, *(tiny(found[dtype][name]) for dtype in ("float64", "float32"))]
+        for label, name in (
+            ("image from reverse solve", CONTRACTED[0]),
+            ("`checkpoint`", "checkpoint"),
+            ("`Revolve(4)`", "Revolve(slots=4)"),
+            ("`continuous`", "continuous"),
+        )
+    ]
+    return table(["five steps of heun2 to t = 12", "float64", "float32"], rows)
+
+
+@source
+def regularizers(results: Results) -> str:
+    found = results.facts("regularizers", "regularised training step", "(64, 128, 128)")["ratios"]
+    rows = [[f"`{name}`", number(ratio)] for name, ratio in found.items()]
+    return table(["regulariser", "time of a training step, 1 without one"], rows)
+
+
+@source
+def four_pairs(results: Results) -> str:
+    rows = [
+        [
+            row["name"],
+            f"{row['right_one_step']} of 4",
+            f"{row['right_dopri5']} of 4",
+            str(row["nfe"]),
+        ]
+        for row in results.read("four_pairs")["rows"]
+    ]
+    return table(["model", "right pairs, one Euler step", "dopri5", "its evaluations"], rows)
