@@ -16,6 +16,7 @@ from fastnode.errors import (
 )
 from fastnode.extension import empty_cache
 from fastnode.fuse import NotFusable, fuse
+from fastnode.methods import register_method
 from fastnode.odeint import odeint, odeint_event
 from fastnode.solution import Solution, Steps
 from fastnode.solve import solve
@@ -47,6 +48,7 @@ __all__ = [
     "odeint_adjoint",
     "odeint_dense",
     "odeint_event",
+    "register_method",
     "regularize",
     "solve",
 ]

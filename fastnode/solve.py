@@ -18,7 +18,7 @@ from fastnode.controllers import Controller, find_controller
 from fastnode.engines import fused
 from fastnode.engines.rows import SampleOptions
 from fastnode.joint import JointSolve
-from fastnode.methods import ADAPTIVE, FIXED
+from fastnode.methods import ADAPTIVE, FIXED, SOLVED
 from fastnode.ops.dispatch import transformed
 from fastnode.problem import State, check_times, make_problem
 from fastnode.sample_solution import sample_solution
@@ -28,7 +28,6 @@ from fastnode.solve_events import as_events
 from fastnode.tableaus import METHODS
 
 SAVE = ("times", "steps", "dense")
-METHOD_NAMES = (*ADAPTIVE, *FIXED)
 
 
 @outside_graph
@@ -124,7 +123,7 @@ def solve(
         StepSizeUnderflow, MaxStepsExceeded, NonFiniteState: the solve cannot go on; the error names
             time and step, and the samples if per sample.
     """
-    _check_choice("method", method, METHOD_NAMES)
+    _check_choice("method", method, SOLVED)
     _check_choice("save", save, SAVE)
     _check_choice("engine", engine, engines.NAMES)
     if not callable(func):
@@ -253,7 +252,7 @@ def _check_combination(
         raise ValueError(f"adjoint {adjoint!r} has no {what}; use adjoint='checkpoint'")
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 

@@ -41,12 +41,18 @@ _INSTRUCTIONS = extension.native().mlp_instruction_sets()[-1] if extension.AVAIL
 
 #: Steps never shrink after an accepted one in odeint (see steppers.adaptive_stepper).
 _DEFAULT_CONTROL = native.control_numbers(Controller(keeps_accepted=True))
-if extension.AVAILABLE:
-    # The op knows methods by name, as a graph that torch.compile keeps can hold no tableau.
-    for _tableau in METHODS.values():
-        extension.native().mlp_method(
-            _tableau.name, native.compiled(_tableau), Stiffness(_tableau).weights
-        )
+
+
+def register(tableau: Tableau) -> None:
+    """Tells the op of a method, which it knows by name: a graph that torch.compile keeps can hold
+    no tableau."""
+    if extension.AVAILABLE:
+        weights = Stiffness(tableau).weights
+        extension.native().mlp_method(tableau.name, native.compiled(tableau), weights)
+
+
+for _tableau in METHODS.values():
+    register(_tableau)
 
 
 def plain(module: nn.Module) -> bool:

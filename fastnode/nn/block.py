@@ -12,8 +12,6 @@ from fastnode.nn.node import check_module, full_precision
 from fastnode.solve import solve
 from fastnode.tableaus import METHODS
 
-STEPPED = tuple(name for name in METHODS if name in FIXED)
-
 
 class ODEBlock(nn.Module):
     """A few equal steps along dz/dt = field(t, z) as one block of a residual network.
@@ -61,8 +59,9 @@ class ODEBlock(nn.Module):
         super().__init__()
         check_module(field=field)
         check_positive(steps=steps)
-        if method not in STEPPED:
-            raise ValueError(f"method must be one of {', '.join(STEPPED)}, got {method!r}")
+        stepped = [name for name in METHODS if name in FIXED]
+        if method not in stepped:
+            raise ValueError(f"method must be one of {', '.join(stepped)}, got {method!r}")
         find_adjoint(adjoint, method)
         if t0 == t1:
             raise ValueError(f"t0 and t1 must differ, got {t0} for both")

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from fastnode.embedded import find_tableau
-from fastnode.methods import ADAPTIVE
+from fastnode.methods import ADAPTIVE, SOLVED
 from fastnode.problem import State
 from fastnode.solution import Solution
-from fastnode.solve import METHOD_NAMES
 from fastnode.stiffness import Stiffness
 
 #: The method of a solve that names none, as in ``fastnode.solve``.
@@ -61,8 +60,8 @@ class Regularizer(ABC):
 
     def check(self, method: str) -> None:
         """Raises ValueError for a method of the solve that this regulariser cannot work with."""
-        if method not in METHOD_NAMES:
-            raise ValueError(f"method must be one of {', '.join(METHOD_NAMES)}, got {method!r}")
+        if method not in SOLVED:
+            raise ValueError(f"method must be one of {', '.join(SOLVED)}, got {method!r}")
 
     @abstractmethod
     def _solve(
