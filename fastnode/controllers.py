@@ -25,7 +25,9 @@ class Controller:
         b1 = p + i + d,  b2 = -(p + 2 d),  b3 = d,
 
     r_{n-1} and r_{n-2} being those of the accepted steps before. (p, i, d) = (0, 1, 0) is the
-    elementary controller I; CONTROLLERS has others.
+    elementary controller I; CONTROLLERS has others. A subclass may decide by rules of its own:
+    ``next_step`` and ``accepts``, for solves per sample ``next_steps`` and ``accepted``. The
+    reference engine runs it, as the loops in C++ take the numbers and call no method.
     Sources: E. Hairer, S. P. Norsett, G. Wanner, Solving Ordinary Differential Equations I, 2nd
     edition, section II.4, equation (4.13); G. Soederlind, Automatic control and adaptive
     time-stepping, Numer. Algorithms 31 (2002).
@@ -66,6 +68,11 @@ class Controller:
             raise ValueError(f"safety must be positive, got {self.safety}")
 
     @property
+    def has_own_rules(self) -> bool:
+        """Whether it is more than its numbers."""
+        return type(self) is not Controller
+
+    @property
     def smallest(self) -> float:
         """Smallest factor after an accepted step."""
         return 1.0 if self.keeps_accepted else self.dfactor
@@ -79,10 +86,18 @@ class Controller:
         return min(max(h, self.min_step), self.max_step)
 
     def accepts(self, h: float, ratio: float) -> bool:
+        """Whether a step of size h, whose error came out as ``ratio`` tolerances, is kept."""
         return ratio <= 1 or (h <= self.min_step and math.isfinite(ratio))
 
     def next_step(self, h: float, ratio: float, history: tuple[float, float], order: int) -> float:
-        """Size of the step after one of size h whose error came out as ``ratio`` tolerances."""
+        """Size of the step after one of size h whose error came out as ``ratio`` tolerances.
+
+        Args:
+            h: size of the step tried, positive.
+            ratio: its error; more than 1 is too much, and it may be infinite or NaN.
+            history: the errors of the two accepted steps before, the last one first.
+            order: order of the method.
+        """
         if not math.isfinite(ratio):
             factor = self.dfactor
         elif ratio == 0:

@@ -1,4 +1,4 @@
-"""For the API reference: ``rtol, atol: text`` describes two arguments, each with its own default."""
+"""For the API reference: ``rtol, atol: text`` describes two arguments with defaults of their own."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from fastnode import extension
+from fastnode.controllers import Controller
 from fastnode.engines import (
     adaptive,
     fixed,
@@ -52,6 +53,20 @@ def is_native(engine: str, y: Tensor, times: Sequence[Time]) -> bool:
     return able
 
 
+def by_own_rules(engine: str, controller: Controller) -> bool:
+    """Whether Python decides on steps, by methods of a controller that is more than its numbers.
+
+    Raises:
+        ValueError: it does, and ``engine`` is "native" or "graph".
+    """
+    if controller.has_own_rules and engine in ("native", "graph"):
+        raise ValueError(
+            f"engine {engine!r} cannot run this solve: it takes a controller's numbers and calls "
+            f"none of its methods; {type(controller).__name__} needs engine='reference'"
+        )
+    return controller.has_own_rules
+
+
 def make_stepper(
     engine: str,
     field: Any,
@@ -64,9 +79,10 @@ def make_stepper(
 ) -> Any:
     """An AdaptiveStepper of the chosen engine (see engines.adaptive for the arguments); ``outputs``
     are the times of outputs, which engine "graph" must know beforehand."""
+    by_rules = by_own_rules(engine, options["controller"])
     if engine == "graph":
         return graph.make_stepper(field, tableau, t, y, outputs=outputs, **options)
-    if is_native(engine, y, (t, options["end"])):
+    if is_native(engine, y, (t, options["end"])) and not by_rules:
         return native.make_stepper(field, tableau, t, y, **options)
     return adaptive.AdaptiveStepper(field, tableau, t, y, **options)
 
@@ -96,15 +112,17 @@ def solve_per_sample(engine: str, problem: SampleProblem, options: SampleOptions
     """
     if problem.ts.shape[1] == 1:
         return nothing(problem, options)
+    own_rules = by_own_rules(engine, options.controller)
     if engine in ("auto", "fused"):
-        trace = per_sample_fused.run(problem, options, engine == "fused")
+        forced = engine == "fused"
+        trace = None if own_rules else per_sample_fused.run(problem, options, forced)
         if trace is not None:
             return trace
-        if engine == "fused":
+        if forced:
             fused.refuse(per_sample_fused.LIMITS)
     f0 = problem.field(problem.ts[:, 0], problem.y0, problem.args)
     able = engine != "reference" and per_sample_native.available(problem, f0, options)
-    if able:
+    if able and not own_rules:
         trace = per_sample_native.run(problem, f0, options)
         if trace is not None:
             return trace

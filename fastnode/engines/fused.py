@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 LIMITS = (
     "it takes an MLPField or what fastnode.fuse returns, without hooks or callbacks, one tensor of "
     "float32 or float64 on the CPU whose last dimension is the field's, numbers as tolerances and "
-    "explicit Runge-Kutta methods, and knows no args, events, stops, norms of the caller's, "
-    "adjoints but backprop and checkpoint, torch.func transforms, or with fixed steps times inside "
-    "of a step"
+    "explicit Runge-Kutta methods, and knows no args, events, stops, norms or controllers of the "
+    "caller's making, adjoints but backprop and checkpoint, torch.func transforms, or with fixed "
+    "steps times inside of a step"
 )
 
 #: (weight, bias, column of the time or -1) of each layer, number of the activation.
@@ -228,7 +228,7 @@ def solve(
         return None
     if not isinstance(atol, (int, float)) or not (rtol >= 0 and atol >= 0) or not runs_here():
         return None
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or controller.has_own_rules:
         return None
     found = perceptron(func)
     # An output of a solve that failed is NaN from there on: the other engines know how.
