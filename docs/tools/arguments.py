@@ -1,4 +1,4 @@
-"""For the API reference: ``rtol, atol: text`` describes two arguments with defaults of their own."""
+"""For the API reference: ``rtol, atol: text`` stands for two arguments, each with a default."""
 
 from __future__ import annotations
 

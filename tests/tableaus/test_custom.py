@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
+from registered_methods import forgotten_afterwards
 
 import fastnode
-from fastnode import methods
 from fastnode.tableaus import METHODS
 from fastnode.tableaus.custom import stability_length
 
@@ -31,15 +31,10 @@ RALSTON = {"a": [[], ["2/3"]], "b": [0.25, 0.75], "order": 2}
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
-    fastnode.register_method("test_fehlberg45", **FEHLBERG45)
-    fastnode.register_method("test_ralston", **RALSTON)
-    yield
-    for name in ("test_fehlberg45", "test_ralston"):
-        for known in (methods._OWN, METHODS, methods.ADAPTIVE):
-            known.pop(name, None)
-        for names in (methods.FIXED, methods.SOLVED, methods.NAMES):
-            if name in names:
-                names.remove(name)
+    with forgotten_afterwards():
+        fastnode.register_method("test_fehlberg45", **FEHLBERG45)
+        fastnode.register_method("test_ralston", **RALSTON)
+        yield
 
 
 def rotation(t, y):
