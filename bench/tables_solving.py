@@ -206,3 +206,12 @@ def detest(results: Results) -> str:
         ]
         rows.append([method, rival, *map(number, shares)])
     return table(["method", "against", "evaluations", "error"], rows)
+
+
+@source
+def imports(results: Results) -> str:
+    found = results.read("imports")["milliseconds"]
+    return (
+        f"`import fastnode` takes {found['fastnode']:.0f} ms of processor time after torch's own "
+        f"{found['torch']:.0f} ms, and imports neither Triton nor Matplotlib."
+    )

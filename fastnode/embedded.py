@@ -27,7 +27,7 @@ from fastnode.tableaus import Tableau
 CONSTANTS = ("y", "k1", "h")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EmbeddedStep:
     """One step of an embedded Runge-Kutta method.
 
@@ -125,7 +125,7 @@ def _end(t: Any, h: Any) -> Any:
     return end
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Taken:
     """A step as the engines have it, packed."""
 

@@ -52,22 +52,19 @@ METHODS = {name: name for name in ("relu", "sigmoid", "sin", "tanh")}
 SHAPES = ("expand", "expand_as", "view", "reshape", "unsqueeze", "repeat", "to", "type_as", "float")
 
 
-@dataclass(frozen=True)
 class _Time:
     """The time, in any shape."""
 
 
-@dataclass(frozen=True)
 class _Ones:
     """Ones in any shape."""
 
 
-@dataclass(frozen=True)
 class _Size:
     """A size, a shape or a part of the state that only its shape is wanted of."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _State:
     """The state after so many layers; ``column`` is where the time has been appended to it."""
 
@@ -76,7 +73,7 @@ class _State:
     column: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Net:
     """Linear layers, each with where the time is appended to its input: first, last or None."""
 

@@ -30,7 +30,7 @@ from fastnode.solution import Solution
 from fastnode.tableaus import METHODS
 
 
-@dataclass
+@dataclass(eq=False)
 class JointSolve:
     """What ``fastnode.solve`` was asked for, checked but for the times of fixed steps."""
 

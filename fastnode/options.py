@@ -19,7 +19,7 @@ from fastnode.errors import InvalidValue
 from fastnode.problem import check_times
 
 
-@dataclass
+@dataclass(eq=False)
 class AdaptiveOptions:
     first_step: float | None = None
     min_step: float = 0.0
@@ -71,7 +71,7 @@ class AdaptiveOptions:
         return [stop for stop in ahead if start != stop.time and (end - stop.time) * direction > 0]
 
 
-@dataclass
+@dataclass(eq=False)
 class FixedOptions:
     step_size: float | None = None
     grid_constructor: Callable[..., Tensor] | None = None
@@ -143,7 +143,7 @@ def _rounded_grid(t: Sequence[float], step_size: float, code: str) -> array[floa
     return rounded(*(offset + t[0] for offset in offsets), t[-1])
 
 
-@dataclass
+@dataclass(eq=False)
 class ImplicitOptions(FixedOptions):
     #: Newton iterations for each system of stages.
     max_iters: int = 100
@@ -153,7 +153,7 @@ class ImplicitOptions(FixedOptions):
         self.max_iters = _positive("max_iters", self.max_iters)
 
 
-@dataclass
+@dataclass(eq=False)
 class AdamsOptions(FixedOptions):
     #: None for the method's own default.
     max_order: int | None = None
@@ -180,7 +180,7 @@ class AdamsOptions(FixedOptions):
         return self.max_order if self.max_order is not None else 5 if explicit else 12
 
 
-@dataclass
+@dataclass(eq=False)
 class ScipyOptions:
     #: A name or class that scipy.integrate.solve_ivp takes as its method.
     solver: Any = "LSODA"

@@ -125,7 +125,7 @@ def silent(t: Time, y: Tensor, h: Time) -> None:
     """A callback that does nothing."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Callbacks:
     """What is called with (t, packed state, signed step): before a step is tried, and once it has
     been accepted or rejected."""
@@ -138,7 +138,7 @@ class Callbacks:
 NO_CALLBACKS = Callbacks()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """An initial value problem, checked and packed."""
 

@@ -96,7 +96,7 @@ class SampleField:
         return value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tolerances:
     """rtol and atol, each a number or one per sample, [b]."""
 
@@ -129,7 +129,7 @@ class Tolerances:
         return torch.stack(each).amax(dim=0).to(h)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SampleProblem:
     """B initial value problems, checked and packed."""
 

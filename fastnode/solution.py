@@ -14,7 +14,7 @@ from fastnode.problem import State
 from fastnode.solve_events import EventRecord
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Steps:
     """The accepted steps of a solve, or of one of its samples.
 
@@ -67,7 +67,7 @@ def _as_text(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Solution:
     """The result of ``fastnode.solve``. With ``per_sample=True`` the counts are tensors [B], and
     ``status`` and ``steps`` lists with one entry for each sample.

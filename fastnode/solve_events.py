@@ -39,7 +39,7 @@ class Event:
             raise ValueError(f"an event's direction must be -1, 0 or 1, got {self.direction!r}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EventRecord:
     """Where an event happened: ``times`` [n], ``states`` [n, ...] (a tuple for a tuple state)."""
 

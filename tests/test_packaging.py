@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.imports import seconds
+
 ROOT = Path(__file__).parent.parent
 COPIED = ["csrc", "fastnode", "triton_kernels", "LICENSE", "MANIFEST.in", "README.md"]
 COPIED += ["CHANGELOG.md", "pyproject.toml", "setup.py"]
@@ -103,3 +105,10 @@ def test_importing_fastnode_pulls_in_neither_triton_nor_matplotlib():
     heavy = "print(sorted({'triton', 'matplotlib', 'sklearn'} & {*sys.modules}))"
     ours = run(sys.executable, "-c", f"import sys, fastnode; {heavy}", cwd=ROOT)
     assert ours == run(sys.executable, "-c", f"import sys, torch; {heavy}", cwd=ROOT)
+
+
+def test_importing_fastnode_costs_little_beside_torch():
+    seconds()  # writes the bytecode
+    shares = [ours / torchs for torchs, ours in (seconds() for _ in range(2))]
+    # 50 ms where torch takes a second (bench/results/cpu/imports.json).
+    assert min(shares) < 0.06

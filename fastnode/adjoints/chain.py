@@ -18,7 +18,7 @@ State = tuple[Tensor, ...]
 Cotangents = Sequence[Tensor | None]
 
 
-@dataclass
+@dataclass(eq=False)
 class Inputs:
     """The tensors that a solve depends on and that autograd may want gradients of.
 
@@ -135,7 +135,7 @@ def with_args(
     return VectorField(observed, outer.layout, inputs.y0, outer.direction, tuple(args))
 
 
-@dataclass
+@dataclass(eq=False)
 class Random:
     """Which evaluations of the forward pass belong to which step."""
 

@@ -238,7 +238,7 @@ def reversibly(
     return chain.rewrite(chain.run(inputs)[0]).solution()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Noted:
     """A stepper whose steps a chain takes note of."""
 

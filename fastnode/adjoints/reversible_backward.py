@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fastnode.adjoints.reversible import ReversibleChain
 
 
-@dataclass
+@dataclass(eq=False)
 class _Point:
     """The two states and their cotangents."""
 

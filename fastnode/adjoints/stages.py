@@ -39,7 +39,7 @@ def nothing(stage: int) -> None:
     """A ``Before`` that does nothing."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scheme:
     """What the steps of one solve have in common.
 
@@ -118,7 +118,7 @@ class Scheme:
         return sorted(found)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Place:
     """Step n from (t, y) to t1; ``f`` is its first slope, if the method carries it over."""
 

@@ -11,7 +11,7 @@ from fastnode.engines.rows import Trace
 from fastnode.samples import SampleProblem
 
 
-@dataclass
+@dataclass(eq=False)
 class Wave:
     """Step w of the samples ``rows``, in the order of ``rows``.
 

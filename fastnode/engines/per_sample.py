@@ -26,7 +26,7 @@ from fastnode.stiffness import Stiffness
 COMPACTION = 8
 
 
-@dataclass
+@dataclass(eq=False)
 class _Log:
     """Lists of pieces that become a Trace."""
 

@@ -16,7 +16,7 @@ from fastnode.samples import SampleProblem, Tolerances
 from fastnode.tableaus import Tableau, Weights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SampleOptions:
     tableau: Tableau
     controller: Controller
@@ -30,7 +30,7 @@ class SampleOptions:
     throw: bool = True
 
 
-@dataclass
+@dataclass(eq=False)
 class Trace:
     """What a per-sample solve leaves behind: of its steps those of the first sample, in the order
     they were taken, then those of the second, and so on."""
@@ -50,7 +50,7 @@ class Trace:
     slopes: Tensor | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Batch:
     """The samples in the batch: row r is sample index[r]; finished ones stand still."""
 

@@ -21,7 +21,7 @@ def combine(y: Tensor, k: Sequence[Tensor], h: Time, weights: Weights) -> Tensor
     return rk_stage(y, [k[j] for j in weights.stages], [h * w for w in weights.values])
 
 
-@dataclass
+@dataclass(eq=False)
 class Step:
     """A step from (t, y) to (t1, y1).
 
@@ -102,7 +102,7 @@ def take_step(
 StepFunction = Callable[[VectorField, Time, Time, Tensor, bool], Step]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ExplicitSteps:
     """Steps of an explicit Runge-Kutta method."""
 

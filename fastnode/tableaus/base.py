@@ -112,7 +112,7 @@ class Tableau:
         return tuple((i, tuple(float(value) for value in row)) for i, row in rows if any(row))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImplicitTableau:
     """A Runge-Kutta method whose stages depend on themselves or on later ones.
 
