@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from registered_methods import forgotten_afterwards
 
+import fastnode
 from bench import tables
 from bench.measured import Results
 from fastnode.cli import _parser
@@ -113,3 +114,11 @@ def test_measured_numbers_stand_in_blocks_only(page):
     for found in NUMBER.findall(text):
         found = found.rstrip(",")
         assert found in stated or (found.isdigit() and int(found) <= 32), found
+
+
+@pytest.mark.parametrize("module", [fastnode, fastnode.flow, fastnode.nn, fastnode.regularize])
+def test_every_public_name_is_in_the_reference(module):
+    text = "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
+    words = set(re.findall(r"\w+", text))
+    hidden = {"__version__", "flow", "nn", "regularize"}
+    assert set(module.__all__) - hidden <= words
