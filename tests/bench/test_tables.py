@@ -1,0 +1,68 @@
+"""Numbers on their way from results to pages."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bench.measured import Results, number, table
+from bench.tables import rewritten
+
+
+@pytest.fixture
+def results(tmp_path):
+    info = {"subject": "dopri5 tanh", "case": "(2, 16)", "ratios": {"torchdiffeq": 4.25}}
+    (tmp_path / "odeint.json").write_text(json.dumps({"benchmarks": [{"extra_info": info}]}))
+    milliseconds = {"fastnode": 41.7, "torch": 950.0}
+    (tmp_path / "imports.json").write_text(json.dumps({"milliseconds": milliseconds}))
+    return Results(tmp_path)
+
+
+def test_a_block_is_replaced_and_the_rest_is_kept(results):
+    page = "Before.\n\n<!-- measured: imports -->\nold\n<!-- /measured -->\n\nAfter.\n"
+    written = rewritten(page, results)
+    assert written.startswith("Before.\n") and written.endswith("\nAfter.\n")
+    assert "42 ms" in written and "old" not in written
+    assert rewritten(written, results) == written
+
+
+def test_an_unknown_name_is_told(results):
+    with pytest.raises(ValueError, match="measured must be one of .*, got 'nothing'"):
+        rewritten("<!-- measured: nothing -->\n<!-- /measured -->", results)
+
+
+@pytest.mark.parametrize("page", ["<!-- measured: imports -->\n", "<!-- /measured -->\n"])
+def test_a_comment_without_its_partner_is_told(results, page):
+    with pytest.raises(ValueError, match="a block must begin with"):
+        rewritten(page, results)
+
+
+def test_a_benchmark_that_is_not_there_is_named(results):
+    assert results.ratio("odeint", "dopri5 tanh", "(2, 16)", "torchdiffeq") == 4.25
+    with pytest.raises(KeyError, match="odeint.json has no benchmark 'rk4'"):
+        results.ratio("odeint", "rk4", "(2, 16)", "torchdiffeq")
+
+
+def test_numbers_have_three_digits():
+    assert [number(x) for x in (169.8, 41.94, 5.2, 0.849, 12345.6)] == [
+        "170",
+        "41.9",
+        "5.20",
+        "0.85",
+        "12,346",
+    ]
+    assert table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_arguments_of_one_line_are_told_apart():
+    pytest.importorskip("griffe")
+    from docs.tools.arguments import split_arguments
+
+    docstring = (
+        "Text.\n\nArgs:\n    a, b: both\n        of them.\n    c: one.\n\nReturns:\n    x, y: no."
+    )
+    assert split_arguments(docstring) == (
+        "Text.\n\nArgs:\n    a: both\n        of them.\n    b: both\n        of them.\n    c: one.\n\n"
+        "Returns:\n    x, y: no."
+    )
