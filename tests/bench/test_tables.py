@@ -59,10 +59,8 @@ def test_arguments_of_one_line_are_told_apart():
     pytest.importorskip("griffe")
     from docs.tools.arguments import split_arguments
 
-    docstring = (
-        "Text.\n\nArgs:\n    a, b: both\n        of them.\n    c: one.\n\nReturns:\n    x, y: no."
-    )
+    docstring = "Args:\n    a, b: both\n        of them.\n    c: one.\n\nReturns:\n    x, y: no."
+    both = "both\n        of them."
     assert split_arguments(docstring) == (
-        "Text.\n\nArgs:\n    a: both\n        of them.\n    b: both\n        of them.\n    c: one.\n\n"
-        "Returns:\n    x, y: no."
+        f"Args:\n    a: {both}\n    b: {both}\n    c: one.\n\nReturns:\n    x, y: no."
     )
