@@ -44,6 +44,22 @@ def uci(results: Results) -> str:
 
 
 @source
+def uci_winners(results: Results) -> str:
+    found = results.read("uci")["rows"]
+    sets = list(dict.fromkeys(row["set"] for row in found))
+
+    def error(name: str, method: str, solver: str) -> float:
+        mine = [row for row in found if (row["set"], row["method"]) == (name, method)]
+        return mean(row["rmse"][solver] for row in mine)
+
+    parts = []
+    for solver, words in (("euler-1", "one Euler step"), ("dopri5", "dopri5")):
+        won = [x for x in sets if error(x, "simfree", solver) < error(x, "node", solver)]
+        parts.append(f"on {len(won)} of {len(sets)} ({', '.join(won)}) with {words}")
+    return f"Training without simulation is the more accurate {', '.join(parts)}."
+
+
+@source
 def training_nfe(results: Results) -> str:
     found = results.read("uci")["rows"]
     counts = {
