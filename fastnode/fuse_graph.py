@@ -64,7 +64,7 @@ class _Size:
     """A size, a shape or a part of the state that only its shape is wanted of."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class _State:
     """The state after so many layers; ``column`` is where the time has been appended to it."""
 
