@@ -73,6 +73,7 @@ def training_nfe(results: Results) -> str:
     )
 
 
+MEMORY, ONE_SAMPLE = "gradients_memory", "gradients_one_sample"
 ADJOINTS = ("backprop", "checkpoint", "revolve(4)", "reversible", "continuous")
 
 
@@ -87,37 +88,47 @@ def adjoint_times(results: Results) -> str:
             own = "" if adjoint == "backprop" else f" ({number(1 / ratios['backprop'])})"
             row.append(f"{number(rival)}{own}")
         rows.append(row)
-    head = ["(state, hidden, batch)", *(f"`{name}`" for name in ADJOINTS)]
-    return table(head, rows)
+    return table(["(state, hidden, batch)", *ADJOINTS], rows)
 
 
 @source
 def adjoint_one_sample(results: Results) -> str:
-    found = results.ratio(
-        "gradients_one_sample", "gradient, continuous", "(512, 512, 1)", "torchdiffeq adjoint"
-    )
+    place = ("gradient, continuous", "(512, 512, 1)")
+    # A run of its own, or a case of the run of all.
+    name = "gradients" if place[1] in results.cases("gradients", place[0]) else ONE_SAMPLE
+    found = results.ratio(name, *place, "torchdiffeq adjoint")
     return (
         f'With one sample at (512, 512, 1) `"continuous"` is {number(found)} times faster than '
-        "`odeint_adjoint`, which carries all parameters inside the state."
+        f"`odeint_adjoint`, which carries all parameters inside the state (`{name}.json`)."
     )
+
+
+def _megabytes(results: Results) -> tuple[str, dict[str, float]]:
+    """The file, and the peak by "name, t = end": of the run of all adjoints, or of its own."""
+    case = "(512, 512, 1024)"
+    found: dict[str, float] = {}
+    for name in ADJOINTS:
+        found |= results.facts("gradients", f"gradient, {name}", case).get("megabytes", {})
+    if found:
+        return "gradients", found
+    rivals = []
+    for each in results.read(MEMORY)["benchmarks"]:
+        facts = each["extra_info"]
+        name = facts["subject"].rpartition(", ")[2]
+        found |= {f"{name}, t = {end}": value for end, value in facts["megabytes"].items()}
+        rivals.append(facts["reference_megabytes"])
+    return MEMORY, found | {"torchdiffeq backprop, t = 16": mean(rivals)}
 
 
 @source
 def adjoint_memory(results: Results) -> str:
-    found = {
-        each["extra_info"]["subject"].rpartition(", ")[2]: each["extra_info"]
-        for each in results.read("gradients_memory")["benchmarks"]
-    }
-    rivals = [facts["reference_megabytes"] for facts in found.values()]
+    name, found = _megabytes(results)
+    head = [*ADJOINTS, "torchdiffeq backprop"]
     rows = []
     for end in ("16", "160"):
-        cells = [
-            f"{found[name]['megabytes'][end]:.0f}" if end in found[name]["megabytes"] else ""
-            for name in ADJOINTS
-        ]
-        rows.append([end, *cells, f"{min(rivals):.0f} to {max(rivals):.0f}" if end == "16" else ""])
-    head = ["end", *(f"`{name}`" for name in ADJOINTS), "torchdiffeq backprop"]
-    return table(head, rows)
+        cells = [found.get(f"{each}, t = {end}") for each in head]
+        rows.append([end, *("" if x is None else f"{x:.0f}" for x in cells)])
+    return f"{table(['end', *head], rows)}\n\nFrom `{name}.json`."
 
 
 CONTRACTED = ("image from reverse solve", "checkpoint", "Revolve(slots=4)", "reversible")
@@ -128,8 +139,7 @@ def contraction(results: Results) -> str:
     found = [row for row in results.read("contraction")["rows"] if row["method"] == "dopri5"]
     names = (*CONTRACTED, "continuous")
     rows = [[f"{row['end']:g}", *(tiny(row[name]) for name in names)] for row in found]
-    head = ["end", names[0], "`checkpoint`", "`Revolve(4)`", "`reversible`", "`continuous`"]
-    return table(head, rows)
+    return table(["end", *names], rows)
 
 
 @source

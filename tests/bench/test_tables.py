@@ -8,6 +8,7 @@ import pytest
 
 from bench.measured import Results, number, table
 from bench.tables import rewritten
+from bench.tables_training import ADJOINTS, adjoint_memory
 
 
 @pytest.fixture
@@ -42,6 +43,21 @@ def test_a_benchmark_that_is_not_there_is_named(results):
     assert results.ratio("odeint", "dopri5 tanh", "(2, 16)", "torchdiffeq") == 4.25
     with pytest.raises(KeyError, match="odeint.json has no benchmark 'rk4'"):
         results.ratio("odeint", "rk4", "(2, 16)", "torchdiffeq")
+
+
+def test_memory_is_read_from_the_run_of_all_adjoints(results):
+    rows = [
+        {
+            "subject": f"gradient, {name}",
+            "case": "(512, 512, 1024)",
+            "megabytes": {f"{name}, t = 16": 85.4, "torchdiffeq backprop, t = 16": 700.0},
+        }
+        for name in ADJOINTS
+    ]
+    benchmarks = [{"extra_info": row} for row in rows]
+    (results.folder / "gradients.json").write_text(json.dumps({"benchmarks": benchmarks}))
+    written = adjoint_memory(results)
+    assert "| 16 | 85 | 85 | 85 | 85 | 85 | 700 |" in written and "`gradients.json`" in written
 
 
 def test_numbers_have_three_digits():
