@@ -147,3 +147,10 @@ def test_plot_without_matplotlib_says_what_is_missing(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match="plot needs matplotlib"):
         found.plot()
+
+
+def test_solutions_are_compared_by_identity():
+    y0, t = torch.ones(3), torch.tensor([0.0, 1.0])
+    first, second = (fastnode.solve(lambda t, y: -y, y0, t) for _ in range(2))
+    assert first == first and first != second
+    assert len({first, second}) == 2
