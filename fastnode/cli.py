@@ -12,8 +12,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
+
+from fastnode.cli_arguments import WRONG, make_parser
 
 if TYPE_CHECKING:
     import torch
@@ -21,91 +22,24 @@ if TYPE_CHECKING:
     from fastnode.datasets import Dataset
     from fastnode.training import Config, Progress
 
-WRONG = 2
 INTERRUPTED = 130
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage above it."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(WRONG, f"{self.prog}: error: {message}\n")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0, 2 for an error, 130 for an interruption."""
-    parsed = _parser().parse_args(arguments)
+    parsed = make_parser().parse_args(arguments)
     from fastnode import SolverError
 
     # What the user can put right is told in one line; anything else is a bug and keeps its trace.
     expected = (ValueError, OSError, ImportError, FloatingPointError, SolverError)
     try:
-        return parsed.command(parsed)
+        return {"train": _train, "evaluate": _evaluate, "info": _info}[parsed.command](parsed)
     except expected as error:
         print(f"fastnode: error: {' '.join(str(error).split())}", file=sys.stderr)
         return WRONG
     except KeyboardInterrupt:
         print("fastnode: interrupted", file=sys.stderr)
         return INTERRUPTED
-
-
-def _parser() -> Parser:
-    parser = Parser(prog="fastnode", description="Neural ODEs: train, evaluate, inform.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    train = commands.add_parser(
-        "train",
-        help="train a neural ODE on a data set",
-        description="Train a neural ODE. Settings that are left out are the data set's own.",
-    )
-    train.set_defaults(command=_train)
-    add = train.add_argument
-    add("dataset", metavar="DATASET", help="digits, diabetes, mnist, cifar10 or uci/<name>")
-    add("--method", default="simfree", help="simfree (default) or node, through the solver")
-    add("--path", default="linear", help="of simfree: linear (default), concave or convex")
-    add(
-        "--regularizer",
-        default="none",
-        metavar="NAME",
-        help="of node: local-unbiased, local-biased, global-error, global-stiffness, steer, rnode "
-        "or taynode (default none)",
-    )
-    add(
-        "--regularizer-weight",
-        type=float,
-        metavar="WEIGHT",
-        help="weight of the penalty; for steer half the width of the interval of end times",
-    )
-    add(
-        "--regularizer-weight-end",
-        type=float,
-        metavar="WEIGHT",
-        help="weight at the end of the run, reached exponentially (default: the same throughout)",
-    )
-    add("--split", type=int, default=0, help="split of a UCI set (default 0)")
-    add("--seed", type=int, default=0, help="seed of everything random (default 0)")
-    add("--steps", type=int, help="optimiser steps")
-    add("--batch", type=int, help="samples per step, over all processes")
-    add("--lr", type=float, help="learning rate")
-    add(
-        "--eval-every",
-        type=int,
-        metavar="STEPS",
-        help="between validations (default: an epoch or 50, the larger)",
-    )
-    add("--device", help="cpu, cuda, ... (default cuda where there is one)")
-    add("--out", type=Path, required=True, metavar="DIR", help="folder for checkpoint and metrics")
-    add("--checkpoint-every", type=int, default=1000, metavar="STEPS", help="default 1000")
-    add("--resume", action="store_true", help="continue the run in DIR, if there is one")
-
-    evaluate = commands.add_parser("evaluate", help="score a checkpoint solver by solver")
-    evaluate.set_defaults(command=_evaluate)
-    evaluate.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="file, or run folder")
-    evaluate.add_argument("--device", help="cpu, cuda, ... (default cuda where there is one)")
-
-    info = commands.add_parser("info", help="versions, and which implementations are active")
-    info.set_defaults(command=_info)
-    return parser
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -118,7 +52,7 @@ def _train(arguments: argparse.Namespace) -> int:
         trainer = Trainer(
             config,
             data,
-            recipe_for(data),
+            recipe_for(data, config.recipe),
             arguments.out,
             device=device,
             checkpoint_every=arguments.checkpoint_every,
@@ -142,12 +76,12 @@ def _train(arguments: argparse.Namespace) -> int:
 def _config(arguments: argparse.Namespace, data: Dataset, processes: int) -> Config:
     from fastnode.training import Config, recipe_for
 
-    recipe = recipe_for(data)
+    recipe = recipe_for(data, arguments.recipe)
     batch = recipe.batch if arguments.batch is None else arguments.batch
     every = Config.default_eval_every(len(data.x_train), batch)
     return Config(
         dataset=arguments.dataset,
-        method=arguments.method,
+        method=arguments.method or recipe.default_method,
         path=arguments.path,
         split=arguments.split,
         seed=arguments.seed,
@@ -159,17 +93,25 @@ def _config(arguments: argparse.Namespace, data: Dataset, processes: int) -> Con
         regularizer=arguments.regularizer,
         regularizer_weight=arguments.regularizer_weight,
         regularizer_weight_end=arguments.regularizer_weight_end,
+        hold_k1=not arguments.true_gradient,
+        recipe=arguments.recipe,
+        precision=arguments.precision,
+        tolerance=arguments.tolerance,
+        zero_probability=arguments.zero_probability,
+        label_noise=arguments.label_noise,
+        embedding=arguments.embedding,
     )
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from fastnode.training import CHECKPOINT, evaluate, restore
+    from fastnode.training import CHECKPOINT, evaluate, restore, solvers_of
 
     path = arguments.checkpoint
     run = restore(path / CHECKPOINT if path.is_dir() else path, _device(arguments.device))
     config = run.config
     print(f"{config.dataset} ({run.data.source}), {config.method}, step {run.step}")
-    print(_table(evaluate(run.model, run.data)))
+    solvers = solvers_of(run.recipe, config.tolerance)
+    print(_table(evaluate(run.model, run.data, solvers)))
     return 0
 
 

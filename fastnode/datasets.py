@@ -1,8 +1,8 @@
 """Real data sets as tensors, with fixed splits and the preprocessing of simulation-free training.
 
-`digits` and `diabetes` come with scikit-learn. The others are npz files in the folder that the
-environment variable FASTNODE_DATA names; `mnist` and `cifar10` are downloaded into it (or into the
-user's cache folder) when they are not there. Nothing is ever unpickled.
+`digits` and `diabetes` come with scikit-learn, `spiral` is computed. The others are npz files in
+the folder that the environment variable FASTNODE_DATA names; `mnist` and `cifar10` are downloaded
+into it (or into the user's cache folder) when they are not there. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastnode import physionet, spiral
+
 UCI = ("boston", "concrete", "energy", "kin8nm", "naval", "power", "protein", "wine", "yacht")
-NAMES = ("digits", "diabetes", "mnist", "cifar10", *(f"uci/{name}" for name in UCI))
+ALONE = ("digits", "diabetes", "mnist", "cifar10", "physionet", "spiral")
+NAMES = (*ALONE, *(f"uci/{name}" for name in UCI))
 
 _IMAGES = "x_train uint8 (N,{shape}), y_train (N,), x_test, y_test"
 _TABLE = "x float64 (N,D), y float64 (N,), train_idx int (S,n_train), test_idx int (S,n_test)"
@@ -36,12 +39,14 @@ class Dataset:
 
     `x_*` are float32: [N, D] for tables, digits and mnist, [N, 3, 32, 32] for cifar10. `y_*` are
     int64 class numbers [N] for classification and standardised float32 values [N, 1] for
-    regression; `y * y_std + y_mean` has the original units. Sets without early stopping have an
-    empty validation part. `source` says where the data came from.
+    regression; `y * y_std + y_mean` has the original units. For interpolation they are series
+    [N, T, 2, D] at common times: values, and 1 where they were observed, 0 elsewhere; `x_*` is the
+    same for physionet and the state [N, D] at the first time for spiral. Sets without early
+    stopping have an empty validation part. `source` says where the data came from.
     """
 
     name: str
-    task: Literal["classification", "regression"]
+    task: Literal["classification", "regression", "interpolation"]
     x_train: Tensor
     y_train: Tensor
     x_valid: Tensor
@@ -58,7 +63,7 @@ def load(name: str, split: int = 0) -> Dataset:
     """Loads the data set `name`, one of `NAMES`.
 
     Args:
-        name: `digits`, `diabetes`, `mnist`, `cifar10` or `uci/<set>`.
+        name: `digits`, `diabetes`, `mnist`, `cifar10`, `physionet`, `spiral` or `uci/<set>`.
         split: which of a UCI set's train/test splits; the other sets have only split 0.
 
     Raises:
@@ -74,7 +79,8 @@ def load(name: str, split: int = 0) -> Dataset:
         return _uci(name, split)
     if split != 0:
         raise ValueError(f"{name} has one split only, 0; got split {split}")
-    return {"digits": _digits, "diabetes": _diabetes, "mnist": _mnist, "cifar10": _cifar10}[name]()
+    loaders = (_digits, _diabetes, _mnist, _cifar10, _physionet, _spiral)
+    return loaders[ALONE.index(name)]()
 
 
 def _sklearn_datasets(name: str):
@@ -147,6 +153,33 @@ def _cifar10() -> Dataset:
     return _classification("cifar10", x_train, y_train, x_test, y_test, str(path))
 
 
+def _physionet() -> Dataset:
+    parts = []
+    for file in physionet.FILES:
+        path = _find(file)
+        if path is None:
+            raise FileNotFoundError(_where_to_put("physionet", file, physionet.LAYOUT))
+        try:
+            parts.append(physionet.series(_read(path, *physionet.FIELDS)))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    value, seen = (np.concatenate(each) for each in zip(*parts, strict=True))
+    train, test = map(torch.from_numpy, physionet.split(value, seen))
+    return _interpolation("physionet", train, train, test, test, str(path.parent))
+
+
+def _spiral() -> Dataset:
+    values = spiral.trajectories(1200)
+    y = torch.stack([values, torch.ones_like(values)], dim=2)
+    x = values[:, 0]
+    return _interpolation("spiral", x[:1000], y[:1000], x[1000:], y[1000:], "computed")
+
+
+def _interpolation(name, x_train, y_train, x_test, y_test, source: str) -> Dataset:
+    parts = (x_train, y_train, x_train[:0], y_train[:0], x_test, y_test)
+    return Dataset(name, "interpolation", *parts, source=source)
+
+
 def _folder() -> Path | None:
     named = os.environ.get("FASTNODE_DATA")
     return Path(named) if named else None
@@ -212,18 +245,8 @@ def _read_cifar(path: Path, members: list[str]) -> tuple[np.ndarray, np.ndarray]
 def _classification(name, x_train, y_train, x_test, y_test, source: str) -> Dataset:
     x_train, x_test = (torch.from_numpy(np.ascontiguousarray(x, "f4")) for x in (x_train, x_test))
     y_train, y_test = (torch.from_numpy(y.astype("i8")) for y in (y_train, y_test))
-    return Dataset(
-        name=name,
-        task="classification",
-        x_train=x_train,
-        y_train=y_train,
-        x_valid=x_train[:0],
-        y_valid=y_train[:0],
-        x_test=x_test,
-        y_test=y_test,
-        source=source,
-        num_classes=10,
-    )
+    parts = (x_train, y_train, x_train[:0], y_train[:0], x_test, y_test)
+    return Dataset(name, "classification", *parts, source=source, num_classes=10)
 
 
 def _regression(name, x, y, train, test, source: str) -> Dataset:

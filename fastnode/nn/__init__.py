@@ -3,7 +3,8 @@
 from fastnode.nn.block import ODEBlock
 from fastnode.nn.fields import ConvField, MLPField
 from fastnode.nn.node import EncodedODE, NeuralODE
-from fastnode.nn.recipes import Recipe, recipe
+from fastnode.nn.recipe_book import recipe
+from fastnode.nn.recipes import Recipe
 from fastnode.nn.simfree import LossModule, LossParts, SimulationFreeNODE
 
 __all__ = [

@@ -183,6 +183,9 @@ class EncodedODE(_Regularized):
             :func:`fastnode.odeint`, ``steps`` equal steps for a method of fixed steps, the
             tolerances for an adaptive one.
         regularizer: one of :mod:`fastnode.regularize`, at work in training mode.
+        times: T increasing times in place of 0 and 1, the first being that of encoder(x); the
+            decoder is then given the states at all of them, [B, T, ...], and a method of fixed
+            steps takes one from each to the next.
 
     Attributes:
         nfe: evaluations of the field by the last solve of forward (an int, not part of the state).
@@ -205,6 +208,7 @@ class EncodedODE(_Regularized):
         rtol: float = 1e-3,
         atol: float = 1e-3,
         regularizer: Regularizer | None = None,
+        times: Tensor | None = None,
     ) -> None:
         super().__init__(regularizer)
         check_module(encoder=encoder, field=field, decoder=decoder)
@@ -213,7 +217,7 @@ class EncodedODE(_Regularized):
         check_regularizer(regularizer, method)
         self.encoder, self.field, self.decoder = encoder, field, decoder
         self.method, self.steps, self.rtol, self.atol = method, steps, rtol, atol
-        self.nfe = 0
+        self.times, self.nfe = times, 0
 
     def forward(
         self,
@@ -234,31 +238,34 @@ class EncodedODE(_Regularized):
         options = {"max_num_steps": MAX_STEPS} if method in ADAPTIVE else {}
         regularized = self.regularizer is not None and self.training
         if regularized or fusable(self.field, method):
-            if fixed:
+            if fixed and self.times is None:
                 options["steps"] = steps
             solution, self.regularization, self.nfe = solve_regularized(
                 self,
                 self.regularizer,
                 z0,
-                _grid(0.0, 1.0, 1),
+                _grid(0.0, 1.0, 1) if self.times is None else self.times,
                 rtol=rtol,
                 atol=atol,
                 method=method,
                 **options,
             )
-            return self.decoder(solution[-1])
+            return self._decode(solution)
         counted = _Counted(self.field)
         solution = odeint(
             counted,
             z0,
-            _grid(0.0, 1.0, steps if fixed else 1),
+            _grid(0.0, 1.0, steps if fixed else 1) if self.times is None else self.times,
             rtol=rtol,
             atol=atol,
             method=method,
             options=options,
         )
         self.nfe, self.regularization = counted.nfe, no_penalty(z0)
-        return self.decoder(solution[-1])
+        return self._decode(solution)
+
+    def _decode(self, solution: Tensor) -> Tensor:
+        return self.decoder(solution[-1] if self.times is None else solution.transpose(0, 1))
 
     def extra_repr(self) -> str:
         return f"method={self.method}, steps={self.steps}, rtol={self.rtol}, atol={self.atol}"

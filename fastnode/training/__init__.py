@@ -1,7 +1,7 @@
 """Training runs: configuration, loop, checkpoints, evaluation."""
 
 from fastnode.training.config import METHODS, REGULARIZERS, Config
-from fastnode.training.evaluation import evaluate
+from fastnode.training.evaluation import evaluate, solvers_of
 from fastnode.training.loop import CHECKPOINT, METRICS, Progress, Trainer
 from fastnode.training.models import build_model, recipe_for, restore
 
@@ -17,4 +17,5 @@ __all__ = [
     "evaluate",
     "recipe_for",
     "restore",
+    "solvers_of",
 ]

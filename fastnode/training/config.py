@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from fastnode.flow import get_path
+from fastnode.nn.recipes import EMBEDDINGS
 
 METHODS = ("simfree", "node")
 #: What fastnode.regularize has, by the names of the command line.
@@ -20,6 +21,7 @@ REGULARIZERS = (
     "rnode",
     "taynode",
 )
+PRECISIONS = ("float32", "float64")
 _LEAST = {"split": 0, "seed": 0, "steps": 1, "batch": 1, "eval_every": 1, "processes": 1}
 
 
@@ -42,6 +44,12 @@ class Config:
             if None.
         regularizer_weight_end: the weight at the end of the run, to which it goes exponentially;
             None for a constant one.
+        hold_k1: whether local regularisation holds the first slope constant.
+        recipe: name of the nets and their hyper-parameters; the data set's own if None.
+        precision: `float32` or `float64`, of parameters and data.
+        tolerance: rtol and atol of `node`; the recipe's own if None.
+        zero_probability, label_noise, embedding: of `simfree`; label_noise the recipe's own if
+            None, embedding as in `fastnode.nn.Recipe.build_simfree`.
 
     Raises:
         TypeError, ValueError: names the setting, what came and what was expected.
@@ -60,6 +68,13 @@ class Config:
     regularizer: str = "none"
     regularizer_weight: float | None = None
     regularizer_weight_end: float | None = None
+    hold_k1: bool = True
+    recipe: str | None = None
+    precision: str = "float32"
+    tolerance: float | None = None
+    zero_probability: float = 0.1
+    label_noise: float | None = None
+    embedding: str = "learned"
 
     def __post_init__(self) -> None:
         for name in ("dataset", "method", "path"):
@@ -77,6 +92,18 @@ class Config:
             raise ValueError(f"lr must be positive and finite, got {self.lr}")
         if self.method not in METHODS:
             raise ValueError(f"unknown method {self.method!r}; expected {' or '.join(METHODS)}")
+        if not isinstance(self.hold_k1, bool):
+            raise TypeError(f"hold_k1 must be a bool, got {self.hold_k1!r}")
+        if not isinstance(self.recipe, (str, type(None))):
+            raise TypeError(f"recipe must be a str, got {self.recipe!r}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be float32 or float64, got {self.precision!r}")
+        if self.embedding not in EMBEDDINGS:
+            known = ", ".join(EMBEDDINGS)
+            raise ValueError(f"embedding must be one of {known}, got {self.embedding!r}")
+        _check_number("tolerance", self.tolerance, above_zero=True)
+        _check_number("label_noise", self.label_noise)
+        _check_number("zero_probability", self.zero_probability, most=1.0)
         self._check_regularizer()
         get_path(self.path)
         if self.batch % self.processes:
@@ -126,3 +153,15 @@ class Config:
             for name in mine
             if mine[name] != theirs[name]
         )
+
+
+def _check_number(name: str, value: Any, above_zero: bool = False, most: float = math.inf) -> None:
+    """Raises TypeError or ValueError unless it is None or a finite number in its range."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a float, got {value!r}")
+    low = value > 0 if above_zero else value >= 0
+    if not (low and value <= most and math.isfinite(value)):
+        least = "positive" if above_zero else "at least 0"
+        raise ValueError(f"{name} must be {least} and at most {most:g}, got {value}")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastnode.datasets import Dataset
@@ -21,12 +21,14 @@ from fastnode.nn import Recipe
 from fastnode.training import checkpoint
 from fastnode.training.batches import Batches, augment, derive_seed
 from fastnode.training.config import Config
-from fastnode.training.evaluation import DOPRI5, evaluate, predict, score
+from fastnode.training.evaluation import evaluate, predict, score, solvers_of
 from fastnode.training.metrics import summary
 from fastnode.training.models import (
     build_model,
     build_objective,
+    build_optimizer,
     config_of,
+    learning_rate,
     load_optimizer,
     load_parameters,
     training_nfe,
@@ -88,8 +90,9 @@ class Trainer:
         self.model = build_model(config, recipe).to(self.device)
         self.clip = recipe.clip_simfree if config.method == "simfree" else recipe.clip_node
         parameters = list(self.model.parameters())
-        self.optimizer = torch.optim.AdamW(parameters, config.lr, weight_decay=0.0, fused=True)
+        self.optimizer = build_optimizer(parameters, config, recipe)
         self.generator = torch.Generator(self.device)
+        self.precision = getattr(torch, config.precision)
         self.x, self.y = data.x_train.to(self.device), data.y_train.to(self.device)
         self.batches = Batches(len(self.x), config.batch, config.seed, self.rank, config.processes)
         self.validates = recipe.patience is not None and len(data.x_valid) > 0
@@ -100,7 +103,7 @@ class Trainer:
         self.finished = False
         self._begin_interval()
         self._open(resume)
-        self.objective = build_objective(self.model, recipe.task)
+        self.objective = build_objective(self.model, recipe)
 
     def run(
         self,
@@ -122,7 +125,7 @@ class Trainer:
             return None
         if self.best["model"]:
             self.model.load_state_dict(self.best["model"])
-        results = evaluate(self.model, self.data)
+        results = evaluate(self.model, self.data, solvers_of(self.recipe, self.config.tolerance))
         self._write_metrics(results)
         return results
 
@@ -173,10 +176,10 @@ class Trainer:
     def _train_step(self) -> None:
         config = self.config
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
+            group["lr"] = learning_rate(config, self.recipe, self.step)
         self.generator.manual_seed(derive_seed(config.seed, "step", self.step, self.rank))
         rows = self.batches.indices(self.step).to(self.device)
-        x, y = self.x.index_select(0, rows), self.y.index_select(0, rows)
+        x, y = (self._rows(each, rows) for each in (self.x, self.y))
         if self.data.name == "cifar10":
             x = augment(x, self.generator)
         if self.model.regularizer is not None:
@@ -193,6 +196,11 @@ class Trainer:
         for name, value in losses._asdict().items():
             self._losses[name] = self._losses.get(name, 0) + value.detach()
 
+    def _rows(self, data: Tensor, rows: Tensor) -> Tensor:
+        """Some of the samples, in the precision of the run."""
+        picked = data.index_select(0, rows)
+        return picked.to(self.precision) if picked.is_floating_point() else picked
+
     def _check_loss(self) -> None:
         total = float(self._losses.get("total", 0.0))
         if not math.isfinite(total):
@@ -200,17 +208,12 @@ class Trainer:
                 f"the training loss became {total} before step {self.step}; try a lower lr"
             )
 
-    def _learning_rate(self) -> float:
-        if self.recipe.schedule == "none":
-            return self.config.lr
-        return self.config.lr * 0.5 * (1 + math.cos(math.pi * self.step / self.config.steps))
-
     def _validate(self) -> None:
         if self.rank != 0:
             return
         # By the accurate solver: judged by one Euler step, a simulation-free model would be chosen
         # for a lucky error of that step.
-        outputs, _ = predict(self.model, self.data.x_valid, DOPRI5)
+        outputs, _ = predict(self.model, self.data.x_valid, solvers_of(self.recipe)[-1])
         value = score(self.data, self.data.y_valid, outputs)
         sign = 1 if self.data.task == "classification" else -1
         if not self.best["model"] or sign * value > sign * self.best["value"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 
 from fastnode.datasets import Dataset, load
 from fastnode.nn import EncodedODE, LossModule, Recipe, SimulationFreeNODE, recipe
+from fastnode.nn.latent import GRUEncoder
+from fastnode.nn.recipe_book import data_of
 from fastnode.regularize import (
     RNODE,
     STEER,
@@ -25,6 +29,14 @@ from fastnode.training.config import Config
 
 #: Half the width of the interval from which STEER draws the end of the unit interval.
 STEER_WIDTH = 0.5
+
+#: Of the schedule "inverse", for each step.
+INVERSE_RATE = 1e-5
+#: What optimisers remember of each parameter, in its shape.
+MOMENTS = {
+    torch.optim.AdamW: ("exp_avg", "exp_avg_sq"),
+    torch.optim.Adamax: ("exp_avg", "exp_inf"),
+}
 
 
 class TaskLoss(NamedTuple):
@@ -42,28 +54,54 @@ class RegularizedLoss(NamedTuple):
 
 
 class SupervisedLoss(nn.Module):
-    """Cross-entropy or mean squared error of the prediction through the solver."""
+    """Cross-entropy, or (masked) mean squared error, of the prediction through the solver.
 
-    def __init__(self, model: EncodedODE, task: str) -> None:
+    With a spread sigma the error is over 2 sigma^2 and a latent ODE's divergence is added: minus
+    its evidence lower bound, with means in place of sums in both parts.
+    """
+
+    def __init__(self, model: EncodedODE, recipe: Recipe) -> None:
         super().__init__()
         self.model = model
-        self.loss = F.cross_entropy if task == "classification" else F.mse_loss
+        losses = {"classification": F.cross_entropy, "regression": F.mse_loss}
+        self.loss = losses.get(recipe.task, masked_mse)
+        self.scale = 1.0 if recipe.spread is None else 1 / (2 * recipe.spread**2)
 
     def forward(
         self, x: Tensor, y: Tensor, generator: torch.Generator
     ) -> TaskLoss | RegularizedLoss:
-        regularizer = self.model.regularizer
+        regularizer, encoder = self.model.regularizer, self.model.encoder
+        latent = isinstance(encoder, GRUEncoder)
+        if latent:
+            encoder.generator = generator
+        if regularizer is not None:
+            regularizer.generator = generator
+        task = self.scale * self.loss(self.model(x), y)
+        if latent:
+            task = task + encoder.divergence
         if regularizer is None:
-            return TaskLoss(self.loss(self.model(x), y))
-        regularizer.generator = generator
-        task = self.loss(self.model(x), y)
+            return TaskLoss(task)
         penalty = self.model.regularization
         return RegularizedLoss(task + penalty, task, penalty)
 
 
-def recipe_for(data: Dataset) -> Recipe:
-    """The nets and hyper-parameters for a data set."""
-    return recipe(data.name, data.x_train.shape[1] if data.task == "regression" else None)
+def masked_mse(values: Tensor, series: Tensor) -> Tensor:
+    """Mean squared error [B, T, D] of what was observed, series being [B, T, 2, D]."""
+    truth, seen = series.unbind(2)
+    return (seen * (values - truth).square()).sum() / seen.sum().clamp(min=1)
+
+
+def recipe_for(data: Dataset, name: str | None = None) -> Recipe:
+    """The nets and hyper-parameters of a name, or the data set's own.
+
+    Raises:
+        ValueError: an unknown name, or a recipe for another data set.
+    """
+    chosen = data.name if name is None else name
+    made = recipe(chosen, data.x_train.shape[1] if data.task == "regression" else None)
+    if data_of(chosen) != data_of(data.name):
+        raise ValueError(f"recipe {chosen!r} is for data set {data_of(chosen)}, got {data.name!r}")
+    return made
 
 
 def build_model(config: Config, recipe: Recipe) -> EncodedODE:
@@ -71,11 +109,18 @@ def build_model(config: Config, recipe: Recipe) -> EncodedODE:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if config.method == "simfree":
-            return recipe.build_simfree(config.path)
-        return recipe.build_node(regularizer=build_regularizer(config))
+            model: EncodedODE = recipe.build_simfree(
+                config.path, config.zero_probability, config.label_noise, config.embedding
+            )
+        else:
+            tolerance = config.tolerance
+            model = recipe.build_node(
+                tolerance, tolerance, build_regularizer(config, recipe.own_times)
+            )
+    return model.to(getattr(torch, config.precision))
 
 
-def build_regularizer(config: Config) -> Regularizer | None:
+def build_regularizer(config: Config, per_sample: bool = False) -> Regularizer | None:
     """The regulariser of `config`, if it has one."""
     name, first, last = (
         config.regularizer,
@@ -96,19 +141,40 @@ def build_regularizer(config: Config) -> Regularizer | None:
     if name == "taynode":
         return TayNODE(**weights)
     family, kind = name.split("-")
-    return Local(mode=kind, **weights) if family == "local" else Global(kind=kind, **weights)
+    if family == "local":
+        return Local(mode=kind, per_sample=per_sample, hold_k1=config.hold_k1, **weights)
+    return Global(kind=kind, **weights)
 
 
-def build_objective(model: EncodedODE, task: str) -> nn.Module:
+def build_objective(model: EncodedODE, recipe: Recipe) -> nn.Module:
     """A module that takes x, y and a generator and returns a named tuple with `total` first."""
     if isinstance(model, SimulationFreeNODE):
         return LossModule(model)
-    return SupervisedLoss(model, task)
+    return SupervisedLoss(model, recipe)
 
 
 def training_nfe(model: EncodedODE) -> int:
     """Evaluations of the field in the last training step: one if nothing was simulated."""
     return 1 if isinstance(model, SimulationFreeNODE) else model.nfe
+
+
+def build_optimizer(
+    parameters: Iterable[nn.Parameter], config: Config, recipe: Recipe
+) -> torch.optim.Optimizer:
+    """The recipe's optimiser, at the first step's learning rate."""
+    if recipe.optimizer == "adamax":
+        return torch.optim.Adamax(parameters, config.lr)
+    return torch.optim.AdamW(parameters, config.lr, weight_decay=0.0, fused=True)
+
+
+def learning_rate(config: Config, recipe: Recipe, step: int) -> float:
+    """That of a step, by the recipe's schedule."""
+    if recipe.schedule == "none":
+        return config.lr
+    if recipe.schedule == "inverse":
+        return config.lr / (1 + INVERSE_RATE * step)
+    share = 0.5 * (1 + math.cos(math.pi * step / config.steps))
+    return recipe.lr_end + (config.lr - recipe.lr_end) * share
 
 
 def config_of(path: Path, state: dict[str, Any]) -> Config:
@@ -135,7 +201,7 @@ def load_optimizer(path: Path, optimizer: torch.optim.Optimizer, state: dict[str
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} has an optimiser state that does not fit: {error}") from error
     for parameter, values in optimizer.state.items():
-        moments = [values.get("exp_avg"), values.get("exp_avg_sq")]
+        moments = [values.get(name) for name in MOMENTS[type(optimizer)]]
         if any(not isinstance(m, Tensor) or m.shape != parameter.shape for m in moments):
             raise ValueError(f"{path} has an optimiser state that does not fit the model")
 
@@ -146,6 +212,7 @@ class Restored(NamedTuple):
     config: Config
     step: int
     data: Dataset
+    recipe: Recipe
     model: EncodedODE
 
 
@@ -158,8 +225,9 @@ def restore(path: Path, device: torch.device) -> Restored:
     state = checkpoint.load(path)
     config = config_of(path, state)
     data = load(config.dataset, config.split)
-    model = build_model(config, recipe_for(data))
+    recipe = recipe_for(data, config.recipe)
+    model = build_model(config, recipe)
     best = state["best"]
     source = best if best["model"] else state
     load_parameters(path, model, source["model"])
-    return Restored(config, source["step"], data, model.to(device))
+    return Restored(config, source["step"], data, recipe, model.to(device))
