@@ -11,7 +11,6 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -24,6 +23,7 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
+from machine import processor
 
 from fastnode import datasets
 from fastnode.training import METHODS, Config, Trainer, recipe_for
@@ -60,15 +60,6 @@ def train(name: str, split: int, method: str, steps: int) -> dict[str, Any]:
         "rmse": {solver: results["solvers"][solver]["rmse"] for solver in SOLVERS},
         "nfe": {solver: results["solvers"][solver]["nfe"] for solver in SOLVERS},
     }
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def open_report(path: Path, steps: int) -> dict[str, Any]:

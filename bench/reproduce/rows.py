@@ -1,0 +1,179 @@
+"""What is reproduced: one row for each training run, at a size for a CPU or at the papers' own.
+
+FLOW is Kim, Yoo et al., NeurIPS 2024, arXiv 2410.22918; LOCAL is Pal, Edelman, Rackauckas, ICML
+2023, arXiv 2303.02262.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from fastnode.datasets import UCI
+
+FLOW, LOCAL = "arXiv 2410.22918", "arXiv 2303.02262"
+TRUE = {"hold_k1": False}
+#: Of a section, and of what it tells.
+SECTIONS = {
+    "mnist-local": ("Local regularisation, MNIST", LOCAL),
+    "mnist-paper": ("Local regularisation, MNIST: float32 and a constant first slope", LOCAL),
+    "physionet-local": ("Local regularisation, PhysioNet 2012", LOCAL),
+    "cifar10-local": ("Local regularisation, CIFAR10", LOCAL),
+    "spiral": ("Spiral", "arXiv 1806.07366"),
+    "mnist-simfree": ("Simulation-free, MNIST", FLOW),
+    "cifar10-simfree": ("Simulation-free, CIFAR10", FLOW),
+    "ablations": ("Simulation-free, ablations on MNIST", FLOW),
+    "uci": ("Simulation-free against training through the solver, UCI", FLOW),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run.
+
+    Attributes:
+        section: a key of `SECTIONS`; group: what is run, a line of the section's table, which
+            gathers the seeds or splits.
+        index: the seed, or of UCI sets the split.
+        settings: of `fastnode.training.Config`, where they are not the recipe's own.
+        paper: the paper's figure of the group.
+    """
+
+    section: str
+    group: str
+    index: int
+    settings: dict[str, Any]
+    paper: str
+
+    @property
+    def name(self) -> str:
+        """That of its file."""
+        words = f"{self.section} {self.group} {self.index}".replace("/", " ").replace(",", "")
+        return "-".join(words.split())
+
+
+def rows(full: bool) -> list[Row]:
+    """All rows, those first that others are compared with."""
+    makers = (_mnist_local, _mnist_paper, _physionet, _spiral, _simfree, _ablations, _uci, _cifar10)
+    return [row for make in makers for row in make(full)]
+
+
+def _local(weight: float, weight_end: float | None = None, **more: Any) -> dict[str, dict]:
+    """Settings without a regulariser and with both kinds of local ones."""
+    weights = {"regularizer_weight": weight, "regularizer_weight_end": weight_end}
+    return {
+        "vanilla": {},
+        **{
+            mode: {"regularizer": f"local-{mode}", **weights, **more}
+            for mode in ("unbiased", "biased")
+        },
+    }
+
+
+def _mnist_local(full: bool) -> Iterator[Row]:
+    # In float32 rounding is several hundred times the error of a first step at this tolerance.
+    size = {} if full else {"steps": 1000, "batch": 64}
+    common = {"dataset": "mnist", "recipe": "mnist-ode", "precision": "float64", **size}
+    paper = {
+        "vanilla": "97.61 %, NFE 303.6",
+        "unbiased": "97.53 %, NFE 188.0 (0.62)",
+        "biased": "97.49 %, NFE 182.9 (0.60)",
+    }
+    for seed in range(3):
+        for group, settings in _local(1e6, **TRUE).items():
+            yield Row(
+                "mnist-local", group, seed, {**common, "seed": seed, **settings}, paper[group]
+            )
+
+
+def _mnist_paper(full: bool) -> Iterator[Row]:
+    size = {} if full else {"steps": 1000, "batch": 64}
+    common = {"dataset": "mnist", "recipe": "mnist-ode", **size}
+    paper = {
+        "vanilla": "97.61 %, NFE 303.6",
+        "unbiased": "97.53 %, NFE 188.0 (0.62)",
+        "biased": "97.49 %, NFE 182.9 (0.60)",
+    }
+    for seed in range(3 if full else 1):
+        for group, settings in _local(2.5, 1.0).items():
+            yield Row(
+                "mnist-paper", group, seed, {**common, "seed": seed, **settings}, paper[group]
+            )
+
+
+def _physionet(full: bool) -> Iterator[Row]:
+    size = {"recipe": "physionet"} if full else {"recipe": "physionet-small", "steps": 600}
+    common = {"dataset": "physionet", "precision": "float64", **size}
+    paper = {
+        "vanilla": "3.41e-3, NFE 758",
+        "unbiased": "3.64e-3, NFE 422 (0.56)",
+        "biased": "3.63e-3, NFE 463 (0.61)",
+    }
+    for seed in range(3):
+        for group, settings in _local(PHYSIONET_WEIGHT, **TRUE).items():
+            yield Row(
+                "physionet-local", group, seed, {**common, "seed": seed, **settings}, paper[group]
+            )
+    recipe = "physionet-own" if full else "physionet-own-small"
+    own = {**common, "recipe": recipe, "tolerance": 1e-5, "steps": 3000 if full else 30}
+    yield Row("physionet-local", "vanilla, each at its own times", 0, own, "-")
+
+
+PHYSIONET_WEIGHT = 1e6
+
+
+def _cifar10(full: bool) -> Iterator[Row]:
+    recipe = "cifar10-ode" if full else "cifar10-ode-small"
+    common = {"dataset": "cifar10", "recipe": recipe}
+    common |= {} if full else {"steps": 60, "batch": 16}
+    paper = {
+        "vanilla": "67.39 %, NFE 115.3",
+        "unbiased": "67.68 %, NFE 89.0 (0.77)",
+        "biased": "67.75 %, NFE 81.3 (0.71)",
+    }
+    for group, settings in _local(2.5, **TRUE).items():
+        yield Row("cifar10-local", group, 0, {**common, **settings}, paper[group])
+
+
+def _spiral(full: bool) -> Iterator[Row]:
+    for group, settings in _local(1e3, **TRUE).items():
+        yield Row("spiral", group, 0, {"dataset": "spiral", **settings}, "-")
+
+
+def _simfree(full: bool) -> Iterator[Row]:
+    mnist = {"dataset": "mnist"} if full else {"dataset": "mnist", "recipe": "mnist-small"}
+    cifar = {"dataset": "cifar10"} if full else {"dataset": "cifar10", "recipe": "cifar10-small"}
+    yield Row("mnist-simfree", "simfree", 0, mnist, "99.30 % (dopri5)")
+    through = {"method": "node", "steps": 20_000 if full else 1000}
+    yield Row("mnist-simfree", "node", 0, {**mnist, **through}, "-")
+    yield Row("cifar10-simfree", "simfree", 0, cifar, "88.89 % (dopri5)")
+
+
+def _ablations(full: bool) -> Iterator[Row]:
+    common = {"dataset": "mnist"}
+    common |= {"steps": 50_000} if full else {"recipe": "mnist-small", "steps": 1500}
+    changes: dict[str, dict[str, Any]] = {
+        "linear path": {},
+        "concave path": {"path": "concave"},
+        "convex path": {"path": "convex"},
+        "no sampling at t = 0": {"zero_probability": 0.0},
+        "no label noise": {"label_noise": 0.0},
+        "augmented dimensions": {"embedding": "augmented", "label_noise": 0.0},
+        "autoencoding alone": {"embedding": "autoencoded"},
+    }
+    for group, settings in changes.items():
+        yield Row("ablations", group, 0, {**common, **settings}, "-")
+
+
+def _uci(full: bool) -> Iterator[Row]:
+    steps = {} if full else {"steps": 1000}
+    for split in range(5):
+        for name in UCI:
+            for group in ("simfree", "node", "steer", "rnode"):
+                settings = {"dataset": f"uci/{name}", "split": split, **steps}
+                if group != "simfree":
+                    settings["method"] = "node"
+                if group in ("steer", "rnode"):
+                    settings["regularizer"] = group
+                yield Row("uci", f"{name} {group}", split, settings, "-")
