@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SOURCES := $(shell find csrc -type f) setup.py
 
-.PHONY: demo test bench lint docs gpu build clean
+.PHONY: demo test bench reproduce lint docs gpu build clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -16,6 +16,11 @@ test: build
 
 bench: build
 	$(PY) -m pytest bench --benchmark-json=out/bench.json
+
+# The papers' tables into docs/reproduction.md, in hours: each row is kept, a broken run goes on.
+# FULL=--full takes the papers' sizes, for a GPU; FASTNODE_DATA names the folder with the data.
+reproduce: build
+	$(PY) -m bench.reproduce $(FULL)
 
 lint: build
 	$(VENV)/bin/ruff check .

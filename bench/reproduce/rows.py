@@ -73,7 +73,7 @@ def _local(weight: float, weight_end: float | None = None, **more: Any) -> dict[
 
 def _mnist_local(full: bool) -> Iterator[Row]:
     # In float32 rounding is several hundred times the error of a first step at this tolerance.
-    size = {} if full else {"steps": 1000, "batch": 64}
+    size = {} if full else {"steps": 800, "batch": 32}
     common = {"dataset": "mnist", "recipe": "mnist-ode", "precision": "float64", **size}
     paper = {
         "vanilla": "97.61 %, NFE 303.6",
@@ -88,7 +88,7 @@ def _mnist_local(full: bool) -> Iterator[Row]:
 
 
 def _mnist_paper(full: bool) -> Iterator[Row]:
-    size = {} if full else {"steps": 1000, "batch": 64}
+    size = {} if full else {"steps": 800, "batch": 32}
     common = {"dataset": "mnist", "recipe": "mnist-ode", **size}
     paper = {
         "vanilla": "97.61 %, NFE 303.6",
@@ -103,7 +103,7 @@ def _mnist_paper(full: bool) -> Iterator[Row]:
 
 
 def _physionet(full: bool) -> Iterator[Row]:
-    size = {"recipe": "physionet"} if full else {"recipe": "physionet-small", "steps": 600}
+    size = {"recipe": "physionet"} if full else {"recipe": "physionet-small", "steps": 1500}
     common = {"dataset": "physionet", "precision": "float64", **size}
     paper = {
         "vanilla": "3.41e-3, NFE 758",
@@ -120,7 +120,7 @@ def _physionet(full: bool) -> Iterator[Row]:
     yield Row("physionet-local", "vanilla, each at its own times", 0, own, "-")
 
 
-PHYSIONET_WEIGHT = 1e6
+PHYSIONET_WEIGHT = 1e8
 
 
 def _cifar10(full: bool) -> Iterator[Row]:

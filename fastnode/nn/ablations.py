@@ -53,7 +53,7 @@ class AutoencodedNODE(SimulationFreeNODE):
         nets, settings: those of ``SimulationFreeNODE``.
     """
 
-    def __init__(self, data_decoder: nn.Module, *nets: nn.Module, **settings: Any) -> None:
+    def __init__(self, data_decoder: nn.Module, *nets: Any, **settings: Any) -> None:
         super().__init__(*nets, **settings)
         check_module(data_decoder=data_decoder)
         self.data_decoder = data_decoder
