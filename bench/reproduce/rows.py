@@ -103,7 +103,7 @@ def _mnist_paper(full: bool) -> Iterator[Row]:
 
 
 def _physionet(full: bool) -> Iterator[Row]:
-    size = {"recipe": "physionet"} if full else {"recipe": "physionet-small", "steps": 1500}
+    size = {"recipe": "physionet"} if full else {"recipe": "physionet-small", "steps": 600}
     common = {"dataset": "physionet", "precision": "float64", **size}
     paper = {
         "vanilla": "3.41e-3, NFE 758",
@@ -126,7 +126,7 @@ PHYSIONET_WEIGHT = 1e8
 def _cifar10(full: bool) -> Iterator[Row]:
     recipe = "cifar10-ode" if full else "cifar10-ode-small"
     common = {"dataset": "cifar10", "recipe": recipe}
-    common |= {} if full else {"steps": 60, "batch": 16}
+    common |= {} if full else {"steps": 200, "batch": 16}
     paper = {
         "vanilla": "67.39 %, NFE 115.3",
         "unbiased": "67.68 %, NFE 89.0 (0.77)",

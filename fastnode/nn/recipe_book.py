@@ -91,7 +91,7 @@ def _cifar10(name: str) -> Recipe:
 
 
 def _cifar10_small(name: str) -> Recipe:
-    return _flow(name, partial(recipe_nets.image_nets, 64, 32), 10.0, 1e-3, 1500, 64)
+    return _flow(name, partial(recipe_nets.image_nets, 64, 32), 10.0, 1e-3, 600, 64)
 
 
 def _mnist_ode(name: str) -> Recipe:
