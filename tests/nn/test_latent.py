@@ -89,3 +89,19 @@ def test_a_model_that_was_used_can_be_copied(nets):
 def test_a_series_of_another_shape_is_named(nets):
     with pytest.raises(ValueError, match=r"x must be of shape \[B, T, 2, D\], got \(5, 7, 3\)"):
         nets[0](torch.zeros(5, 7, 3))
+
+
+def test_the_decoder_is_given_the_states_at_all_times():
+    class Growth(nn.Module):
+        def forward(self, t, z):
+            return z
+
+    times = torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64)
+    model = EncodedODE(nn.Identity(), Growth(), nn.Identity(), "dopri5", times=times)
+    z0 = torch.tensor([[1.0], [-2.0]], dtype=torch.float64)
+    found = model(z0, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found, z0[:, None] * times.exp()[:, None], rtol=1e-7, atol=0)
+    found = model(z0, method="euler")
+    factors = torch.tensor([1.0, 1.5, 1.5 * 2.5], dtype=torch.float64)
+    torch.testing.assert_close(found, z0[:, None] * factors[:, None])
+    assert model.nfe == 2
