@@ -26,7 +26,7 @@ from fastnode.regularize import Local
 #: State, hidden size, layers, batch, and the end of the interval: about 150 evaluations.
 FIELDS = {"784-100-784": (784, 100, 2, 64, 32.0), "64-128-128-64": (64, 128, 3, 128, 44.0)}
 TOLERANCE = {"method": "tsit5", "rtol": 1e-5, "atol": 1e-5}
-LONG = 32.0
+LONG = 16.0
 
 
 class Plain(torch.nn.Module):
@@ -116,7 +116,7 @@ def megabytes(mode: str, end: float) -> float:
 def measure(mode: str, end: float) -> float:
     torch.set_num_threads(1)
     field, y0, ts = make("784-100-784", False)
-    y0 = y0.repeat(16, 1)
+    y0 = y0.repeat(8, 1)
     made = None if mode == "none" else Local(mode, generator=torch.Generator().manual_seed(0))
     train(field, y0[:2], ts / ts[-1], made, "continuous")
     ts = torch.tensor([0.0, end])
