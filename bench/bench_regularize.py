@@ -2,8 +2,8 @@
 
 The fields are the 784-100-784 of arXiv 2303.02262, once as an MLPField for the fused engine and
 once as an ordinary module, and a deeper one of a latent ODE's size. The reference is the same step
-without a regulariser: a ratio of 0.926 is a cost of 8 %. Memory is that of a process of its own, with
-the continuous adjoint, which keeps nothing of the steps itself.
+without a regulariser: a ratio of 0.926 is a cost of 8 %. Memory is that of a process of its own,
+with the continuous adjoint, which keeps nothing of the steps itself.
 """
 
 from __future__ import annotations

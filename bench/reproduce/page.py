@@ -9,7 +9,7 @@ from statistics import mean
 from typing import Any
 
 from bench.reproduce import plots
-from bench.reproduce.rows import SECTIONS, Row
+from bench.reproduce.rows import NOTES, SECTIONS, Row
 from bench.reproduce.run import kept
 
 Found = list[tuple[Row, dict[str, Any] | None]]
@@ -37,7 +37,8 @@ def write_page(rows: list[Row], folder: Path, page: Path) -> None:
     parts = [HEAD, _machines(found)]
     for section, (title, source) in SECTIONS.items():
         mine = [(row, content) for row, content in found if row.section == section]
-        parts.append(f"## {title}\n\nPaper: {_link(source)}.\n\n{_section(section, mine)}")
+        note = f"Paper: {_link(source)}. {NOTES.get(section, '')}".rstrip()
+        parts.append(f"## {title}\n\n{note}\n\n{_section(section, mine)}")
         for name, caption in pictures.get(section, ()):
             parts.append(f"![{caption}]({images.name}/{name})")
     page.write_text("\n".join(part.rstrip() + "\n" for part in parts))
