@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx.proxy import TraceError
 
-from fastnode.engines.fused import Layers, plain
+from fastnode.engines.perceptron import Layers, plain
 from fastnode.fuse_graph import Net, NotFusable, Reader, Tracer
 from fastnode.nn.fields import ACTIVATION_NUMBERS, ACTIVATIONS, MLPField
 

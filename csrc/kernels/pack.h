@@ -8,9 +8,9 @@
 namespace fastnode {
 
 constexpr int kThreads = 256;
-// Blocks that a multiprocessor is to hold at once. Told nothing, the compiler makes room for eight by
-// waiting for each load before the next, or by spills; with five every thread has four loads of 16
-// bytes under way, several times what the memory's latency asks for.
+// Blocks that a multiprocessor is to hold at once. Told nothing, the compiler makes room for eight
+// by waiting for each load before the next, or by spills; with five every thread has four loads of
+// 16 bytes under way, several times what the memory's latency asks for.
 constexpr int kResident = 5;
 // Enough blocks to fill the largest device several times over; loops take the rest.
 constexpr int64_t kMaxBlocks = 4096;

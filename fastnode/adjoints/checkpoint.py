@@ -24,7 +24,7 @@ from fastnode.adjoints.recompute import Observed, Surroundings
 from fastnode.adjoints.revolve import Keeper
 from fastnode.adjoints.stages import Place, Scheme
 from fastnode.adjoints.stages import take as take_step
-from fastnode.engines.step import Step
+from fastnode.adjoints.watched import Watched
 from fastnode.problem import Problem, Time, VectorField, to_float
 from fastnode.recording import Recording
 from fastnode.solution import Solution
@@ -85,7 +85,7 @@ class StepChain:
 
         def make() -> Any:
             visit = partial(self._visit, keeper)
-            return _Watched(self.make_stepper(inner), graph.begin, visit)
+            return Watched(self.make_stepper(inner), graph.begin, visit)
 
         with self.surroundings.first(), graph.recorded(inputs, self.problem.y0.requires_grad):
             recording.run(make, self.throw)
@@ -281,24 +281,3 @@ class _Again:
 
     def at_all(self, times: Sequence[Time]) -> list[Tensor]:
         return self.chain.inside(self.inputs, self.n, self.state, times)
-
-
-class _Watched:
-    """A stepper whose steps are shown to somebody."""
-
-    def __init__(self, stepper: Any, begin: Callable[[], None], visit: Callable[[Step], None]):
-        self._stepper, self._begin, self._visit = stepper, begin, visit
-
-    def advance(self) -> Any:
-        self._begin()
-        step = self._stepper.advance()
-        self._visit(step)
-        return step
-
-    @property
-    def rejected(self) -> int:
-        return self._stepper.rejected
-
-    @property
-    def evaluations(self) -> int:
-        return getattr(self._stepper, "evaluations", 0)

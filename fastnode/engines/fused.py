@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastnode import extension
 from fastnode.controllers import Controller
 from fastnode.engines import native
+from fastnode.engines.perceptron import Perceptron, perceptron
 from fastnode.ops.dispatch import transformed
 from fastnode.ops.mlp_solve import solve_in_graph
 from fastnode.stiffness import Stiffness
@@ -33,9 +34,6 @@ LIMITS = (
     "steps times inside of a step"
 )
 
-#: (weight, bias, column of the time or -1) of each layer, number of the activation.
-Layers = list[tuple[Tensor, Tensor | None, int]]
-Perceptron = tuple[Layers, int]
 #: The best instruction set of this machine, or the one that tests force.
 _INSTRUCTIONS = extension.native().mlp_instruction_sets()[-1] if extension.AVAILABLE else 0
 
@@ -53,29 +51,6 @@ def register(tableau: Tableau) -> None:
 
 for _tableau in METHODS.values():
     register(_tableau)
-
-
-def plain(module: nn.Module) -> bool:
-    """Whether calling ``module`` is calling its class's forward and nothing else."""
-    own = module.__dict__
-    return not (
-        own["_forward_hooks"]
-        or own["_forward_pre_hooks"]
-        or own["_backward_hooks"]
-        or own["_backward_pre_hooks"]
-        or "forward" in own
-    )
-
-
-def perceptron(func: Any) -> Perceptron | None:
-    """The layers and the activation of a field that declares itself a perceptron, or None."""
-    declare = getattr(type(func), "perceptron", None)
-    if declare is None or torch.nn.modules.module._has_any_global_hook():
-        return None
-    own = func.__dict__
-    if "callback_step" in own or "callback_accept_step" in own or "callback_reject_step" in own:
-        return None
-    return declare(func)
 
 
 def runs_here() -> bool:
