@@ -8,21 +8,13 @@ from functools import partial
 
 import pytest
 import torch
+from adjoint_cases import ADAPTIVE, state, steady, times
 
 import fastnode
 from fastnode.adjoints import backward_pass, checkpoint, kept_graph
 from fastnode.tableaus import METHODS
 
 SAME = ["checkpoint", fastnode.Revolve(1), fastnode.Revolve(3)]
-ADAPTIVE = [name for name, tableau in METHODS.items() if tableau.error is not None]
-
-
-def times(*values, grad=False):
-    return torch.tensor(values, dtype=torch.float64, requires_grad=grad)
-
-
-def state(*shape, dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
 
 
 def gradients(net, adjoint, *, y0, timed=False, save="times", **options):
@@ -135,107 +127,6 @@ def test_each_sample_has_times_and_arguments_of_its_own(make_net, relative):
         return torch.autograd.grad(ys.sin().sum(), [y0, w, ts])
 
     assert relative(run("checkpoint"), run("backprop")) < 1e-10
-
-
-def steady(method):
-    """Options with which the steps do not depend on the values."""
-    if method not in ADAPTIVE:
-        return {"step_size": 0.2}
-    return {"first_step": 0.2, "max_step": 0.2, "rtol": 1e3, "atol": 1e3}
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_gradcheck(discrete, method):
-    torch.manual_seed(0)
-    lin = torch.nn.Linear(2, 2, dtype=torch.float64)
-    held = tuple(lin.parameters())
-
-    def field(t, y, w):
-        return torch.tanh(lin(y)) * w + torch.sin(t) * y
-
-    def run(y, w, *_):
-        return fastnode.solve(
-            field,
-            y,
-            times(0, 0.33, 0.71),
-            method=method,
-            args=(w,),
-            adjoint=discrete,
-            adjoint_params=held,
-            **steady(method),
-        ).ys
-
-    y0, w = state(1, 2).requires_grad_(), times(0.5, 1.2, grad=True)
-    assert torch.autograd.gradcheck(run, (y0, w, *held))
-    if method in ("rk4", "dopri5", "fehlberg2"):
-        assert torch.autograd.gradgradcheck(run, (y0, w, *held))
-
-
-@pytest.mark.parametrize("method", ["dopri5", "fehlberg2"])
-def test_dense_output_has_second_derivatives(make_net, method):
-    net = make_net()
-
-    def inside(y0, w):
-        solution = fastnode.solve(
-            net,
-            y0,
-            times(0, 0.5),
-            save="dense",
-            args=(w * 1,),
-            adjoint="checkpoint",
-            method=method,
-            **steady(method),
-        )
-        return solution.evaluate(times(0.03, 0.4))
-
-    inputs = state(1, 4).requires_grad_(), torch.full((4,), 1.3).double().requires_grad_()
-    assert torch.autograd.gradgradcheck(inside, inputs)
-
-
-def test_gradcheck_of_complex_tuples(discrete):
-    rate = torch.tensor(0.3 - 0.2j, dtype=torch.complex128, requires_grad=True)
-
-    def field(t, y):
-        a, b = y
-        return rate * b * torch.cos(t), -a * b.abs()
-
-    def run(a, b, _):
-        ys = fastnode.solve(
-            field,
-            (a, b),
-            times(0, 0.33, 0.71),
-            method="heun3",
-            adjoint=discrete,
-            adjoint_params=[rate],
-        ).ys
-        return tuple(torch.view_as_real(y) for y in ys)
-
-    start = [torch.complex(state(2), state(2) + i).requires_grad_() for i in range(2)]
-    assert torch.autograd.gradcheck(run, (*start, rate))
-
-
-@pytest.mark.parametrize("method", ["dopri5", "fehlberg2"])
-def test_gradcheck_per_sample(method):
-    torch.manual_seed(0)
-    lin = torch.nn.Linear(2, 2, dtype=torch.float64)
-    held = tuple(lin.parameters())
-
-    def run(y, w, *_):
-        return fastnode.solve(
-            lambda t, y, w: torch.tanh(lin(y)) * w + torch.sin(t)[:, None] * y,
-            y,
-            times(0, 0.33, 0.71),
-            method=method,
-            args=(w,),
-            per_sample=True,
-            adjoint="checkpoint",
-            adjoint_params=held,
-            **steady(method),
-        ).ys
-
-    inputs = (state(2, 2).requires_grad_(), state(2, 1).requires_grad_(), *held)
-    assert torch.autograd.gradcheck(run, inputs)
-    assert torch.autograd.gradgradcheck(run, inputs)
 
 
 @pytest.mark.parametrize("terminal", [True, False])
