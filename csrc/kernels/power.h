@@ -7,10 +7,24 @@
 
 namespace fastnode {
 
+// a b rounded, never part of an fma: so that sums after it are the same wherever they are computed.
+FASTNODE_HD double rounded_product(double a, double b) {
+#if defined(__CUDA_ARCH__)
+  return __dmul_rn(a, b);
+#else
+  double product = a * b;
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  // Compilers fuse over statements and inlined calls, but not over memory that might have changed.
+  __asm__("" : "+m"(product));
+#endif
+  return product;
+#endif
+}
+
 // Powers of the C library and of CUDA's differ in the last bit, and compilers fuse a product and a
-// sum as they like. Here every sum after a product is an fma that says so, and nothing else is left
-// to choose. Within 1e-13 of the power, plenty for the size of a step; x must be positive
-// and finite.
+// sum as they like. Here every sum after a product is an fma that says so, or the product is
+// rounded, and nothing is left to choose. Within 1e-13 of the power, plenty for the size of a step;
+// x must be positive and finite.
 //
 // log2(x) = e + 2 atanh(s) / ln(2) with s = (m - 1) / (m + 1), x = m 2^e and m in [2/3, 4/3), where
 // |s| <= 1/5; 2^z = 2^n e^(r ln(2)) with z = n + r and |r| <= 1/2.
@@ -31,7 +45,7 @@ FASTNODE_HD double portable_power(double x, double y) {
   // The last term left out is s^24 / 25 < 1e-18.
   double series = 1.0 / 23;
   for (int odd = 21; odd >= 1; odd -= 2) series = std::fma(series, square, 1.0 / odd);
-  const double z = y * std::fma(kTwoOverLn2 * s, series, double(exponent));
+  const double z = rounded_product(y, std::fma(kTwoOverLn2 * s, series, double(exponent)));
   if (!(z > -1022)) return z != z ? z : 0.0;
   if (z >= 1024) return bit_cast<double>(0x7FF0000000000000ull);
   const double n = std::rint(z), r = (z - n) * kLn2;

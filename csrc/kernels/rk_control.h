@@ -27,7 +27,7 @@ struct Course {
 
 // Whether the time does not move any more.
 FASTNODE_HD bool blocked(const Course& course) {
-  return course.stuck || course.t + course.h * course.direction == course.t;
+  return course.stuck || course.t + rounded_product(course.h, course.direction) == course.t;
 }
 
 // The next attempt, which ends at `limit` at the latest.
@@ -35,7 +35,7 @@ FASTNODE_HD void plan(Course& course, double limit) {
   ++course.attempts;
   const double room = std::abs(limit - course.t);
   course.taken = lesser(course.h, room);
-  course.t1 = course.h < room ? course.t + course.h * course.direction : limit;
+  course.t1 = course.h < room ? course.t + rounded_product(course.h, course.direction) : limit;
   course.step = course.t1 - course.t;
 }
 
@@ -145,15 +145,6 @@ FASTNODE_HD void conclude(Control& control, const Span& span, double ratio, Powe
 // The larger of an error so far and that of a further part of the state; NaN stays.
 FASTNODE_HD double worse(double so_far, double error) {
   return so_far != so_far || error <= so_far ? so_far : error;
-}
-
-// a b rounded, never part of an fma: so that a GPU's sums after it are those of the C++ loop.
-FASTNODE_HD double rounded_product(double a, double b) {
-#if defined(__CUDA_ARCH__)
-  return __dmul_rn(a, b);
-#else
-  return a * b;
-#endif
 }
 
 // Times of the stages after the first as the field takes them, in the state's type: t + c h, and

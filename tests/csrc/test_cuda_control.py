@@ -243,3 +243,48 @@ def test_waits_when_there_is_no_room_for_more_steps():
     assert short.found.noted == 3 < whole.found.noted and short.found.running == 0
     assert short.ends == whole.ends[:3] and short.found.next == 1
     assert torch.equal(short.starts, whole.starts[:3])
+
+
+def test_portable_powers_are_powers():
+    function = library().power
+    function.restype, function.argtypes = ctypes.c_double, [ctypes.c_double] * 2
+    generator = torch.Generator().manual_seed(0)
+    for scale in (300.0, 12.0, 0.5):
+        for u, y in torch.rand(2000, 2, generator=generator, dtype=torch.float64).tolist():
+            x, y = 10 ** (scale * (2 * u - 1)), 2 * y - 1
+            assert function(x, y) == pytest.approx(x**y, rel=1e-13)
+    assert function(1.0, 0.3) == 1 and function(0.25, 0.5) == 0.5 and function(5e-324, 0.0) == 1
+    assert function(1e300, -1.0) == pytest.approx(1e-300) and function(1e-320, -1.0) == math.inf
+
+
+@pytest.mark.parametrize("controller", ["I", "PI", "PID", Controller(min_step=1e-3)], ids=str)
+def test_decisions_are_those_of_the_controller(controller):
+    controller, order, count = find_controller(controller), 5, 400
+    generator = torch.Generator().manual_seed(0)
+    errors = (10 ** (4 * torch.rand(count, generator=generator, dtype=torch.float64) - 3)).tolist()
+    errors[5], errors[17], errors[18] = 0.0, math.nan, math.inf
+    wanted, accepted, h, history = [], 0, 0.1, (1.0, 1.0)
+    for error in errors:
+        following = controller.next_step(h, error, history, order)
+        if controller.accepts(h, error):
+            accepted, history = accepted + 1, (error, history[0])
+        h = following
+        wanted.append(h)
+    function = library().decide
+    function.restype = ctypes.c_int64
+    for portable in (0, 1):
+        sizes = (ctypes.c_double * count)()
+        found = function(
+            numbers(native.control_numbers(controller)),
+            order,
+            ctypes.c_double(0.1),
+            numbers(errors),
+            ctypes.c_int64(count),
+            portable,
+            sizes,
+        )
+        assert found == accepted
+        if portable:
+            assert list(sizes) == pytest.approx(wanted, rel=1e-9)
+        else:
+            assert list(sizes) == wanted

@@ -261,5 +261,26 @@ int solve(int dtype, const Method* method, const Task* task, void* state, Found*
   });
 }
 
+double power(double x, double y) { return portable_power(x, y); }
+
+// The sizes of steps that follow from errors, one after the other, as the C++ loop on the CPU (with
+// the library's powers) or on a GPU decides about them. Gives the number of accepted ones.
+int64_t decide(const double* n, int order, double h, const double* errors, int64_t count,
+               int portable, double* sizes) {
+  const Controller controller{n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], order};
+  Course course;
+  course.h = h;
+  for (int64_t i = 0; i < count; ++i) {
+    plan(course, 1e300);
+    if (portable) {
+      settle(course, controller, errors[i], PortablePower());
+    } else {
+      settle(course, controller, errors[i], LibraryPower());
+    }
+    sizes[i] = course.h;
+  }
+  return course.accepted;
+}
+
 int launches() { return emulation::launches; }
 }
