@@ -1,6 +1,8 @@
 // The kernels of GraphStep, on a CUDA stream or, by the same functions, in this machine's memory.
 #pragma once
 
+#include <c10/core/DeviceGuard.h>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -229,7 +231,10 @@ template <class F>
 void with_kernels(const at::Tensor& y, F&& f) {
   dispatch_floating(y.scalar_type(), "graph engine", [&]<class T>(T*) {
 #ifdef FASTNODE_WITH_CUDA
-    if (y.is_cuda()) return f(CudaKernels<T>(y.device()));
+    if (y.is_cuda()) {
+      const c10::DeviceGuard guard(y.device());
+      return f(CudaKernels<T>(y.device()));
+    }
 #endif
     TORCH_CHECK(y.is_cpu(), "graph engine: this build has no kernels for ", y.device());
     f(CpuKernels<T>());

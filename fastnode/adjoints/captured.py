@@ -143,7 +143,7 @@ class CapturedChain(StepChain):
             return super().pull(inputs, kept, cotangents)
         field, edges = self.problem.field, self.edges
         func, y0 = self.observed.func, inputs.y0
-        key = (self.scheme, field.direction, tuple(map(id, inputs.params)))
+        key = (self.scheme.tableau, field.direction, tuple(map(id, inputs.params)))
         with torch.inference_mode(False), torch.no_grad():
             step = cached(
                 func,

@@ -20,8 +20,8 @@ from torch import Tensor
 from fastnode import extension
 from fastnode.adjoints.recompute import Observed
 from fastnode.engines import native
-from fastnode.engines.graph_field import Held, cannot
-from fastnode.engines.graph_plan import Plan, Record, plan_for
+from fastnode.engines.graph_field import Held
+from fastnode.engines.graph_plan import Plan, Record, clear, plan_for
 from fastnode.engines.graph_program import Shape
 from fastnode.engines.step import take_step
 from fastnode.errors import cannot_continue, not_finite_at_start
@@ -64,7 +64,7 @@ def check(
         raise refuse(what)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TakenStep:
     """A step of a solve that is over, with the outputs that it holds."""
 
@@ -82,7 +82,7 @@ class TakenStep:
         return self.y1 if t == self.t1 else self.outputs[t]
 
 
-@dataclass
+@dataclass(eq=False)
 class GraphStepper:
     """A solve with the interface of the native engine's stepper; nothing runs before ``integrate``
     or the first ``advance``."""
@@ -238,4 +238,4 @@ def make_stepper(
     return GraphStepper(field, func, shape, y.detach(), times, first_step)
 
 
-__all__ = ["GraphStepper", "cannot", "check", "make_stepper"]
+__all__ = ["GraphStepper", "check", "clear", "make_stepper"]

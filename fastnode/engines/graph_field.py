@@ -20,6 +20,8 @@ from fastnode.adjoints.recompute import random_state
 
 #: What is compared by value.
 NUMBERS = (bool, int, float, complex, str, torch.dtype, torch.device, type(None))
+#: Packages whose objects and functions are no part of a field, modules excepted.
+LIBRARIES = ("torch", "numpy", "triton")
 #: Longer collections are known by their identity and length alone.
 LONG = 256
 
@@ -28,7 +30,7 @@ def cannot(reason: str) -> ValueError:
     return ValueError(f"engine 'graph' cannot capture func: {reason}")
 
 
-@dataclass
+@dataclass(eq=False)
 class Held:
     """The tensors and numbers that a field holds, by the way that leads to them."""
 
@@ -53,7 +55,7 @@ class Held:
         if isinstance(x, NUMBERS):
             self.numbers[path] = x
             return
-        if id(x) in self._seen:
+        if id(x) in self._seen or _of_a_library(x):
             return
         self._seen.add(id(x))
         if isinstance(x, Tensor):
@@ -90,6 +92,13 @@ def _inside(x: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f"[{name!r}]", value) for name, value in x.items())
     elif hasattr(x, "__dict__") and not isinstance(x, (type, types.ModuleType)):
         yield from ((f".{name}", value) for name, value in vars(x).items() if _ours(value))
+
+
+def _of_a_library(x: Any) -> bool:
+    if isinstance(x, (Tensor, nn.Module)):
+        return False
+    owner = x if isinstance(x, types.FunctionType) else type(x)
+    return (owner.__module__ or "").partition(".")[0] in LIBRARIES
 
 
 def _ours(x: Any) -> bool:

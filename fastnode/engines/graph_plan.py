@@ -28,7 +28,7 @@ MOST = 16
 READ = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Record:
     """The accepted steps of one launch; ``starts`` are the states with which they began."""
 

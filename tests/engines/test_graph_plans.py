@@ -12,7 +12,7 @@ from graph_fake import FakeRuntime, faked
 from torch import nn
 
 import fastnode
-from fastnode import extension
+from fastnode import engines, extension
 from fastnode.engines import graph_plan
 
 pytestmark = pytest.mark.skipif(not extension.AVAILABLE, reason=extension.REASON)
@@ -116,6 +116,39 @@ def test_what_functions_hold_is_looked_at_too(runtimes, how, monkeypatch):
     assert len(runtimes) == 2
 
 
+def test_two_methods_of_one_object_have_two_graphs(runtimes):
+    holder = Holder(torch.tensor(2.0))
+    for _ in range(2):
+        assert same_as_native(holder.field) and same_as_native(holder.other)
+    assert len(runtimes) == 2
+
+
+def test_objects_of_the_user_are_looked_at_and_those_of_libraries_are_not(runtimes):
+    class Settings:
+        factor = 1.0
+
+    settings, generator = Settings(), torch.utils.data.Dataset()
+    settings.factor = 2.0
+    generator.calls = 0
+
+    def field(t, y):
+        generator.calls += 1
+        return settings.factor * y
+
+    assert same_as_native(field)
+    settings.factor = 3.0
+    assert same_as_native(field)
+    assert len(runtimes) == 2
+
+
+def test_clear_lets_go_of_all_graphs(runtimes):
+    field = Field()
+    run(field)
+    engines.graph.clear()
+    run(field)
+    assert len(runtimes) == 2
+
+
 SCALE = torch.tensor(0.0)
 
 
@@ -137,6 +170,9 @@ class Holder:
 
     def field(self, t, y):
         return self.value * y
+
+    def other(self, t, y):
+        return -self.value * y
 
 
 def test_a_graph_goes_with_its_field(runtimes):
