@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastnode
-from bench.uci import processor
+from bench.machine import processor
 from fastnode.training.checkpoint import write_json
 
 ENDS = (1.0, 5.0, 20.0, 40.0)

@@ -131,7 +131,7 @@ BOXES = (
     ("adjoint", "how gradients are made: backprop, checkpoint, Revolve, reversible, continuous"),
     (
         "engine",
-        "the loop of steps: reference (PyTorch), native (C++), fused (the whole solve), graph (CUDA)",
+        "the loop of steps: reference (PyTorch), native (C++), fused (whole solves), graph (CUDA)",
     ),
     ("op", "one pass each: stages, error norm, dense output, interpolant, flow loss, perceptron"),
     ("kernel", "C++ for three instruction sets, CUDA, Triton; pointers and sizes, no torch"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from bench.uci import processor
+from bench.machine import processor
 from fastnode.training.checkpoint import write_json
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))

@@ -16,7 +16,7 @@ from statistics import median
 
 import torch
 
-from bench.uci import processor
+from bench.machine import processor
 from fastnode.training.checkpoint import write_json
 
 ROOT = Path(__file__).parents[1]

@@ -62,6 +62,12 @@ def tiny(x: float) -> str:
     return "0" if x == 0 else f"{x:.0e}"
 
 
+def power(x: float) -> str:
+    """A tolerance: 1e-6, 1.4e-8."""
+    mantissa, exponent = f"{x:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+
+
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     head = list(head)
     lines = [head, ["---"] * len(head), *map(list, rows)]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from statistics import mean
 
-from bench.measured import Results, number, source, table
+from bench.measured import Results, number, power, source, table
 
 
 @source
@@ -182,7 +182,7 @@ def methods(results: Results) -> str:
             error = _middle(row["error"]["fastnode"] for row in mine)
             cells.append(f"{work:.0f}: {error:.0e}")
         rows.append(cells)
-    return table(["method", *(f"tolerance {x:.0e}" for x in tolerances)], rows)
+    return table(["method", *(f"tolerance {power(x)}" for x in tolerances)], rows)
 
 
 @source

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import mean
 
-from bench.measured import Results, number, source, table, tiny
+from bench.measured import Results, number, power, source, table, tiny
 
 
 @source
@@ -178,3 +178,33 @@ def four_pairs(results: Results) -> str:
         for row in results.read("four_pairs")["rows"]
     ]
     return table(["model", "right pairs, one Euler step", "dopri5", "its evaluations"], rows)
+
+
+@source
+def precision(results: Results) -> str:
+    rows = [
+        [
+            power(row["tolerance"]),
+            *(f"{row['error'][dtype]:.1e}" for dtype in ("float32", "float64")),
+            *(str(row["evaluations"][dtype]) for dtype in ("float32", "float64")),
+        ]
+        for row in results.read("precision")["rows"]
+    ]
+    head = ["tolerance", "E, float32", "E, float64", "evaluations, float32", "float64"]
+    return table(head, rows)
+
+
+@source
+def local_mnist(results: Results) -> str:
+    def scores(variant: str) -> list[dict[str, float]]:
+        files = sorted((results.folder / "reproduce").glob(f"mnist-local-{variant}-*.json"))
+        found = [results.read(f"reproduce/{path.stem}") for path in files]
+        return [row["results"]["solvers"]["tsit5"] for row in found if row.get("finished")]
+
+    rows = []
+    for variant in ("vanilla", "unbiased", "biased"):
+        found = scores(variant)
+        accuracy = 100 * mean(score["accuracy"] for score in found)
+        nfe = mean(score["nfe"] for score in found)
+        rows.append([variant, f"{nfe:.1f}", f"{accuracy:.2f} %", str(len(found))])
+    return table(["MNIST", "evaluations", "accuracy", "runs"], rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -14,11 +15,15 @@ from registered_methods import forgotten_afterwards
 import fastnode
 from bench import tables
 from bench.measured import Results
-from fastnode.cli import _parser
+from bench.reproduce.page import write_page
+from bench.reproduce.rows import rows
+from fastnode.cli_arguments import make_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = tables.pages(ROOT)
 RESULTS = Results(ROOT / "bench" / "results" / "cpu")
+#: Written whole, by another program.
+REPRODUCTION = ROOT / "docs" / "reproduction.md"
 BLOCK = re.compile(
     r"^```(?P<language>python|bash)\n(?P<code>.*?)^```$", flags=re.DOTALL | re.MULTILINE
 )
@@ -48,7 +53,7 @@ def test_commands_exist(page):
     for block in blocks(page):
         if block["language"] != "bash":
             continue
-        for line in block["code"].splitlines():
+        for line in block["code"].replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             words = [w for w in words if not re.fullmatch(r"[A-Z_]+=.*", w)]
             if words:
@@ -62,7 +67,7 @@ def check_command(words: list[str]) -> None:
         )
         assert dry.returncode == 0, dry.stderr
     elif words[0] == "fastnode":
-        _parser().parse_args(words[1:])
+        make_parser().parse_args(words[1:])
     elif words[:2] == ["python", "-m"]:
         assert importlib.util.find_spec(words[2]) is not None
     elif words[0] == "python":
@@ -91,9 +96,11 @@ def test_blocks_and_figures_are_what_the_results_say():
 
 #: Numbers of other kinds, which no run of ours measures. Integers up to 32 need no entry.
 STATED = {
-    "years of papers": "2023 2024",
+    "years": "2012 2023 2024",
     "versions": "3.10 2.11 12.4",
-    "tolerances": "1e-5 1e-7",
+    "tolerances": "1e-4 1e-5 1e-6 1e-7 1.4e-8",
+    "settings of the papers' recipes": "784 100 41 49 7500 512 31250 1e-2 1e-3 3e-3 2.5 1e6 0.01",
+    "moments of time": "0.5",
     "sizes and limits of what was measured": "64 128 160 256 512 1024 3000 0.1 50",
     "what torchdiffeq and our own methods do": "0.3 20,000",
 }
@@ -101,7 +108,14 @@ NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?![\w])")
 MEASURED = re.compile(r"\d(?:\.\d+)? ?(?:times (?:faster|slower|less|more)|%|[MG]B|[mun]s)\b")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_the_page_of_reproduction_is_what_its_rows_say(tmp_path):
+    pytest.importorskip("matplotlib")
+    write_page(rows(False), RESULTS.folder / "reproduce", tmp_path / REPRODUCTION.name)
+    written = (tmp_path / REPRODUCTION.name).read_text()
+    assert written == REPRODUCTION.read_text(), "run: python -m bench.reproduce --write --out ..."
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != REPRODUCTION], ids=name)
 def test_measured_numbers_stand_in_blocks_only(page):
     text = tables.BLOCK.sub("", page.read_text())
     text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
@@ -112,6 +126,12 @@ def test_measured_numbers_stand_in_blocks_only(page):
     for found in NUMBER.findall(text):
         found = found.rstrip(",")
         assert found in stated or (found.isdigit() and int(found) <= 32), found
+
+
+def test_what_the_reference_names_exists():
+    for page in (ROOT / "docs" / "reference").glob("*.md"):
+        for path in re.findall(r"^::: ([\w.]+)", page.read_text(), flags=re.MULTILINE):
+            assert pkgutil.resolve_name(path) is not None
 
 
 @pytest.mark.parametrize("module", [fastnode, fastnode.flow, fastnode.nn, fastnode.regularize])
