@@ -37,6 +37,8 @@ def write_page(rows: list[Row], folder: Path, page: Path) -> None:
     parts = [HEAD, _machines(found)]
     for section, (title, source) in SECTIONS.items():
         mine = [(row, content) for row, content in found if row.section == section]
+        if not mine:
+            continue
         note = f"Paper: {_link(source)}. {NOTES.get(section, '')}".rstrip()
         parts.append(f"## {title}\n\n{note}\n\n{_section(section, mine)}")
         for name, caption in pictures.get(section, ()):
@@ -65,7 +67,7 @@ def _ended(content: dict[str, Any] | None) -> bool:
 
 
 def _section(section: str, found: Found) -> str:
-    if section == "uci":
+    if section.startswith("uci"):
         return _uci(found)
     local = section.endswith(("-local", "-paper")) or section == "spiral"
     lines = _local(found) if local else _simfree(found)
@@ -202,8 +204,8 @@ def _simfree(found: Found) -> list[str]:
 
 
 def _uci(found: Found) -> str:
-    """RMSE by one and by two Euler steps, means over the splits that all four methods ended."""
-    methods = ("simfree", "node", "steer", "rnode")
+    """RMSE by one and by two Euler steps, means over the splits that all methods ended."""
+    methods = list(dict.fromkeys(row.group.split()[1] for row, _ in found))
     by_key = {(*row.group.split(), row.index): content for row, content in found if _ended(content)}
     names = list(dict.fromkeys(row.group.split()[0] for row, _ in found))
     splits = sorted({row.index for row, _ in found})
