@@ -30,11 +30,16 @@ not run says so.
 
 def write_page(rows: list[Row], folder: Path, page: Path) -> None:
     """Writes the page and its plots, in a folder beside it with the name of the page."""
+    plots.draw([(row, kept(folder, row)) for row in rows], page.with_suffix(""))
+    text = body(rows, folder, page.stem)
+    page.write_text(f"{HEAD}\n<!-- measured: reproduction -->\n\n{text}\n\n<!-- /measured -->\n")
+
+
+def body(rows: list[Row], folder: Path, images: str) -> str:
+    """All sections; ``images`` is the folder of the plots, seen from the page."""
     found = [(row, kept(folder, row)) for row in rows]
-    images = page.with_suffix("")
-    images.mkdir(parents=True, exist_ok=True)
-    pictures = plots.draw(found, images)
-    parts = [HEAD, _machines(found)]
+    pictures = plots.pictures(found)
+    parts = [_machines(found)]
     for section, (title, source) in SECTIONS.items():
         mine = [(row, content) for row, content in found if row.section == section]
         if not mine:
@@ -42,8 +47,8 @@ def write_page(rows: list[Row], folder: Path, page: Path) -> None:
         note = f"Paper: {_link(source)}. {NOTES.get(section, '')}".rstrip()
         parts.append(f"## {title}\n\n{note}\n\n{_section(section, mine)}")
         for name, caption in pictures.get(section, ()):
-            parts.append(f"![{caption}]({images.name}/{name})")
-    page.write_text("\n".join(part.rstrip() + "\n" for part in parts))
+            parts.append(f"![{caption}]({images}/{name})")
+    return "\n\n".join(part.rstrip() for part in parts)
 
 
 def _link(source: str) -> str:

@@ -1,0 +1,12 @@
+"""Tables of what was reproduced of papers."""
+
+from __future__ import annotations
+
+from bench.measured import Results, source
+from bench.reproduce.page import body
+from bench.reproduce.rows import rows
+
+
+@source
+def reproduction(results: Results) -> str:
+    return body(rows(full=False), results.folder / "reproduce", "reproduction")
