@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fastnode import engines
 from fastnode.adjoints import DISCRETE, find_params, recorded
-from fastnode.adjoints.captured import CapturedChain
 from fastnode.adjoints.checkpoint import StepChain, checkpointed
 from fastnode.adjoints.continuous import Adjoint
 from fastnode.adjoints.reversible import reversibly
@@ -98,7 +97,7 @@ class JointSolve:
         inside = "cubic" if self.grid else "dense"
         scheme = Scheme(METHODS[self.method], inside, perturb=not self.grid)
         if self.engine == "graph" and scheme.carries:
-            raise engines.graph.refuse(
+            raise engines.graph_engine().refuse(
                 f"method {self.method!r} with adjoint 'checkpoint' or a Revolve"
             )
         return checkpointed(
@@ -111,7 +110,7 @@ class JointSolve:
             self._stepper,
             self.throw,
             keeps_graph=self.on_step is None and not self.events and self.engine != "graph",
-            kind=CapturedChain if self.engine == "graph" else StepChain,
+            kind=_captured_chain() if self.engine == "graph" else StepChain,
         )
 
     def _continuous(self, params: tuple[Tensor, ...]) -> Solution:
@@ -181,3 +180,9 @@ class JointSolve:
         even = torch.linspace(0, 1, self.steps + 1, dtype=torch.float64)
         # Both ends exactly: 1 - x and x, not a sum of rounded steps.
         return as_times(t[0] * (1 - even) + t[-1] * even)
+
+
+def _captured_chain() -> type[StepChain]:
+    from fastnode.adjoints.captured import CapturedChain
+
+    return CapturedChain

@@ -116,7 +116,7 @@ def _solve(
 ) -> Any:
     name = find_method(method)
     if engine == "graph":
-        engines.graph.check(name in ADAPTIVE)
+        engines.graph_engine().check(name in ADAPTIVE)
     problem = make_problem(func, y0, t, args)
     if event_fn is not None:
         return solve_until_event(problem, name, event_fn, options, rtol, atol)

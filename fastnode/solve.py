@@ -139,7 +139,9 @@ def solve(
     name, slots = find_adjoint(adjoint, method)
     _check_combination(name, method, per_sample, save, bool(watched), on_step)
     if engine == "graph":
-        engines.graph.check(method in ADAPTIVE, per_sample, save, bool(watched), on_step, name)
+        engines.graph_engine().check(
+            method in ADAPTIVE, per_sample, save, bool(watched), on_step, name
+        )
     with torch.no_grad() if name == "none" else nullcontext():
         if per_sample:
             samples = make_samples(func, y0, ts, tuple(args))

@@ -39,7 +39,7 @@ def nothing(stage: int) -> None:
     """A ``Before`` that does nothing."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Scheme:
     """What the steps of one solve have in common.
 
