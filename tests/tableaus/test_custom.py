@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from graph_fake import faked
 from registered_methods import forgotten_afterwards
 
 import fastnode
@@ -92,6 +93,16 @@ def test_the_fused_engine_knows_it(method):
             for func in (field, lambda t, y: field(t, y))
         )
     assert torch.allclose(fused, plain, rtol=1e-12)
+
+
+@torch.no_grad()
+def test_the_graph_engine_takes_its_steps():
+    with faked():
+        native, graph = (
+            fastnode.solve(rotation, Y0, TIMES, method="test_fehlberg45", engine=engine)
+            for engine in ("native", "graph")
+        )
+    assert torch.equal(native.ys, graph.ys) and native.nfe == graph.nfe
 
 
 def test_fixed_steps_converge_with_the_order():
