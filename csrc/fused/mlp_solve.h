@@ -11,9 +11,9 @@
 #include <utility>
 #include <vector>
 
-#include "kernels/controller.h"
 #include "driver/tableau.h"
 #include "fused/mlp_field.h"
+#include "kernels/controller.h"
 
 namespace fastnode {
 

@@ -1,5 +1,5 @@
-// As much of CUDA as our kernels use, on a CPU: blocks one after the other, each thread of a block a
-// fiber that runs from one barrier to the next. For tests of what a kernel reads and writes where
+// As much of CUDA as our kernels use, on a CPU: blocks one after the other, each thread of a block
+// a fiber that runs from one barrier to the next. For tests of what a kernel reads and writes where
 // there is no GPU; it knows nothing of speed, races within a warp, or memory spaces.
 #pragma once
 

@@ -62,7 +62,8 @@ StepTerms<T> step_terms(const std::vector<std::vector<T>>& k, const double* w, i
 
 extern "C" {
 
-int stage(int dtype, const void* y, void** k, const double* c, int count, int64_t numel, void* out) {
+int stage(int dtype, const void* y, void** k, const double* c, int count, int64_t numel,
+          void* out) {
   return with_type(dtype, [&]<class T>(T*) {
     return rk_stage_cuda(as<T>(y), terms<T>(k, c, count), numel, static_cast<T*>(out), nullptr);
   });
@@ -82,7 +83,8 @@ int step_stage(int dtype, const void* y, void** k, const double* w, int count, c
 int adjoint(int dtype, const void* base, void** x, const double* c, int count, int64_t numel,
             void* out) {
   return with_type(dtype, [&]<class T>(T*) {
-    return rk_adjoint_cuda(as<T>(base), terms<T>(x, c, count), numel, static_cast<T*>(out), nullptr);
+    return rk_adjoint_cuda(as<T>(base), terms<T>(x, c, count), numel, static_cast<T*>(out),
+                           nullptr);
   });
 }
 
