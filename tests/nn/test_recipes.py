@@ -88,7 +88,7 @@ def test_each_model_has_networks_of_its_own():
 @pytest.mark.parametrize(
     ("name", "inputs", "words"),
     [
-        ("letters", None, "unknown recipe 'letters', expected one of digits, mnist"),
+        ("letters", None, "unknown recipe 'letters', expected one of digits, mnist, mnist-small"),
         ("uci/boston", None, "recipe 'uci/boston' needs in_features"),
         ("diabetes", 0, "in_features must be at least 1, got 0"),
         ("digits", 784, "'digits' takes 64 inputs, got in_features=784"),
