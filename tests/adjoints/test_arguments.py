@@ -35,10 +35,6 @@ WEIGHT = torch.ones(3, requires_grad=True)
         ({"adjoint": "reversible", "adjoint_params": (), "save": "dense"}, "checkpoint"),
         ({"adjoint": "reversible", "events": lambda t, y: t}, "has no events"),
         ({"adjoint": "continuous", "adjoint_params": (), "save": "steps"}, "has no save"),
-        (
-            {"adjoint": "checkpoint", "adjoint_params": (), "save": "dense", "method": "fehlberg2"},
-            "backprop",
-        ),
     ],
 )
 def test_bad_choices(options, words):

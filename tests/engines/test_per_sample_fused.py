@@ -79,7 +79,12 @@ def test_each_sample_has_the_steps_and_states_of_the_reference(
     with torch.no_grad():
         found = fastnode.solve(field, y0, ts, engine="fused", **options)
         expected = fastnode.solve(field, y0, ts, engine="reference", **options)
-    compare(found, expected, 1e-12)
+        # PyTorch rounds a norm and its power otherwise: steps that end 1e-6 later, which is allowed
+        # for, move a state by that part of the local error.
+        compare(found, expected, 1e-10)
+        if method != "dopri8":
+            native = fastnode.solve(field, y0, ts, engine="native", **options)
+            compare(found, native, 1e-12)
 
 
 @pytest.mark.parametrize("method", ["dopri5", "tsit5"])
