@@ -73,7 +73,6 @@ def training_nfe(results: Results) -> str:
     )
 
 
-MEMORY, ONE_SAMPLE = "gradients_memory", "gradients_one_sample"
 ADJOINTS = ("backprop", "checkpoint", "revolve(4)", "reversible", "continuous")
 
 
@@ -94,41 +93,25 @@ def adjoint_times(results: Results) -> str:
 @source
 def adjoint_one_sample(results: Results) -> str:
     place = ("gradient, continuous", "(512, 512, 1)")
-    # A run of its own, or a case of the run of all.
-    name = "gradients" if place[1] in results.cases("gradients", place[0]) else ONE_SAMPLE
-    found = results.ratio(name, *place, "torchdiffeq adjoint")
+    found = results.ratio("gradients", *place, "torchdiffeq adjoint")
     return (
         f'With one sample at (512, 512, 1) `"continuous"` is {number(found)} times faster than '
-        f"`odeint_adjoint`, which carries all parameters inside the state (`{name}.json`)."
+        f"`odeint_adjoint`, which carries all parameters inside the state."
     )
-
-
-def _megabytes(results: Results) -> tuple[str, dict[str, float]]:
-    """The file, and the peak by "name, t = end": of the run of all adjoints, or of its own."""
-    case = "(512, 512, 1024)"
-    found: dict[str, float] = {}
-    for name in ADJOINTS:
-        found |= results.facts("gradients", f"gradient, {name}", case).get("megabytes", {})
-    if found:
-        return "gradients", found
-    rivals = []
-    for each in results.read(MEMORY)["benchmarks"]:
-        facts = each["extra_info"]
-        name = facts["subject"].rpartition(", ")[2]
-        found |= {f"{name}, t = {end}": value for end, value in facts["megabytes"].items()}
-        rivals.append(facts["reference_megabytes"])
-    return MEMORY, found | {"torchdiffeq backprop, t = 16": mean(rivals)}
 
 
 @source
 def adjoint_memory(results: Results) -> str:
-    name, found = _megabytes(results)
+    case = "(512, 512, 1024)"
+    found: dict[str, float] = {}
+    for name in ADJOINTS:
+        found |= results.facts("gradients", f"gradient, {name}", case).get("megabytes", {})
     head = [*ADJOINTS, "torchdiffeq backprop"]
     rows = []
     for end in ("16", "160"):
         cells = [found.get(f"{each}, t = {end}") for each in head]
         rows.append([end, *("" if x is None else f"{x:.0f}" for x in cells)])
-    return f"{table(['end', *head], rows)}\n\nFrom `{name}.json`."
+    return table(["end", *head], rows)
 
 
 CONTRACTED = ("image from reverse solve", "checkpoint", "Revolve(slots=4)", "reversible")
