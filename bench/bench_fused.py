@@ -96,6 +96,30 @@ def test_fused(benchmark, threads, part, size, activation):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("face", ["odeint", "solve"])
+@pytest.mark.parametrize("size", SIZES[:5], ids=str)
+def test_given_steps(benchmark, size, face):
+    state, hidden, batch = size
+    field, y0 = Field(state, hidden), initial(state, batch)
+    perceptron, given = fastnode.fuse(field), {"method": "rk4", "options": {"step_size": 0.1}}
+
+    def ours():
+        if face == "odeint":
+            return fastnode.odeint(perceptron, y0, TIMES, **given)[-1]
+        return fastnode.solve(perceptron, y0, TIMES, method="rk4", step_size=0.1).ys[-1]
+
+    def native():
+        return fastnode.odeint(field, y0, TIMES, **given)[-1]
+
+    def theirs():
+        return torchdiffeq.odeint(field, y0, TIMES, **given)[-1]
+
+    torch.testing.assert_close(ours(), theirs(), rtol=1e-4, atol=1e-5)
+    references = {"torchdiffeq": theirs, "the same program": native}
+    compare(benchmark, f"rk4 by {face}, ten steps", str(size), ours, references, rounds=6)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("size", SIZES[:2], ids=str)
 def test_op_alone(benchmark, size):
     """Without the checks and the reading of the field that odeint does for each call."""

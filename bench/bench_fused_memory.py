@@ -8,16 +8,13 @@ times the steps that it takes to t = 1.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torchdiffeq
 from bench_odeint import TOLERANCE, Field, initial
-from memory import peak_megabytes
+from memory import in_own_process, peak_megabytes
 
 import fastnode
 from fastnode import extension
@@ -49,16 +46,8 @@ def measure(name: str, size: tuple[int, int, int], end: float) -> float:
 
 
 def megabytes(name: str, size: tuple[int, int, int], end: float) -> float:
-    paths = [str(Path(__file__).parent), str(Path(fastnode.__file__).parent.parent)]
-    path = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, __file__, name, json.dumps(size), str(end)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return json.loads(done.stdout)
+    """Measured in a process of its own."""
+    return in_own_process(__file__, name, json.dumps(size), end)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

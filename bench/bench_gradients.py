@@ -9,19 +9,16 @@ which dopri5 at 1e-5 takes 62 evaluations there.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
 import torchdiffeq
 from bench_odeint import Field, initial
-from memory import peak_megabytes
+from memory import in_own_process, peak_megabytes
 from ratio import compare
 
 import fastnode
@@ -110,17 +107,8 @@ def test_gradient(benchmark, request, adjoint, size):
 
 
 def megabytes(name: str, end: float) -> float:
-    """Measured in a process of its own, on one thread."""
-    paths = [str(Path(__file__).parent), str(Path(fastnode.__file__).parent.parent)]
-    path = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, __file__, name, str(end)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return json.loads(done.stdout)
+    """Measured in a process of its own."""
+    return in_own_process(__file__, name, end)
 
 
 def measure(name: str, end: float) -> float:

@@ -9,14 +9,11 @@ with the continuous adjoint, which keeps nothing of the steps itself.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from memory import peak_megabytes
+from memory import in_own_process, peak_megabytes
 from ratio import compare
 
 import fastnode
@@ -102,15 +99,8 @@ def test_memory(benchmark, mode):
 
 
 def megabytes(mode: str, end: float) -> float:
-    paths = [str(Path(__file__).parent), str(Path(fastnode.__file__).parent.parent)]
-    done = subprocess.run(
-        [sys.executable, __file__, mode, str(end)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return json.loads(done.stdout)
+    """Measured in a process of its own."""
+    return in_own_process(__file__, mode, end)
 
 
 def measure(mode: str, end: float) -> float:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import fastnode
 
 
 def peak_megabytes(call: Callable[[], Any]) -> float:
@@ -17,6 +23,20 @@ def peak_megabytes(call: Callable[[], Any]) -> float:
     before = _status("VmRSS")
     call()
     return _status("VmHWM") - before
+
+
+def in_own_process(script: str, *arguments: object) -> float:
+    """What ``python script arguments`` prints, run on one thread."""
+    paths = [str(Path(__file__).parent), str(Path(fastnode.__file__).parent.parent)]
+    path = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, script, *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
 
 
 def _status(name: str) -> float:

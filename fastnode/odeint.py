@@ -91,7 +91,7 @@ def odeint(
     if engine not in engines.NAMES:
         raise ValueError(f"engine must be one of {', '.join(engines.NAMES)}, got {engine!r}")
     if event_fn is None and not args and engine in ("auto", "fused"):
-        solved = fused.odeint(func, y0, t, rtol, atol, method, options)
+        solved = fused.odeint(func, y0, t, rtol, atol, method, options, engine == "fused")
         if solved is not None:
             return solved
     if engine == "fused":

@@ -160,11 +160,10 @@ def solve(
         # Who wants only the errors of steps need not be called for each step.
         of_errors = getattr(on_step, "take_errors", None)
         whole = engine in ("auto", "fused") and save == "times" and not (watched or args)
-        if name == "checkpoint":
-            # What the fused engine keeps for gradients are the states at which steps begin.
-            find_params(func, name, adjoint_params)
-            whole = whole and adjoint_params is None
-        whole = whole and name in ("backprop", "checkpoint", "none")
+        # What the fused engine keeps for gradients are the states at which steps begin.
+        whole = whole and (
+            name in ("backprop", "none") or (name == "checkpoint" and adjoint_params is None)
+        )
         if whole and method in ADAPTIVE and (on_step is None or of_errors is not None):
             solved = fused.solve(
                 func,

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import fastnode
+from fastnode import engines
 
 
 class Halving(fastnode.Controller):
@@ -58,3 +59,8 @@ def test_engines_that_take_numbers_only_refuse_it(engine, per_sample):
     field = fastnode.nn.MLPField(2, 8).double()
     with torch.no_grad(), pytest.raises(ValueError, match=f"engine '{engine}' cannot run"):
         fastnode.solve(field, Y0, TIMES, controller=Halving(), engine=engine, per_sample=per_sample)
+
+
+def test_the_graph_engine_refuses_them():
+    with pytest.raises(ValueError, match="engine 'graph'.*Halving needs engine='reference'"):
+        engines.by_own_rules("graph", Halving())

@@ -66,9 +66,10 @@ def odeint(
     atol: Any,
     method: str | None,
     options: Mapping[str, Any] | None,
+    forced: bool,
 ) -> Tensor | None:
     """fastnode.odeint, or None where this engine does not run it: another one then does, or says
-    what is wrong with the arguments."""
+    what is wrong with the arguments. ``forced``: also where another one is faster."""
     if not hasattr(type(func), "perceptron"):
         return None
     if options is not None and torch.compiler.is_compiling():
@@ -83,7 +84,7 @@ def odeint(
     if found is None:
         return None
     if tableau.error is None:
-        return _fixed(func, found, y0, t, tableau, options)
+        return _fixed(func, found, y0, t, tableau, options, forced)
     control, first_step, most = _DEFAULT_CONTROL, None, 2**31 - 1
     if options is not None:
         from fastnode.options import AdaptiveOptions, parse
@@ -103,6 +104,7 @@ def odeint(
         control,
         first_step=first_step,
         max_num_steps=most,
+        forced=forced,
     )
 
 
@@ -167,6 +169,7 @@ def _fixed(
     t: Any,
     tableau: Tableau,
     options: Mapping[str, Any] | None,
+    forced: bool,
 ) -> Tensor | None:
     from fastnode.options import FixedOptions, parse
 
@@ -180,7 +183,7 @@ def _fixed(
         return None
     chosen = parse(FixedOptions, tableau.name, options)
     grid = chosen.grid(func, y0, t.detach().cpu()).double()
-    return _run(found, y0, t, tableau, grid=grid, perturb=chosen.perturb)
+    return _run(found, y0, t, tableau, grid=grid, perturb=chosen.perturb, forced=forced)
 
 
 def solve(

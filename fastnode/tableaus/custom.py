@@ -163,17 +163,19 @@ def _check_order(name: str, a: Sequence[Row], b: Row, order: int) -> None:
                 )
 
 
-def trees(nodes: int) -> list[Tree]:
+@cache
+def trees(nodes: int) -> tuple[Tree, ...]:
     """Rooted trees with so many nodes, each the tuple of its subtrees."""
     if nodes == 1:
-        return [()]
+        return ((),)
     found: list[Tree] = []
     for sizes in _partitions(nodes - 1, nodes - 1):
         groups = [
-            combinations_with_replacement(trees(size), sizes.count(size)) for size in set(sizes)
+            combinations_with_replacement(trees(size), sizes.count(size))
+            for size in sorted(set(sizes))
         ]
         found += [sum(choice, ()) for choice in product(*groups)]
-    return found
+    return tuple(found)
 
 
 def _partitions(total: int, largest: int) -> list[tuple[int, ...]]:

@@ -121,3 +121,11 @@ def test_states_that_are_views_are_read_as_they_lie():
     wide = torch.randn(2, 6).t()
     agrees(field, wide[::2])
     agrees(field, torch.randn(5, 3, 2).transpose(0, 1))
+
+
+def test_a_field_too_wide_to_pay_is_solved_when_asked_for_by_name():
+    field, y0 = MLPField(2, [1500, 1500]), torch.randn(16, 2)
+    with torch.no_grad():
+        ours = fastnode.odeint(field, y0, T, engine="fused", rtol=1e-4, atol=1e-4)
+        native = fastnode.odeint(field, y0, T, engine="native", rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours, native, rtol=1e-4, atol=1e-4)

@@ -9,6 +9,7 @@ import torchdiffeq
 from odeint_cases import TIMES, grid, state
 
 import fastnode
+from fastnode.options import _even_grid
 
 
 def fewer_by_whole_steps(ours, theirs):
@@ -174,3 +175,14 @@ def test_options_are_left_as_they_are():
     before = dict(options)
     fastnode.odeint(lambda t, y: -y, state(2), grid(0.0, 2.0), options=options)
     assert options == before and torch.equal(options["step_t"], grid(1.0, 0.5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_even_grid_is_the_same_with_and_without_a_gradient_of_its_ends(dtype):
+    generator = torch.Generator().manual_seed(0)
+    ends = torch.randn(300, 2, dtype=torch.float64, generator=generator)
+    ends = torch.cat([ends, torch.tensor([[0.0, 0.3], [0.3, 0.0], [0.0, 1.0]]).double()])
+    for t in ends.to(dtype):
+        for size in (0.1, 0.01, 1 / 3, 7.0):
+            numbers, tensors = _even_grid(t, size), _even_grid(t.clone().requires_grad_(), size)
+            assert numbers.dtype == dtype and torch.equal(numbers, tensors.detach())

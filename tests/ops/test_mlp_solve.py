@@ -132,3 +132,22 @@ def test_options_cost_at_most_one_break(options):
     assert torch._dynamo.explain(model)(x, t).graph_break_count <= 1
     compiled = torch.compile(model, backend="eager")
     torch.testing.assert_close(compiled(x, t), model(x, t))
+
+
+def test_a_mode_sees_the_op_without_gradients_too():
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Seen(TorchDispatchMode):
+        names: list[str] = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    field, y0, t = MLPField(2, 4), torch.randn(3, 2), torch.tensor([0.0, 1.0])
+    with torch.no_grad():
+        plain = fastnode.odeint(field, y0, t)
+        with Seen() as seen:
+            found = fastnode.odeint(field, y0, t)
+    assert "fastnode.mlp_solve.default" in seen.names
+    torch.testing.assert_close(found, plain, rtol=0, atol=0)

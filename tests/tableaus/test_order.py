@@ -5,13 +5,12 @@ from __future__ import annotations
 from decimal import Decimal, getcontext, localcontext
 from fractions import Fraction
 from functools import cache
-from itertools import combinations_with_replacement, product
-from math import prod
 
 import numpy as np
 import pytest
 
 from fastnode.tableaus import IMPLICIT, METHODS, ImplicitTableau, Tableau
+from fastnode.tableaus.custom import Tree, density, trees
 
 #: How exactly a method is known: dopri8 by published fractions that hold to 1e-17 (and dense output
 #: to 22 digits), tsit5 by 41 digits, square roots to 45. Every other method holds exactly.
@@ -38,41 +37,6 @@ DENSE_ORDER = {
     "fehlberg2": 2,
     "adaptive_heun": 2,
 }
-
-Tree = tuple  # of its subtrees
-
-
-@cache
-def trees(order: int) -> list[Tree]:
-    """Rooted trees with so many nodes."""
-    if order == 1:
-        return [()]
-    found = []
-    for sizes in _partitions(order - 1, order - 1):
-        groups = [
-            combinations_with_replacement(trees(size), sizes.count(size))
-            for size in sorted(set(sizes))
-        ]
-        found += [sum(choice, ()) for choice in product(*groups)]
-    return found
-
-
-def _partitions(total: int, largest: int) -> list[tuple[int, ...]]:
-    if total == 0:
-        return [()]
-    return [
-        (first, *rest)
-        for first in range(min(total, largest), 0, -1)
-        for rest in _partitions(total - first, first)
-    ]
-
-
-def nodes(tree: Tree) -> int:
-    return 1 + sum(map(nodes, tree))
-
-
-def density(tree: Tree) -> int:
-    return nodes(tree) * prod(map(density, tree))
 
 
 class Weighed:
