@@ -115,3 +115,46 @@ def test_van_der_pol(benchmark, method, outputs):
         },
     )
     assert evaluations["fastnode"] <= evaluations["torchode"]
+
+
+@pytest.mark.parametrize("activation", ["tanh", "silu"])
+@pytest.mark.parametrize("state, hidden, batch", [(2, 64, 32), (64, 128, 128), (64, 128, 1024)])
+def test_perceptrons_with_gradients(benchmark, state, hidden, batch, activation):
+    """Forward and backward pass of a perceptron, each sample over an interval of its own."""
+    torch.manual_seed(0)
+    field = fastnode.nn.MLPField(state, hidden, 2, activation, "none").to(DEVICE)
+    y0 = torch.randn(batch, state, device=DEVICE)
+    ends = torch.linspace(0.5, 2, batch, device=DEVICE)[:, None]
+    ts = torch.cat([torch.zeros_like(ends), ends], dim=1)
+    controller = torchode.IntegralController(
+        TOLERANCE, TOLERANCE, term=(term := torchode.ODETerm(lambda t, y: field(t, y)))
+    )
+    other = torchode.AutoDiffAdjoint(torchode.Dopri5(term), controller).to(DEVICE)
+    initial = torchode.InitialValueProblem(y0=y0, t_eval=ts)
+
+    def ours(func):
+        return fastnode.solve(func, y0, ts, rtol=TOLERANCE, atol=TOLERANCE, per_sample=True).ys[-1]
+
+    def trained(end):
+        field.zero_grad()
+        end().square().mean().backward()
+        return [p.grad for p in field.parameters()]
+
+    ends_of = {
+        "fastnode": lambda: ours(field),
+        "its native engine": lambda: ours(lambda t, y: field(t, y)),
+        "torchode": lambda: other.solve(initial).ys[:, -1],
+    }
+    found = {name: trained(end) for name, end in ends_of.items()}
+    for each in found.values():
+        for a, b in zip(each, found["fastnode"], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-4)
+    call = ends_of.pop("fastnode")
+    compare(
+        benchmark,
+        "perceptrons per sample, with gradients",
+        f"({state}, {hidden}, {batch}), {activation}",
+        lambda: trained(call),
+        {name: (lambda end=end: trained(end)) for name, end in ends_of.items()},
+        rounds=5,
+    )

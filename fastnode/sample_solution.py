@@ -19,16 +19,17 @@ def sample_solution(
 ) -> Solution:
     layout, count = problem.field.layout, problem.y0.shape[0]
     samples = torch.arange(count, device=trace.accepted.device)
-    sample = samples.repeat_interleave(trace.accepted)
     # Of n steps n + 1 edges: those of sample b begin b entries later than its steps.
-    edge_of_step = torch.arange(1, len(sample) + 1, device=sample.device) + sample
     offsets = trace.accepted.cumsum(0) - trace.accepted + samples
+    is_end = torch.ones(count + len(trace.t1), dtype=torch.bool, device=samples.device)
+    is_end[offsets] = False
+    edge_of_step = is_end.nonzero()[:, 0]
     counts = trace.accepted.tolist()
     edge_counts = [each + 1 for each in counts]
 
     def with_starts(starts: Tensor, ends: Tensor) -> Tensor:
         """The values at all edges, from those at the start and at the end of each step."""
-        values = starts.new_zeros(count + len(sample), *starts.shape[1:])
+        values = starts.new_zeros(len(is_end), *starts.shape[1:])
         return values.index_copy(0, offsets, starts).index_copy(0, edge_of_step, ends)
 
     edges = with_starts(problem.ts[:, 0], trace.t1)

@@ -13,6 +13,7 @@ from torch import Tensor
 from fastnode import engines
 from fastnode.adjoints import DISCRETE, Revolve, find_adjoint, find_params, recorded
 from fastnode.adjoints.sample_checkpoint import checkpoint_samples
+from fastnode.adjoints.sample_fused import solve_perceptrons
 from fastnode.compilation import outside_graph
 from fastnode.controllers import Controller, find_controller
 from fastnode.engines import fused
@@ -157,14 +158,18 @@ def solve(
             )
             return _solve_samples(ts, samples, options, engine, name, slots, adjoint_params)
         size = _positive("first_step", first_step)
-        # Who wants only the errors of steps need not be called for each step.
+        # Who wants only the errors of steps, or the states where they begin, need not be called
+        # for each step.
         of_errors = getattr(on_step, "take_errors", None)
+        of_states = getattr(on_step, "take_states", None)
         whole = engine in ("auto", "fused") and save == "times" and not (watched or args)
         # What the fused engine keeps for gradients are the states at which steps begin.
         whole = whole and (
-            name in ("backprop", "none") or (name == "checkpoint" and adjoint_params is None)
+            name in ("backprop", "none")
+            or (name in ("checkpoint", "revolve") and adjoint_params is None)
         )
-        if whole and method in ADAPTIVE and (on_step is None or of_errors is not None):
+        able = on_step is None or of_errors is not None or of_states is not None
+        if whole and method in ADAPTIVE and able:
             solved = fused.solve(
                 func,
                 y0,
@@ -176,8 +181,10 @@ def solve(
                 size,
                 max_num_steps,
                 throw,
+                slots,
                 engine == "fused",
                 of_errors is not None,
+                of_states,
             )
             if solved is not None:
                 if of_errors is None:
@@ -205,7 +212,7 @@ def solve(
         )
         if whole and on_step is None and method in METHODS and joint.grid:
             solved = fused.solve_along(
-                func, y0, ts, METHODS[method], joint.grid, max_num_steps, engine == "fused"
+                func, y0, ts, METHODS[method], joint.grid, max_num_steps, slots, engine == "fused"
             )
             if solved is not None:
                 return solved
@@ -224,7 +231,13 @@ def _solve_samples(
     adjoint_params: Iterable[Tensor] | None,
 ) -> Solution:
     trace = None
-    if adjoint in DISCRETE:
+    if (
+        engine in ("auto", "fused")
+        and (adjoint == "backprop" or (adjoint == "checkpoint" and adjoint_params is None))
+        and not options.controller.has_own_rules
+    ):
+        trace = solve_perceptrons(samples, options, engine == "fused")
+    if trace is None and adjoint in DISCRETE:
         params = find_params(samples.field.func, adjoint, adjoint_params)
         known = recorded((samples.y0, ts), samples.args, params)
         if known and not transformed() and samples.ts.shape[1] > 1:

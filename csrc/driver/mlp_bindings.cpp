@@ -75,12 +75,14 @@ std::vector<Tensor> replay(const Tensor& y0, const Tensor& t, at::TensorList par
 
 // None where the arguments are not plain tensors that fit, or where it does not pay and is not
 // `forced`: then other engines say what is wrong, or solve it. Otherwise ys, or with `traced` the
-// results of the op but the last, evaluations and rejected steps as numbers.
+// results of the op, evaluations and rejected steps as numbers, and None for what was kept unless
+// the caller asked for it by `keep`.
 py::object solve(const std::vector<LayerTuple>& layers, int64_t activation, py::handle y0,
                  py::handle t, const std::string& method, double rtol, double atol,
                  const std::vector<double>& controller, std::optional<double> first_step,
                  int64_t max_num_steps, bool counted_anew, const std::optional<Tensor>& grid,
-                 bool perturb, bool traced, bool forced, int64_t instructions) {
+                 bool perturb, bool traced, bool keep, std::optional<int64_t> slots, bool forced,
+                 int64_t instructions) {
   if (!plain(y0) || !plain(t)) return py::none();
   const Tensor& state = THPVariable_Unpack(y0.ptr());
   const Tensor& times = THPVariable_Unpack(t.ptr());
@@ -121,12 +123,13 @@ py::object solve(const std::vector<LayerTuple>& layers, int64_t activation, py::
     const py::gil_scoped_release release;
     result = call_mlp_solve(state, times, parameters, layout, activation, method, rtol, atol,
                             controller, first_step, max_num_steps, counted_anew, grid, perturb,
-                            traced, false, instructions);
+                            traced, keep, slots, instructions);
   }
   const auto& [ys, steps, counts, kept] = result;
   if (!traced) return wrap(ys);
   const int64_t* const numbers_of = counts.const_data_ptr<int64_t>();
-  return py::make_tuple(wrap(ys), wrap(steps), numbers_of[0], numbers_of[1]);
+  return py::make_tuple(wrap(ys), wrap(steps), numbers_of[0], numbers_of[1],
+                        wrap_or_none(keep ? kept : Tensor()));
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include "driver/read_layers.h"
 #include "driver/rows.h"
 #include "fused/mlp_samples.h"
+#include "fused/sample_gradient.h"
 #include "ops/mlp_solve.h"
 
 namespace fastnode {
@@ -60,18 +61,33 @@ Tensor joined(const std::vector<SampleRecord>& records, std::vector<double> Samp
   return out;
 }
 
-// The first fields of fastnode.engines.rows.Trace in their order, status in numbers. None where the
-// arguments are not plain tensors that fit, or where it does not pay and is not `forced`. y0 is [B,
-// D]; ts [B, T] and the numbers of each sample, [B], are float64 and contiguous.
+// All samples' numbers behind each other, [steps, 2, dim]; given up one by one.
+template <class T>
+Tensor joined(std::vector<std::vector<T>>& kept, const Tensor& y0) {
+  int64_t count = 0;
+  for (const std::vector<T>& each : kept) count += int64_t(each.size());
+  const Tensor out = at::empty({count / (2 * y0.size(1)), 2, y0.size(1)}, y0.options());
+  T* to = out.mutable_data_ptr<T>();
+  for (std::vector<T>& each : kept) {
+    to = std::copy(each.begin(), each.end(), to);
+    std::vector<T>().swap(each);
+  }
+  return out;
+}
+
+// The first fields of fastnode.engines.rows.Trace in their order, status in numbers, then what
+// gradients need (see MlpSamples::kept), None without `keep`. None where the arguments are not
+// plain tensors that fit, or where it does not pay and is not `forced`. y0 is [B, D]; ts [B, T] and
+// the numbers of each sample, [B], are float64 and contiguous.
 py::object solve(const std::vector<LayerTuple>& layers, int activation, const Tensor& y0,
                  const Tensor& ts, const Tensor& direction, const Tensor& rtol, const Tensor& atol,
                  std::shared_ptr<Tableau> tableau, const std::array<double, 9>& controller,
                  const std::optional<std::tuple<Row, Row, double>>& pair,
                  const std::optional<Tensor>& first_step, int64_t max_num_steps, bool throws,
-                 int instructions, bool forced) {
+                 bool keep, int instructions, bool forced) {
   std::vector<LayerTensors> tensors;
   if (!read_layers(layers, tensors) || !mlp_fits(tensors, y0)) return py::none();
-  if (!forced && !mlp_pays(tensors, y0, false)) return py::none();
+  if (!forced && !mlp_pays(tensors, y0, keep)) return py::none();
   const auto [safety, ifactor, dfactor, smallest, least, most, b1, b2, b3] = controller;
   SampleControl control;
   control.tableau = tableau;
@@ -89,10 +105,12 @@ py::object solve(const std::vector<LayerTuple>& layers, int activation, const Te
   control.rtol = rtol.const_data_ptr<double>();
   control.atol = atol.const_data_ptr<double>();
   if (first_step) control.first_step = first_step->const_data_ptr<double>();
+  control.keep_states = keep;
   const int64_t batch = y0.size(0);
   const double nan = std::numeric_limits<double>::quiet_NaN();
   const Tensor ys = at::full({control.outputs, batch, y0.size(1)}, nan, y0.options());
   std::vector<SampleRecord> records;
+  Tensor kept;
   {
     const py::gil_scoped_release release;
     const std::vector<LayerTensors> plain = contiguous(tensors);
@@ -107,6 +125,7 @@ py::object solve(const std::vector<LayerTuple>& layers, int activation, const Te
       solve.run(start.const_data_ptr<T>(), ys.mutable_data_ptr<T>(),
                 thread_count(field.multiplications() * batch), parallel);
       records = solve.records();
+      if (keep) kept = joined(solve.kept(), y0);
     });
   }
   std::vector<int> status;
@@ -123,11 +142,59 @@ py::object solve(const std::vector<LayerTuple>& layers, int activation, const Te
                            [](const auto& each) { return int64_t(each.t1.size()); })),
       wrap(gather<int64_t>(records, at::kLong, [](const auto& each) { return each.rejected; })),
       status, wrap(joined(records, &SampleRecord::t1)), wrap(joined(records, &SampleRecord::error)),
-      wrap(joined(records, &SampleRecord::stiffness)));
+      wrap(joined(records, &SampleRecord::stiffness)), keep ? wrap(kept) : py::object(py::none()));
+}
+
+// From of_ys [T, B, D] the gradient of y0, and of weights and biases in the order of the layers if
+// they are wanted; `kept`, `accepted` and `t1` are those of the solve with `keep`.
+py::tuple backward(const std::vector<LayerTuple>& layers, int activation, const Tensor& of_ys,
+                   const Tensor& ts, const Tensor& direction, std::shared_ptr<Tableau> tableau,
+                   const Tensor& accepted, const Tensor& t1, const Tensor& kept, bool of_parameters,
+                   int instructions) {
+  std::vector<LayerTensors> tensors;
+  const bool read = read_layers(layers, tensors);
+  TORCH_CHECK_TYPE(read, "layers must be plain tensors");
+  Tensor gy0;
+  std::vector<Tensor> gradients;
+  {
+    const py::gil_scoped_release release;
+    const std::vector<LayerTensors> plain = contiguous(tensors);
+    const Tensor upstream = of_ys.contiguous();
+    gy0 = at::empty(upstream.sizes().slice(1), upstream.options());
+    dispatch_real(upstream.scalar_type(), [&]<class T>(T*) {
+      const MlpKernels<T>* kernels = mlp_kernels<T>(InstructionSet(instructions));
+      TORCH_CHECK_VALUE(kernels, "this machine lacks the instruction set asked for");
+      const auto given = sources<T>(plain);
+      const int64_t batch = gy0.size(0);
+      const bool by_sample = MlpSolve<T>::prefers_rows(given, batch, kernels->lanes);
+      const MlpField<T> field(given, Activation(activation), by_sample, true, kernels);
+      const SamplePath<T> path{tableau,
+                               batch,
+                               ts.size(1),
+                               ts.const_data_ptr<double>(),
+                               direction.const_data_ptr<double>(),
+                               accepted.const_data_ptr<int64_t>(),
+                               t1.const_data_ptr<double>(),
+                               kept.const_data_ptr<T>()};
+      std::vector<std::vector<T>> sums;
+      sample_gradient<T>(field, by_sample, path, upstream.const_data_ptr<T>(),
+                         gy0.mutable_data_ptr<T>(), of_parameters ? &sums : nullptr,
+                         thread_count(field.multiplications() * batch), parallel);
+      if (of_parameters) {
+        unpack_parameters<T>(field, plain, sums[0].data(), gy0.options(), &gradients);
+      }
+    });
+  }
+  py::list found;
+  for (const Tensor& each : gradients) found.append(wrap(each));
+  return py::make_tuple(wrap(gy0), found);
 }
 
 }  // namespace
 
-void bind_mlp_samples(py::module_& m) { m.def("mlp_solve_samples", &solve); }
+void bind_mlp_samples(py::module_& m) {
+  m.def("mlp_solve_samples", &solve);
+  m.def("mlp_solve_samples_backward", &backward);
+}
 
 }  // namespace fastnode

@@ -3,78 +3,63 @@
 #pragma once
 
 #include "fused/mlp_gradient.h"
-#include "fused/worker.h"
+#include "fused/replay.h"
+#include "fused/step_back.h"
 
 namespace fastnode {
 
 // One thread's part, tile by tile. Tiles do not meet on the way back.
 template <class T>
-struct Adjoint {
-  const MlpField<T>& field;
+struct Adjoint : StepBack<T> {
+  using StepBack<T>::add;
+  using StepBack<T>::all;
+  using StepBack<T>::carried;
+  using StepBack<T>::clear;
+  using StepBack<T>::columns;
+  using StepBack<T>::dim;
+  using StepBack<T>::direct;
+  using StepBack<T>::field;
+  using StepBack<T>::follow;
+  using StepBack<T>::frame;
+  using StepBack<T>::gk;
+  using StepBack<T>::gx;
+  using StepBack<T>::gy;
+  using StepBack<T>::has_direct;
+  using StepBack<T>::k;
+  using StepBack<T>::output;
+  using StepBack<T>::scratch;
+  using StepBack<T>::sources;
+  using StepBack<T>::stages;
+  using StepBack<T>::states;
+  using StepBack<T>::tableau;
+  using StepBack<T>::take_tile;
+  using StepBack<T>::used_further;
+  using StepBack<T>::y;
+
   const MlpPath<T>& path;
   const MlpUpstream<T>& upstream;
-  const Tableau& tableau;
   const int64_t batch;
   T* const gy0;
-  std::vector<T>* const parameters;
   std::vector<double>* const rates;
-
   TileArithmetic<T> arithmetic;
   const double direction;
-  const size_t stages, all;
-  int64_t tape_size = 0, first = 0;
-  Frame frame;
-  Arena memory;
-  // Of the step at hand: states and slopes of its stages, what comes back from each, and what
-  // reaches their slopes from outside of the step.
-  std::vector<T*> states, k, gx, direct, sources;
-  std::vector<char> has_direct;
-  // Without and with the stages that only dense output needs.
-  std::vector<Weights> columns[2];
-  T *tapes = nullptr, *scratch = nullptr, *gy = nullptr, *gk = nullptr, *carried = nullptr,
-    *output = nullptr, *y = nullptr;
-  bool used_further = false;
+  int64_t first = 0;
+  std::vector<T*> slots;  // states and, of adaptive steps, slopes, where nothing was kept
 
   Adjoint(const MlpField<T>& with_gradients, const Frame& largest, int64_t samples,
           const MlpPath<T>& taken, const MlpUpstream<T>& up, T* down, std::vector<T>* sums,
           std::vector<double>* rate)
-      : field(with_gradients),
+      : StepBack<T>(with_gradients, largest, *taken.tableau, sums, 2 * taken.slot_count()),
         path(taken),
         upstream(up),
-        tableau(*taken.tableau),
         batch(samples),
         gy0(down),
-        parameters(sums),
         rates(rate),
-        arithmetic(field, largest, int64_t(tableau.stages.size()) + 2),
+        arithmetic(field, largest, int64_t(stages) + 2),
         direction(path.direction()),
-        stages(tableau.stages.size()),
-        all(stages + tableau.further.size()),
-        frame(largest),
-        states(all),
-        k(all),
-        gx(all + 1),
-        direct(all),
-        has_direct(all),
-        columns{make_columns(stages), make_columns(all)} {
-    const int64_t size = frame.front() + frame.size(dim());
-    tape_size = round_up(field.tape(frame), 64 / int64_t(sizeof(T)));
-    memory.reserve(int64_t(4 * all + 6) * Arena::bytes<T>(size) +
-                       int64_t(all) * Arena::bytes<T>(tape_size) +
-                       Arena::bytes<T>(field.gradient_scratch(frame)),
-                   frame.by_sample);
-    const auto state = [&] { return memory.take<T>(size) + frame.front(); };
-    for (auto* each : {&states, &k, &gx, &direct}) {
-      for (T*& x : *each) x = state();
-    }
-    for (T** each : {&gy, &gk, &carried, &output, &y}) *each = state();
-    tapes = memory.take<T>(int64_t(all) * tape_size);
-    scratch = memory.take<T>(field.gradient_scratch(frame));
+        slots(size_t(2 * path.slot_count())) {
+    for (T*& each : slots) each = take_tile();
   }
-
-  int64_t dim() const { return field.dim(); }
-
-  void clear(T* x) const { std::fill_n(x, frame.size(dim()), T(0)); }
 
   // The gradient of an output; nothing in what only fills vectors.
   void load_gradient(size_t time, T* to) const {
@@ -87,32 +72,29 @@ struct Adjoint {
   }
 
   // to += factor x
-  void add(const T* x, double factor, T* to) {
+  void add_scaled(const T* x, double factor, T* to) {
     arithmetic.combine(frame, to, {const_cast<T*>(x)}, {{0}, {1.0}}, factor, to);
   }
 
-  void record(size_t i, T time) {
-    field.record(frame, arithmetic.times(frame, time), states[i], tapes + int64_t(i) * tape_size,
-                 k[i]);
-  }
+  void record(size_t i, T time) { StepBack<T>::record(i, arithmetic.times(frame, time)); }
 
-  // gx[i] = J^T g of stage i.
-  void follow(size_t i, T* g) {
-    field.gradient(frame, states[i], tapes + int64_t(i) * tape_size, g, scratch, gx[i],
-                   parameters ? parameters->data() : nullptr);
+  T first_time(double t) const { return shifted<T>(t, path.perturb ? 1 : 0, direction); }
+
+  // The time of stage i after the first.
+  T time_of(size_t i, double t, double t1) const {
+    const double c = tableau.times[i];
+    if (c == 1) return shifted<T>(t1, path.adaptive || path.perturb ? -1 : 0, direction);
+    return T(t + c * (t1 - t));
   }
 
   void recompute(double t, double t1) {
-    const double h = t1 - t;
     if (!path.adaptive) {
       copy_tile(frame.extent(dim()), y, states[0]);
-      record(0, shifted<T>(t, path.perturb ? 1 : 0, direction));
+      record(0, first_time(t));
     }
-    const bool near = path.adaptive || path.perturb;
     for (size_t i = 1; i < stages; ++i) {
-      arithmetic.combine(frame, y, k, tableau.stages[i], h, states[i]);
-      const double c = tableau.times[i];
-      record(i, c == 1 ? shifted<T>(t1, near ? -1 : 0, direction) : T(t + c * h));
+      arithmetic.combine(frame, y, k, tableau.stages[i], t1 - t, states[i]);
+      record(i, time_of(i, t, t1));
     }
   }
 
@@ -126,7 +108,7 @@ struct Adjoint {
   void add_direct(size_t stage, const T* g, double factor) {
     if (!has_direct[stage]) clear(direct[stage]);
     has_direct[stage] = 1;
-    add(g, factor, direct[stage]);
+    add_scaled(g, factor, direct[stage]);
   }
 
   // Weights of an output inside a step in units of the step.
@@ -155,32 +137,15 @@ struct Adjoint {
         (*rates)[next] += dot(frame, output, gk, dim());
       }
       if (time == t1) {
-        add(output, 1, gy);
+        add(output, gy);
         continue;
       }
-      add(output, 1, gx[all]);
+      add(output, gx[all]);
       const Weights weights = weights_at((time - t) / h);
       for (size_t j = 0; j < weights.stages.size(); ++j) {
         add_direct(size_t(weights.stages[j]), output, h * weights.values[j]);
       }
     }
-  }
-
-  // Weights in the stages after it, and in the solution, of each stage's slope.
-  std::vector<Weights> make_columns(size_t rows) const {
-    std::vector<Weights> columns(all);
-    const auto add_row = [&](const Weights& row, size_t i) {
-      for (size_t n = 0; n < row.stages.size(); ++n) {
-        Weights& column = columns[size_t(row.stages[n])];
-        column.stages.push_back(int(i));
-        column.values.push_back(row.values[n]);
-      }
-    };
-    for (size_t i = 0; i < rows; ++i) {
-      add_row(i < stages ? tableau.stages[i] : tableau.further[i - stages], i);
-    }
-    if (!tableau.fsal) add_row(tableau.solution, all);
-    return columns;
   }
 
   // gk = what reaches the slope of stage j: directly, and by the stages after it, if anything.
@@ -193,7 +158,7 @@ struct Adjoint {
     return true;
   }
 
-  // The state and the slope at the beginning of step n.
+  // The state and the slope at the beginning of step n, which were kept.
   void load_step(size_t n) {
     const int64_t row = batch * dim();
     const T* const from = path.kept + int64_t(n) * (path.adaptive ? 2 : 1) * row + first * dim();
@@ -237,9 +202,9 @@ struct Adjoint {
     }
   }
 
+  // Step n, with the state and the slope at its beginning in place.
   void step_back(size_t n, size_t& next) {
     const double t = path.edges[n], t1 = path.edges[n + 1], h = t1 - t;
-    load_step(n);
     recompute(t, t1);
     std::fill(has_direct.begin(), has_direct.end(), 0);
     if (path.adaptive && n + 1 < size_t(path.steps())) add_direct(stages - 1, carried, 1);
@@ -247,33 +212,7 @@ struct Adjoint {
     if (upstream.errors && upstream.errors[n] != 0) take_error(n, h);
     used_further = false;
     for (size_t i = stages; i < all; ++i) used_further = used_further || has_direct[i];
-    std::vector<T*> sum{gy, gx[all]};
-    for (size_t i = used_further ? all : stages; i-- > (path.adaptive ? 1 : 0);) {
-      // Nothing follows the last slope of the last step.
-      if (gather(i, h)) {
-        follow(i, gk);
-      } else {
-        clear(gx[i]);
-      }
-      // The state of the last stage is the one at the end of the step.
-      if (tableau.fsal && i == stages - 1) {
-        add(gy, 1, gx[i]);
-        sum[0] = gx[i];
-      } else {
-        sum.push_back(gx[i]);
-      }
-    }
-    if (path.adaptive) {
-      if (!gather(0, h)) clear(gk);
-      std::swap(gk, carried);
-    }
-    Weights ones;
-    for (size_t i = 0; i < sum.size(); ++i) {
-      ones.stages.push_back(int(i));
-      ones.values.push_back(1);
-    }
-    arithmetic.combine(frame, nullptr, sum, ones, 1, gk);
-    std::swap(gk, gy);
+    this->follow_step(path.adaptive, [&](size_t j) { return gather(j, h); });
   }
 
   void tile_back(int64_t start, const Frame& shape) {
@@ -282,16 +221,23 @@ struct Adjoint {
     clear(gy);
     clear(carried);
     size_t next = path.times.size() - 1;
-    for (size_t n = size_t(path.steps()); n-- > 0;) step_back(n, next);
+    if (path.kept) {
+      for (size_t n = size_t(path.steps()); n-- > 0;) {
+        load_step(n);
+        step_back(n, next);
+      }
+    } else {
+      Replay<Adjoint>{*this}.back(next);
+    }
     if (path.adaptive) {
       // y is still the state at which the first step began.
       copy_tile(frame.extent(dim()), y, states[0]);
       record(0, T(path.edges[0]));
       follow(0, carried);
-      add(gx[0], 1, gy);
+      add(gx[0], gy);
     }
     load_gradient(0, output);
-    add(output, 1, gy);
+    add(output, gy);
     arithmetic.store(frame, gy, gy0 + first * dim());
   }
 };

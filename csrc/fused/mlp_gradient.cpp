@@ -38,13 +38,7 @@ void mlp_gradient(const MlpField<T>& field, bool by_sample, int64_t batch, const
   } else {
     parallel(threads, prepare, body);
   }
-  if (parameters) {
-    std::vector<T>& total = parameters->front();
-    for (size_t i = 1; i < parameters->size(); ++i) {
-      const std::vector<T>& part = (*parameters)[i];
-      for (size_t j = 0; j < total.size(); ++j) total[j] += part[j];
-    }
-  }
+  if (parameters) sum_parts(*parameters);
   if (gradients.rates) {
     std::fill_n(gradients.rates, path.times.size(), 0.0);
     for (const std::vector<double>& part : all_rates) {

@@ -1,6 +1,7 @@
 // The exact derivative of a solve of mlp_solve.h.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -14,13 +15,17 @@ struct MlpPath {
   std::shared_ptr<const Tableau> tableau;
   std::vector<double> times, edges;
   bool adaptive = true, perturb = false;
-  const T* kept = nullptr;  // see Kept
+  const T* kept = nullptr;  // see Kept; where it is null, states are found again from y0
+  const T* y0 = nullptr;
+  int64_t slots = 0;  // states that each thread keeps of its tile then, beside the first
   // Local errors in units of the tolerances, one for each step; used where they have a gradient.
   const double* errors = nullptr;
   double rtol = 0, atol = 0;
 
   double direction() const { return times.back() >= times.front() ? 1.0 : -1.0; }
   int64_t steps() const { return int64_t(edges.size()) - 1; }
+  // Those that are used, the first included.
+  int64_t slot_count() const { return kept ? 0 : 1 + std::min(slots, steps() - 1); }
 };
 
 // Gradients of what a solve returned; null where there are none.

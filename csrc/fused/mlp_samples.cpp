@@ -13,6 +13,7 @@ MlpSamples<T>::MlpSamples(const MlpField<T>& field, bool by_sample, int64_t batc
       batch_(batch),
       control_(std::move(control)),
       records_(size_t(batch)),
+      kept_(size_t(control_.keep_states ? batch : 0)),
       slopes_(size_t(batch * field.dim())) {}
 
 // One thread of a solve.
@@ -150,6 +151,7 @@ struct MlpSamples<T>::Worker : Starter {
     }
     for (size_t i = 0; i < slots.size(); ++i) {
       if (!slots[i].accepted) continue;
+      if (control.keep_states) keep(int64_t(i));
       SampleRecord& found = record(slots[i]);
       found.t1.push_back(slots[i].t1);
       found.error.push_back(slots[i].ratio);
@@ -159,6 +161,14 @@ struct MlpSamples<T>::Worker : Starter {
       }
       found.stiffness.push_back(stiffness);
     }
+  }
+
+  void keep(int64_t s) {
+    std::vector<T>& kept = solve.kept_[size_t(slots[size_t(s)].sample)];
+    const size_t held = kept.size();
+    kept.resize(held + size_t(2 * dim));
+    tile.get(tile.y, s, kept.data() + held);
+    tile.get(tile.k[0], s, kept.data() + held + dim);
   }
 
   double time(const Slot& slot) const {

@@ -25,6 +25,7 @@ struct SampleControl {
   int64_t max_num_steps = 0, outputs = 0;
   const double *times = nullptr, *direction = nullptr, *rtol = nullptr, *atol = nullptr;
   const double* first_step = nullptr;  // or null: chosen at the cost of one evaluation
+  bool keep_states = false;            // what gradients need
 };
 
 // What the solve of one sample leaves behind.
@@ -48,6 +49,9 @@ class MlpSamples {
   void run(const T* y0, T* ys, int threads, const Parallel& parallel);
 
   const std::vector<SampleRecord>& records() const { return records_; }
+  // Of each sample [steps, 2, dim]: of each accepted step the state at its beginning and the slope
+  // there.
+  std::vector<std::vector<T>>& kept() { return kept_; }
 
  private:
   struct Starter;
@@ -58,6 +62,7 @@ class MlpSamples {
   const int64_t batch_;
   const SampleControl control_;
   std::vector<SampleRecord> records_;
+  std::vector<std::vector<T>> kept_;
   std::vector<T> slopes_;  // of the field at y0, [batch, dim]
   std::atomic<int64_t> begun_{0}, next_{0};
 };

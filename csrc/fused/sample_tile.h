@@ -5,6 +5,7 @@
 #include <tuple>
 #include <vector>
 
+#include "fused/slot_arithmetic.h"
 #include "fused/worker.h"
 
 namespace fastnode {
@@ -28,6 +29,7 @@ class SampleTile {
       : k(tableau.stages.size() + tableau.further.size()),
         field_(field),
         frame_(make_frame(by_sample, capacity, field.kernels->lanes)),
+        arithmetic_(field, frame_, k.size() + 1),
         scratch_(size_t(field.scratch(frame_))) {
     const int64_t size = frame_.front() + frame_.size(field.dim());
     // y, y1, a stage, one for dense output, and the output.
@@ -38,11 +40,7 @@ class SampleTile {
     for (T*& each : k) each = memory_.take<T>(size) + frame_.front();
     if (tableau.fsal) stage = y1;
     const int64_t columns = frame_.extent(field.dim()).columns;
-    const size_t terms = k.size() + 1;
-    coefficients_.resize(terms * size_t(columns));
     tolerances_.resize(size_t(3 * columns));
-    times_.resize(size_t(std::max(columns, capacity)));
-    terms_.reserve(terms);
   }
 
   const Frame& frame() const { return frame_; }
@@ -79,22 +77,13 @@ class SampleTile {
   // slope = field(t, state), with time(slot).
   template <class F>
   void evaluate(int64_t slots, F time, T* state, T* slope) {
-    for (int64_t s = 0; s < slots; ++s) times_[size_t(s)] = time(s);
-    field_.value(frame_, times_.data(), state, scratch_.data(), slope);
+    field_.value(frame_, arithmetic_.times(slots, time), state, scratch_.data(), slope);
   }
 
   // out = y + sum_j weight(slot, j) k_j over the slopes `stages`.
   template <class F>
   void combine(int64_t slots, const std::vector<int>& stages, F weight, T* out) {
-    const Extent extent = frame_.extent(field_.dim());
-    const int count = int(stages.size());
-    each_group(
-        slots, stages, weight,
-        [&](int64_t offset, const Extent& part) {
-          field_.kernels->combine(y + offset, terms_.data(), coefficients_.data(), count, part,
-                                  out + offset);
-        },
-        extent);
+    arithmetic_.combine(frame_, slots, y, k, stages, weight, out);
   }
 
   // For each slot the root mean square of sum_j weight(slot, j) k_j over its tolerances.
@@ -111,17 +100,16 @@ class SampleTile {
       std::fill(atol, sums, T(1));
       for (int64_t s = 0; s < slots; ++s) std::tie(rtol[s], atol[s]) = tolerance(s);
     }
-    each_group(
-        slots, stages, weight,
-        [&](int64_t offset, const Extent& part) {
+    arithmetic_.each_group(
+        frame_, slots, k, stages, weight, [&](int64_t offset, const Extent& part) {
           const int64_t slot = frame_.by_sample ? offset / extent.stride : 0;
           if (frame_.by_sample) {
             const auto [relative, absolute] = tolerance(slot);
             std::fill(rtol, atol, relative);
             std::fill(atol, sums, absolute);
           }
-          field_.kernels->error(y + offset, after + offset, terms_.data(), coefficients_.data(),
-                                count, rtol, atol, part, sums);
+          field_.kernels->error(y + offset, after + offset, arithmetic_.terms(),
+                                arithmetic_.coefficients(), count, rtol, atol, part, sums);
           if (frame_.by_sample) {
             double total = 0;
             for (int64_t d = 0; d < dim; ++d) total += double(sums[d]);
@@ -130,8 +118,7 @@ class SampleTile {
             for (int64_t s = 0; s < slots; ++s)
               out[size_t(s)] = std::sqrt(double(sums[s]) / double(dim));
           }
-        },
-        extent);
+        });
   }
 
   T *y, *y1, *stage, *further, *output;
@@ -144,37 +131,11 @@ class SampleTile {
     }
   }
 
-  // f(offset, extent) where weights are numbers of columns: once if samples are columns, else for
-  // each sample.
-  template <class F, class G>
-  void each_group(int64_t slots, const std::vector<int>& stages, F weight, G f,
-                  const Extent& extent) {
-    const size_t columns = size_t(extent.columns);
-    terms_.resize(stages.size());
-    if (!frame_.by_sample) {
-      for (size_t j = 0; j < stages.size(); ++j) {
-        terms_[j] = k[size_t(stages[j])];
-        T* const to = coefficients_.data() + j * columns;
-        for (int64_t s = 0; s < slots; ++s) to[s] = T(weight(s, j));
-        std::fill(to + slots, to + columns, T(0));
-      }
-      return f(0, extent);
-    }
-    for (int64_t s = 0; s < slots; ++s) {
-      const int64_t offset = s * extent.stride;
-      for (size_t j = 0; j < stages.size(); ++j) {
-        terms_[j] = k[size_t(stages[j])] + offset;
-        std::fill_n(coefficients_.data() + j * columns, columns, T(weight(s, j)));
-      }
-      f(offset, Extent{1, extent.columns, extent.stride});
-    }
-  }
-
   const MlpField<T>& field_;
   Frame frame_;
   Arena memory_;
-  std::vector<T> scratch_, coefficients_, tolerances_, times_;
-  std::vector<const T*> terms_;
+  SlotArithmetic<T> arithmetic_;
+  std::vector<T> scratch_, tolerances_;
 };
 
 }  // namespace fastnode

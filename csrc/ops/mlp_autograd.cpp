@@ -62,8 +62,9 @@ struct MlpSolveBackward : torch::autograd::Node {
       return x.defined() ? optional<Tensor>(x) : optional<Tensor>();
     };
     const auto [of_y0, of_t, found] = call_mlp_solve_backward(
-        given(upstream[0]), given(upstream[1]), saved_kept.unpack(), steps, t, parameters, layout,
-        activation, method, rtol, atol, adaptive, perturb, of_parameters, of_times, instructions);
+        given(upstream[0]), given(upstream[1]), (slots ? saved_y0 : saved_kept).unpack(), steps, t,
+        parameters, layout, activation, method, rtol, atol, adaptive, perturb, of_parameters,
+        of_times, slots, instructions);
     if (task_should_compute_output(0)) grads[0] = of_y0;
     if (of_times) grads[1] = of_t.to(t.scalar_type());
     for (size_t i = 2; i < count; ++i) {
@@ -89,6 +90,7 @@ struct MlpSolveBackward : torch::autograd::Node {
   int64_t activation = 0, instructions = 0;
   double rtol = 0, atol = 0;
   bool adaptive = true, perturb = false;
+  optional<int64_t> slots;
 };
 
 MlpResult mlp_solve_autograd(const Tensor& y0, const Tensor& t, at::TensorList parameters,
@@ -96,7 +98,7 @@ MlpResult mlp_solve_autograd(const Tensor& y0, const Tensor& t, at::TensorList p
                              double rtol, double atol, at::ArrayRef<double> controller,
                              optional<double> first_step, int64_t max_num_steps, bool counted_anew,
                              const optional<Tensor>& grid, bool perturb, bool stiffness, bool keep,
-                             int64_t instructions) {
+                             optional<int64_t> slots, int64_t instructions) {
   bool graph = false;
   if (at::GradMode::is_enabled()) {
     graph = y0.requires_grad() || t.requires_grad();
@@ -108,7 +110,7 @@ MlpResult mlp_solve_autograd(const Tensor& y0, const Tensor& t, at::TensorList p
     const at::AutoDispatchBelowADInplaceOrView below;
     return call_mlp_solve(y0, t, parameters, layout, activation, method, rtol, atol, controller,
                           first_step, max_num_steps, counted_anew, grid, perturb, stiffness,
-                          keep || graph, instructions);
+                          keep || (graph && !slots), slots, instructions);
   }();
   if (!graph) return result;
   auto& [ys, steps, counts, kept] = result;
@@ -122,7 +124,7 @@ MlpResult mlp_solve_autograd(const Tensor& y0, const Tensor& t, at::TensorList p
   node->saved_t = SavedVariable(t, false);
   // Not the result itself, which will hold the node.
   node->saved_steps = SavedVariable(steps.detach(), false);
-  node->saved_kept = SavedVariable(kept, false);
+  if (!slots) node->saved_kept = SavedVariable(kept, false);
   node->layout = layout.vec();
   node->method = std::string(method);
   node->activation = activation;
@@ -131,6 +133,7 @@ MlpResult mlp_solve_autograd(const Tensor& y0, const Tensor& t, at::TensorList p
   node->atol = atol;
   node->adaptive = !controller.empty();
   node->perturb = perturb;
+  node->slots = slots;
   node->set_next_edges(torch::autograd::collect_next_edges(inputs));
   torch::autograd::set_history(ys, owner);
   torch::autograd::set_history(steps, owner);

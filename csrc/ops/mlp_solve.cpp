@@ -127,7 +127,7 @@ MlpResult mlp_solve_cpu(const Tensor& y0, const Tensor& t, at::TensorList parame
                         double rtol, double atol, at::ArrayRef<double> controller,
                         optional<double> first_step, int64_t max_num_steps, bool counted_anew,
                         const optional<Tensor>& grid, bool perturb, bool stiffness, bool keep,
-                        int64_t instructions) {
+                        optional<int64_t> /*slots*/, int64_t instructions) {
   auto [ys, kept, trace] =
       run(y0, t, parameters, layout, activation, method, rtol, atol, controller, first_step,
           max_num_steps, counted_anew, grid, perturb, stiffness, keep, instructions);
@@ -148,15 +148,22 @@ MlpGradientTensors mlp_solve_backward_cpu(const optional<Tensor>& of_ys,
                                           at::TensorList parameters, at::IntArrayRef layout,
                                           int64_t activation, c10::string_view method, double rtol,
                                           double atol, bool adaptive, bool perturb,
-                                          bool of_parameters, bool of_times, int64_t instructions) {
+                                          bool of_parameters, bool of_times,
+                                          optional<int64_t> slots, int64_t instructions) {
   const std::vector<LayerTensors> layers = contiguous(mlp_layers(parameters, layout));
   const int64_t parts = adaptive ? 2 : 1;
-  TORCH_CHECK_VALUE(kept.dim() >= 3 && kept.size(1) == parts && kept.is_contiguous() &&
-                        steps.dim() == 2 && steps.size(0) == 3 && steps.is_contiguous() &&
-                        steps.scalar_type() == at::kDouble && kept.size(0) == steps.size(1) - 1,
-                    "kept and steps must be those of mlp_solve with keep=True, got shapes ",
-                    kept.sizes(), " and ", steps.sizes());
-  const Tensor gy0 = at::empty(kept.sizes().slice(2), kept.options());
+  TORCH_CHECK_VALUE(steps.dim() == 2 && steps.size(0) == 3 && steps.is_contiguous() &&
+                        steps.scalar_type() == at::kDouble && steps.size(1) > 1,
+                    "steps must be those of mlp_solve, got shape ", steps.sizes());
+  const bool again = slots.has_value();
+  TORCH_CHECK_VALUE(
+      again ? *slots >= 0
+            : kept.dim() >= 3 && kept.size(1) == parts && kept.size(0) == steps.size(1) - 1,
+      "kept must be that of mlp_solve with keep=True, or y0 with at least 0 slots, "
+      "got shape ",
+      kept.sizes());
+  const Tensor from_kept = kept.contiguous();
+  const Tensor gy0 = at::empty(again ? kept.sizes() : kept.sizes().slice(2), kept.options());
   TORCH_CHECK_VALUE(mlp_fits(layers, gy0), "kept and parameters must fit each other");
   const int64_t dim = gy0.size(-1), batch = gy0.numel() / dim, count = steps.size(1);
   const Tensor upstream = of_ys ? of_ys->to(kept.scalar_type()).contiguous() : Tensor();
@@ -176,7 +183,9 @@ MlpGradientTensors mlp_solve_backward_cpu(const optional<Tensor>& of_ys,
                     {records, records + count},
                     adaptive,
                     perturb,
-                    kept.const_data_ptr<T>(),
+                    again ? nullptr : from_kept.const_data_ptr<T>(),
+                    again ? from_kept.const_data_ptr<T>() : nullptr,
+                    slots.value_or(0),
                     records + count + 1,
                     rtol,
                     atol};
@@ -222,24 +231,27 @@ MlpResult call_mlp_solve(const Tensor& y0, const Tensor& t, at::TensorList param
                          double rtol, double atol, at::ArrayRef<double> controller,
                          optional<double> first_step, int64_t max_num_steps, bool counted_anew,
                          const optional<Tensor>& grid, bool perturb, bool stiffness, bool keep,
-                         int64_t instructions) {
+                         optional<int64_t> slots, int64_t instructions) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("fastnode::mlp_solve", "")
                              .typed<decltype(mlp_solve_cpu)>();
   return op.call(y0, t, parameters, layout, activation, method, rtol, atol, controller, first_step,
-                 max_num_steps, counted_anew, grid, perturb, stiffness, keep, instructions);
+                 max_num_steps, counted_anew, grid, perturb, stiffness, keep, slots, instructions);
 }
 
-MlpGradientTensors call_mlp_solve_backward(
-    const optional<Tensor>& of_ys, const optional<Tensor>& of_steps, const Tensor& kept,
-    const Tensor& steps, const Tensor& t, at::TensorList parameters, at::IntArrayRef layout,
-    int64_t activation, std::string_view method, double rtol, double atol, bool adaptive,
-    bool perturb, bool of_parameters, bool of_times, int64_t instructions) {
+MlpGradientTensors call_mlp_solve_backward(const optional<Tensor>& of_ys,
+                                           const optional<Tensor>& of_steps, const Tensor& kept,
+                                           const Tensor& steps, const Tensor& t,
+                                           at::TensorList parameters, at::IntArrayRef layout,
+                                           int64_t activation, std::string_view method, double rtol,
+                                           double atol, bool adaptive, bool perturb,
+                                           bool of_parameters, bool of_times,
+                                           optional<int64_t> slots, int64_t instructions) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("fastnode::mlp_solve_backward", "")
                              .typed<decltype(mlp_solve_backward_cpu)>();
   return op.call(of_ys, of_steps, kept, steps, t, parameters, layout, activation, method, rtol,
-                 atol, adaptive, perturb, of_parameters, of_times, instructions);
+                 atol, adaptive, perturb, of_parameters, of_times, slots, instructions);
 }
 
 TORCH_LIBRARY_FRAGMENT(fastnode, m) {
@@ -247,11 +259,13 @@ TORCH_LIBRARY_FRAGMENT(fastnode, m) {
       "mlp_solve(Tensor y0, Tensor t, Tensor[] parameters, int[] layout, int activation, "
       "str method, float rtol, float atol, float[] controller, float? first_step, "
       "int max_num_steps, bool counted_anew, Tensor? grid, bool perturb, bool stiffness, "
-      "bool keep, int instructions) -> (Tensor ys, Tensor steps, Tensor counts, Tensor kept)");
+      "bool keep, int? slots, int instructions) -> (Tensor ys, Tensor steps, Tensor counts, Tensor "
+      "kept)");
   m.def(
       "mlp_solve_backward(Tensor? of_ys, Tensor? of_steps, Tensor kept, Tensor steps, Tensor t, "
       "Tensor[] parameters, int[] layout, int activation, str method, float rtol, float atol, "
-      "bool adaptive, bool perturb, bool of_parameters, bool of_times, int instructions) "
+      "bool adaptive, bool perturb, bool of_parameters, bool of_times, int? slots, "
+      "int instructions) "
       "-> (Tensor of_y0, Tensor of_t, Tensor[] of_parameters)");
 }
 

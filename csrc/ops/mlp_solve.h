@@ -57,13 +57,14 @@ MlpCalls& mlp_calls();
 // steps; kept [n, parts, *y0.shape]: see Kept, or nothing without `keep`.
 using MlpResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
-// Adaptive with the numbers of a controller (nine), along `grid` with none.
+// Adaptive with the numbers of a controller (nine), along `grid` with none. For gradients states
+// are kept, or with `slots` found again in the backward pass with so many in memory (see MlpPath).
 MlpResult call_mlp_solve(const at::Tensor& y0, const at::Tensor& t, at::TensorList parameters,
                          at::IntArrayRef layout, int64_t activation, std::string_view method,
                          double rtol, double atol, at::ArrayRef<double> controller,
                          std::optional<double> first_step, int64_t max_num_steps, bool counted_anew,
                          const std::optional<at::Tensor>& grid, bool perturb, bool stiffness,
-                         bool keep, int64_t instructions);
+                         bool keep, std::optional<int64_t> slots, int64_t instructions);
 
 // ys alone, where nothing needs a gradient: straight, as the way through the dispatcher and the
 // records take 1 us, a seventh of a solve of one sample of a small field.
@@ -74,13 +75,15 @@ at::Tensor mlp_solve_states(const at::Tensor& y0, const at::Tensor& t, at::Tenso
                             bool counted_anew, const std::optional<at::Tensor>& grid, bool perturb,
                             int64_t instructions);
 
-// Gradients of y0, of t (float64, or none), and of the parameters (or none).
+// Gradients of y0, of t (float64, or none), and of the parameters (or none). `kept` is that of the
+// solve, or with `slots` y0.
 using MlpGradientTensors = std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>>;
 
 MlpGradientTensors call_mlp_solve_backward(
     const std::optional<at::Tensor>& of_ys, const std::optional<at::Tensor>& of_steps,
     const at::Tensor& kept, const at::Tensor& steps, const at::Tensor& t, at::TensorList parameters,
     at::IntArrayRef layout, int64_t activation, std::string_view method, double rtol, double atol,
-    bool adaptive, bool perturb, bool of_parameters, bool of_times, int64_t instructions);
+    bool adaptive, bool perturb, bool of_parameters, bool of_times, std::optional<int64_t> slots,
+    int64_t instructions);
 
 }  // namespace fastnode

@@ -66,7 +66,7 @@ class SampleChain:
                 "func draws random numbers, which a per-sample solve cannot draw again for each "
                 "sample; use adjoint='backprop'"
             )
-        self.waves = find_waves(self.problem, trace)
+        self.waves = find_waves(self.problem, trace.accepted, trace.t1)
         # Outputs are tensors of their own: the trace keeps those that nobody differentiates.
         outputs = [trace.ys]
         if self.options.keep_states and trace.states is not None:

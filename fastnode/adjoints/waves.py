@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastnode.engines.rows import Trace
 from fastnode.samples import SampleProblem
 
 
@@ -28,12 +27,12 @@ class Wave:
     columns: Tensor
 
 
-def find_waves(problem: SampleProblem, trace: Trace) -> list[Wave]:
-    """Sorts steps and output times by sample and by number."""
+def find_waves(problem: SampleProblem, accepted: Tensor, step_ends: Tensor) -> list[Wave]:
+    """Sorts steps and output times by sample and by number; steps are those of a trace."""
     ts, direction = problem.ts.detach(), problem.direction
-    counts = trace.accepted.to(ts.device)
+    counts = accepted.to(ts.device)
     first, start = counts.cumsum(0) - counts, ts[:, 0]
-    ends = trace.t1.detach().to(ts)
+    ends = step_ends.detach().to(ts)
     # Which step each time lies in: the first whose end is at it or beyond.
     waves: list[Wave] = []
     pending = torch.ones_like(ts, dtype=torch.bool)

@@ -8,7 +8,7 @@ cache. Steps, errors and gradients are those of the native engine up to rounding
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,8 +30,8 @@ LIMITS = (
     "it takes an MLPField or what fastnode.fuse returns, without hooks or callbacks, one tensor of "
     "float32 or float64 on the CPU whose last dimension is the field's, numbers as tolerances and "
     "explicit Runge-Kutta methods, and knows no args, events, stops, norms or controllers of the "
-    "caller's making, adjoints but backprop and checkpoint, torch.func transforms, or with fixed "
-    "steps times inside of a step"
+    "caller's making, adjoints but backprop, checkpoint and revolve, torch.func transforms, or "
+    "with fixed steps times inside of a step"
 )
 
 #: The best instruction set of this machine, or the one that tests force.
@@ -123,12 +123,17 @@ def _run(
     grid: Tensor | None = None,
     perturb: bool = False,
     traced: bool = False,
+    keep: bool = False,
+    slots: int | None = None,
     forced: bool = False,
 ) -> Any:
-    """ys, with ``traced`` also the records of steps, the evaluations and the rejected steps; None
-    where the tensors are not such as the op takes, or another engine is faster.
+    """ys, with ``traced`` also the records of steps, the evaluations, the rejected steps and, if
+    asked to ``keep`` them, [steps, parts, *y0.shape] where each step begins the state and of
+    adaptive ones the slope; None where the tensors are not such as the op takes, or another engine
+    is faster.
 
-    Adaptive steps with the numbers of a controller, or else steps along ``grid``.
+    Adaptive steps with the numbers of a controller, or else steps along ``grid``. The backward pass
+    finds states that were not kept again with ``slots`` of them in memory.
     """
     if torch.compiler.is_compiling():
         return solve_in_graph(
@@ -157,6 +162,8 @@ def _run(
         grid,
         perturb,
         traced,
+        keep,
+        slots,
         forced,
         _INSTRUCTIONS,
     )
@@ -197,11 +204,14 @@ def solve(
     first_step: float | None,
     max_num_steps: int,
     throw: bool,
+    slots: int | None,
     forced: bool,
     errors_with_graph: bool = False,
+    take_states: Callable[[list[float], Tensor], None] | None = None,
 ) -> Solution | None:
     """fastnode.solve with ``save="times"``, or None where this engine does not run it. The local
-    errors of its steps have gradients if asked for."""
+    errors of its steps have gradients if asked for; ``take_states`` is called with the times at
+    which accepted steps begin and the states there, [steps, *y0.shape], without a graph."""
     if tableau.error is None or not isinstance(rtol, (int, float)):
         return None
     if not isinstance(atol, (int, float)) or not (rtol >= 0 and atol >= 0) or not runs_here():
@@ -226,12 +236,16 @@ def solve(
         max_num_steps=max_num_steps,
         counted_anew=False,
         traced=True,
+        keep=take_states is not None,
+        slots=slots,
         forced=forced,
     )
     if result is None:
         return None
-    ys, records, evaluations, rejected = result
+    ys, records, evaluations, rejected, kept = result
     edges, errors, stiffness = records if errors_with_graph else records.detach()
+    if take_states is not None:
+        take_states(edges[:-1].tolist(), kept.detach()[:, 0])
     return Solution(
         ts=ts,
         ys=ys,
@@ -250,6 +264,7 @@ def solve_along(
     tableau: Tableau,
     grid: Sequence[Any],
     max_num_steps: int,
+    slots: int | None,
     forced: bool,
 ) -> Solution | None:
     """fastnode.solve with ``save="times"`` by steps from point to point of ``grid``, or None where
@@ -263,10 +278,10 @@ def solve_along(
     from fastnode.solution import Solution, Steps
 
     edges = torch.tensor(grid, dtype=torch.float64)
-    result = _run(found, y0, ts, tableau, grid=edges, traced=True, forced=forced)
+    result = _run(found, y0, ts, tableau, grid=edges, traced=True, slots=slots, forced=forced)
     if result is None:
         return None
-    ys, _, evaluations, _ = result
+    ys, _, evaluations, *_ = result
     steps, unknown = len(grid) - 1, torch.full((len(grid) - 1,), math.nan, dtype=torch.float64)
     return Solution(
         ts=ts,

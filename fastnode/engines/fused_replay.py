@@ -23,11 +23,15 @@ from fastnode.problem import Time, to_float
 from fastnode.tableaus import METHODS, Tableau
 
 
-class _Field:
-    """A perceptron as the engines call a field."""
+class PerceptronField:
+    """A perceptron as the engines call a field: t a number, or one for each row of y."""
 
     def __init__(
-        self, parameters: Sequence[Tensor], layout: Sequence[int], activation: int, forward: bool
+        self,
+        parameters: Sequence[Tensor],
+        layout: Sequence[int],
+        activation: int,
+        forward: bool = True,
     ):
         self.layers: list[tuple[Tensor, Tensor | None, int]] = []
         left = iter(parameters)
@@ -45,7 +49,7 @@ class _Field:
         for i, (weight, bias, column) in enumerate(self.layers):
             y = self.activate(y) if i else y
             if column >= 0:
-                appended = time.expand(*y.shape[:-1], 1)
+                appended = time[:, None] if time.dim() else time.expand(*y.shape[:-1], 1)
                 y = torch.cat([y[..., :column], appended, y[..., column:]], dim=-1)
             y = F.linear(y, weight, bias)
         return y
@@ -75,7 +79,7 @@ def gradients(
         start = t[0].double()
     times = [start + (edge - edges[0]) for edge in edges]
     outputs = list(t.double().unbind()) if t.requires_grad else t.tolist()
-    field = _Field(parameters, layout, activation, edges[-1] > edges[0])
+    field = PerceptronField(parameters, layout, activation, edges[-1] > edges[0])
     ys, errors = _replay(field, tableau, y0, times, outputs, rtol, atol, adaptive, perturb)
     results, upstream = [], []
     if of_ys is not None:

@@ -81,6 +81,7 @@ def solve_in_graph(
         perturb,
         False,
         False,
+        None,
         instructions,
     )[0]
 
@@ -102,6 +103,7 @@ def _fake_solve(
     perturb: bool,
     stiffness: bool,
     keep: bool,
+    slots: int | None,
     instructions: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if controller:
@@ -134,10 +136,11 @@ def _fake_backward(
     perturb: bool,
     of_parameters: bool,
     of_times: bool,
+    slots: int | None,
     instructions: int,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     return (
-        kept.new_empty(kept.shape[2:]),
+        kept.new_empty(kept.shape[2:] if slots is None else kept.shape),
         torch.empty((t.shape[0] if of_times else 0,), dtype=torch.float64, device=kept.device),
         [x.new_empty(x.shape) for x in parameters] if of_parameters else [],
     )

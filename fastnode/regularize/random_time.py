@@ -56,9 +56,17 @@ class _Reservoir:
         self.y: Tensor
 
     def __call__(self, step: Any) -> None:
-        self.count += 1
-        if self.random.random() * self.count < 1:
+        if self._takes():
             self.t, self.y = float(step.t), step.y.detach()
+
+    def _takes(self) -> bool:
+        self.count += 1
+        return self.random.random() * self.count < 1
+
+    def take_states(self, times: list[float], states: Tensor) -> None:
+        """All steps at once: the same one is kept."""
+        taken = max(n for n in range(len(times)) if self._takes())
+        self.t, self.y = times[taken], states[taken].clone()
 
 
 def unbiased_rows(

@@ -6,6 +6,7 @@
 
 #include "fused/mlp_gradient.h"
 #include "fused/mlp_samples.h"
+#include "fused/sample_gradient.h"
 
 using namespace fastnode;
 
@@ -54,7 +55,7 @@ std::shared_ptr<Tableau> tableau(bool fsal) {
   return out;
 }
 
-// The sum of a solve where each sample has a span of its own.
+// The sum of a solve where each sample has a span of its own, and of its gradient.
 template <class T>
 double per_sample(const MlpField<T>& field, bool by_sample, const MlpOptions& options,
                   const std::vector<T>& y0) {
@@ -74,14 +75,31 @@ double per_sample(const MlpField<T>& field, bool by_sample, const MlpOptions& op
   control.times = times.data();
   control.direction = direction.data();
   control.rtol = control.atol = tolerances.data();
+  control.keep_states = true;
   MlpSamples<T> samples(field, by_sample, batch, control);
   std::vector<T> ys(size_t(outputs * batch * dim), T(NAN));
-  samples.run(y0.data(), ys.data(), 1, [](int, const auto& prepare, const auto& body) {
+  const auto alone = [](int, const auto& prepare, const auto& body) {
     prepare(1);
     body(0, 1);
-  });
+  };
+  samples.run(y0.data(), ys.data(), 1, alone);
+  std::vector<int64_t> accepted;
+  std::vector<double> t1;
+  std::vector<T> kept;
+  for (size_t b = 0; b < size_t(batch); ++b) {
+    const SampleRecord& record = samples.records()[b];
+    accepted.push_back(int64_t(record.t1.size()));
+    t1.insert(t1.end(), record.t1.begin(), record.t1.end());
+    kept.insert(kept.end(), samples.kept()[b].begin(), samples.kept()[b].end());
+  }
+  const SamplePath<T> path{control.tableau,   batch,           outputs,   control.times,
+                           control.direction, accepted.data(), t1.data(), kept.data()};
+  std::vector<T> gy0(y0.size());
+  std::vector<std::vector<T>> parameters;
+  sample_gradient<T>(field, by_sample, path, ys.data(), gy0.data(), &parameters, 1, alone);
   double total = 0;
   for (T x : ys) total += double(x);
+  for (T x : gy0) total += double(x);
   return total;
 }
 
@@ -133,6 +151,15 @@ bool solve(const MlpKernels<T>* kernels) {
   mlp_gradient<T>(field, by_sample, batch, path,
                   {upstream.data(), options.adaptive ? of_errors.data() : nullptr},
                   {gy0.data(), &parameters, options.adaptive ? rates.data() : nullptr}, 1, alone);
+  // The same without the states, some of which are found again.
+  path.y0 = y0.data();
+  path.kept = nullptr;
+  path.slots = below(6);
+  std::vector<T> again(y0.size());
+  mlp_gradient<T>(field, by_sample, batch, path,
+                  {upstream.data(), options.adaptive ? of_errors.data() : nullptr},
+                  {again.data(), &parameters, options.adaptive ? rates.data() : nullptr}, 1, alone);
+  if (again != gy0) return false;
   double total = per_sample(field, by_sample, options, y0);
   for (T x : gy0) total += double(x);
   for (T x : ys) total += double(x);

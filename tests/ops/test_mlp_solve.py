@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(not extension.AVAILABLE, reason=extension.REASON
 CONTROL = (0.9, 10.0, 0.2, 1.0, 0.0, float("inf"), 1.0, 0.0, 0.0)
 
 
-def arguments(adaptive=True, requires_grad=True, bias=True):
+def arguments(adaptive=True, requires_grad=True, bias=True, slots=None):
     torch.manual_seed(0)
     field = MLPField(3, [7, 5], None, "tanh", "once", bias).double()
     layers, activation = fused.perceptron(field)
@@ -27,13 +27,14 @@ def arguments(adaptive=True, requires_grad=True, bias=True):
     grid = None if adaptive else torch.linspace(0, 1, 6, dtype=torch.float64)
     control, method = (CONTROL, "dopri5") if adaptive else ((), "rk4")
     solve = [y0, t, parameters, layout, activation, method, 1e-4, 1e-5, control]
-    return [*solve, None, 1000, True, grid, False, True, False, fused._INSTRUCTIONS]
+    return [*solve, None, 1000, True, grid, False, True, False, slots, fused._INSTRUCTIONS]
 
 
 @pytest.mark.parametrize("adaptive", [True, False])
 @pytest.mark.parametrize("requires_grad", [True, False])
-def test_opcheck(adaptive, requires_grad):
-    torch.library.opcheck(mlp_solve, arguments(adaptive, requires_grad))
+@pytest.mark.parametrize("slots", [None, 2])
+def test_opcheck(adaptive, requires_grad, slots):
+    torch.library.opcheck(mlp_solve, arguments(adaptive, requires_grad, slots=slots))
 
 
 def test_results_have_the_sizes_that_the_solve_found():
@@ -50,6 +51,19 @@ def test_results_have_the_sizes_that_the_solve_found():
         assert mlp_solve(*given)[3].shape == (0, 2, 4, 3)
 
 
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_gradients_with_few_states_are_those_with_all_of_them(adaptive):
+    found = []
+    for slots in (None, 0, 2):
+        given = arguments(adaptive, slots=slots)
+        ys, steps, _, kept = mlp_solve(*given)
+        assert (kept.shape[0] == 0) == (slots is not None)
+        loss = ys.square().sum() + (steps[1].sum() if adaptive else 0)
+        found.append(torch.autograd.grad(loss, [given[0], *given[2]]))
+    for each in found[1:]:
+        assert all(map(torch.equal, each, found[0]))
+
+
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
@@ -61,7 +75,7 @@ def test_results_have_the_sizes_that_the_solve_found():
         (5, "gl4", "explicit Runge-Kutta"),
         (8, (1.0, 2.0), "nine numbers"),
         (8, (), "grid"),
-        (16, 7, "instruction set"),
+        (17, 7, "instruction set"),
     ],
 )
 def test_bad_arguments_are_named(place, value, message):

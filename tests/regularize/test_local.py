@@ -259,3 +259,17 @@ def test_solves_it_cannot_work_with_are_refused_before_any_work(y0, settings, op
     ts = options.pop("ts", TS) if "ts" in options else TS
     with pytest.raises(ValueError, match=words):
         Local(**settings).solve(func, y0, ts, **options)
+
+
+def test_biased_takes_the_same_step_of_a_perceptron_solved_in_one_call():
+    field = MLPField(3, 16, 2).double()
+    y0, ts = torch.randn(20, 3).double(), torch.tensor([0.0, 0.4, 2.0]).double()
+    found = []
+    for func in (field, lambda t, y: field(t, y)):
+        field.zero_grad()
+        solution, penalty = Local("biased", generator=generator()).solve(func, y0, ts)
+        (solution.ys.square().mean() + penalty).backward()
+        gradients = [p.grad for p in field.parameters()]
+        found.append([solution.ys.detach(), penalty.detach(), *gradients])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
