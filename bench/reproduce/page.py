@@ -216,14 +216,14 @@ def _uci(found: Found) -> str:
     splits = sorted({row.index for row, _ in found})
     lines = [
         f"| set | splits | Euler 1: {' / '.join(methods)} | Euler 2: the same | dopri5: the same "
-        "| samples/s: the same | simfree first |",
-        "|---|---|---|---|---|---|---|",
+        "| seconds: the same | samples/s: the same | simfree first |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     first = counted = 0
     for name in names:
         done = [s for s in splits if all((name, method, s) in by_key for method in methods)]
         if not done:
-            lines.append(f"| {name} | 0 of {len(splits)} | {NOT_RUN} | | | | |")
+            lines.append(f"| {name} | 0 of {len(splits)} | {NOT_RUN} | | | | | |")
             continue
         cells = [name, f"{len(done)} of {len(splits)}"]
         best = []
@@ -234,14 +234,16 @@ def _uci(found: Found) -> str:
             ]
             best.append(scores[0] == min(scores))
             cells.append(" / ".join(f"{score:.4g}" for score in scores))
-        rates = [mean(by_key[name, m, s]["samples_per_second"] for s in done) for m in methods]
-        cells.append(" / ".join(f"{rate:,.0f}" for rate in rates))
+        for what in ("seconds", "samples_per_second"):
+            means = [mean(by_key[name, m, s][what] for s in done) for m in methods]
+            cells.append(" / ".join(f"{each:,.0f}" for each in means))
         counted += 1
         first += best[0] and best[1]
         cells.append("both" if best[0] and best[1] else "one" if best[0] or best[1] else "no")
         lines.append(f"| {' | '.join(cells)} |")
     ended = [content for _, content in found if content is not None and _ended(content)]
-    steps = f"at most {ended[0]['config']['steps']} steps of 64" if ended else NOT_RUN
+    most = sorted({content["config"]["steps"] for content in ended}, reverse=True)
+    steps = f"at most {', '.join(map(str, most))} steps of 64" if ended else NOT_RUN
     lines += [
         "",
         f"RMSE in units of y; {steps}, the best of them by validation. Simulation-free is"

@@ -30,7 +30,7 @@ def folder(tmp_path):
 def test_every_row_has_a_file_of_its_own_and_a_section(full):
     every = rows(full)
     assert len({row.name for row in every}) == len(every)
-    assert {row.section for row in every} == set(SECTIONS) - ({"uci-long"} if full else set())
+    assert {row.section for row in every} == set(SECTIONS) - ({"uci-time"} if full else set())
     for row in every:
         assert row.name.replace("-", "").replace("=", "").isalnum()
 
