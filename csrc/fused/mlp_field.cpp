@@ -66,6 +66,10 @@ void Arena::reserve(int64_t bytes, bool zeros) {
   memory_ = shelf().take(size_);
   if (!memory_) memory_ = static_cast<char*>(std::aligned_alloc(64, size_t(size_)));
   if (!memory_) throw std::bad_alloc();
+#ifdef FASTNODE_POISON
+  // Tests: numbers read before they were written show up as NaN.
+  std::memset(memory_, 0xff, size_t(size_));
+#endif
   if (zeros) std::memset(memory_, 0, size_t(size_));
   used_ = 0;
 }

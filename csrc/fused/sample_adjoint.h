@@ -110,6 +110,8 @@ struct SampleAdjoint : StepBack<T> {
 
   void run(int64_t capacity) {
     const int64_t from = waiting;
+    // What only fills vectors up must be finite, and its gradient zero.
+    for (T* x : {y, k[0], gy, carried}) clear(x);
     slots.resize(size_t(capacity));
     int64_t held = 0;
     while (held < capacity && admit(held)) ++held;
@@ -151,7 +153,6 @@ struct SampleAdjoint : StepBack<T> {
         std::copy_n(x + d * before.width(), frame.width(), x + d * frame.width());
       }
     }
-    // What only fills vectors up must be finite.
     for (T* x : {y, k[0]}) clear(x);
   }
 

@@ -55,6 +55,18 @@ std::shared_ptr<Tableau> tableau(bool fsal) {
   return out;
 }
 
+template <class T>
+double sum_of(const MlpField<T>& field, const std::vector<T>& parameters) {
+  double total = 0;
+  const T* row = parameters.data();
+  for (const auto& layer : field.layers) {
+    for (int64_t m = 0; m < layer.out; ++m, row += field.row_stride(layer)) {
+      for (int64_t k = 0; k < layer.depth(); ++k) total += double(row[k]);
+    }
+  }
+  return total;
+}
+
 // The sum of a solve where each sample has a span of its own, and of its gradient.
 template <class T>
 double per_sample(const MlpField<T>& field, bool by_sample, const MlpOptions& options,
@@ -97,7 +109,7 @@ double per_sample(const MlpField<T>& field, bool by_sample, const MlpOptions& op
   std::vector<T> gy0(y0.size());
   std::vector<std::vector<T>> parameters;
   sample_gradient<T>(field, by_sample, path, ys.data(), gy0.data(), &parameters, 1, alone);
-  double total = 0;
+  double total = sum_of(field, parameters[0]);
   for (T x : ys) total += double(x);
   for (T x : gy0) total += double(x);
   return total;
@@ -163,12 +175,7 @@ bool solve(const MlpKernels<T>* kernels) {
   double total = per_sample(field, by_sample, options, y0);
   for (T x : gy0) total += double(x);
   for (T x : ys) total += double(x);
-  const T* row = parameters[0].data();
-  for (const auto& layer : field.layers) {
-    for (int64_t m = 0; m < layer.out; ++m, row += field.row_stride(layer)) {
-      for (int64_t k = 0; k < layer.depth(); ++k) total += double(row[k]);
-    }
-  }
+  total += sum_of(field, parameters[0]);
   return std::isfinite(total);
 }
 

@@ -22,7 +22,7 @@ def test_random_solves_and_gradients_are_clean(tmp_path):
     ]
     program = tmp_path / "mlp_random"
     flags = ["-std=c++20", "-O1", "-g1", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
-    flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DFASTNODE_POISON"]
     built = subprocess.run(
         [COMPILER, *flags, f"-I{ROOT / 'csrc'}", *map(str, sources), "-o", str(program)],
         capture_output=True,
