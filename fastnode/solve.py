@@ -181,6 +181,7 @@ def solve(
                 size,
                 max_num_steps,
                 throw,
+                name == "backprop",
                 slots,
                 engine == "fused",
                 of_errors is not None,
@@ -212,7 +213,15 @@ def solve(
         )
         if whole and on_step is None and method in METHODS and joint.grid:
             solved = fused.solve_along(
-                func, y0, ts, METHODS[method], joint.grid, max_num_steps, slots, engine == "fused"
+                func,
+                y0,
+                ts,
+                METHODS[method],
+                joint.grid,
+                max_num_steps,
+                name == "backprop",
+                slots,
+                engine == "fused",
             )
             if solved is not None:
                 return solved

@@ -81,8 +81,8 @@ py::object solve(const std::vector<LayerTuple>& layers, int64_t activation, py::
                  py::handle t, const std::string& method, double rtol, double atol,
                  const std::vector<double>& controller, std::optional<double> first_step,
                  int64_t max_num_steps, bool counted_anew, const std::optional<Tensor>& grid,
-                 bool perturb, bool traced, bool keep, std::optional<int64_t> slots, bool forced,
-                 int64_t instructions) {
+                 bool perturb, bool traced, bool keep, bool tape, std::optional<int64_t> slots,
+                 bool forced, int64_t instructions) {
   if (!plain(y0) || !plain(t)) return py::none();
   const Tensor& state = THPVariable_Unpack(y0.ptr());
   const Tensor& times = THPVariable_Unpack(t.ptr());
@@ -123,7 +123,7 @@ py::object solve(const std::vector<LayerTuple>& layers, int64_t activation, py::
     const py::gil_scoped_release release;
     result = call_mlp_solve(state, times, parameters, layout, activation, method, rtol, atol,
                             controller, first_step, max_num_steps, counted_anew, grid, perturb,
-                            traced, keep, slots, instructions);
+                            traced, keep, tape, slots, instructions);
   }
   const auto& [ys, steps, counts, kept] = result;
   if (!traced) return wrap(ys);

@@ -39,6 +39,7 @@ struct MlpSolve<T>::Adaptive : Worker {
   using Worker::t_before;
   using Worker::tableau;
   using Worker::take_stages;
+  using Worker::tapes;
   using Worker::trace;
   using Worker::turn;
   using Worker::Worker;
@@ -155,6 +156,12 @@ struct MlpSolve<T>::Adaptive : Worker {
     }
     for (Tile<T>* tile = begin; tile != end; ++tile) keep(*tile, kept);
     ++kept;
+    if (tapes && kept == options.tape->steps()) {
+      barrier.wait();
+      if (leads) options.tape->grow();
+      barrier.wait();
+      tapes = kept < options.tape->steps();
+    }
   }
 
   void record(double t1, const double* sums) {
@@ -191,6 +198,7 @@ struct MlpSolve<T>::Adaptive : Worker {
       return;
     }
     h = options.controller.clip(h);
+    tapes = options.tape && options.tape->steps() > 0;
     const std::vector<double>& times = options.times;
     for (size_t i = 1; i < times.size();) {
       if (options.counted_anew) attempts = 0;

@@ -33,6 +33,7 @@ struct Adjoint : StepBack<T> {
   using StepBack<T>::states;
   using StepBack<T>::tableau;
   using StepBack<T>::take_tile;
+  using StepBack<T>::tapes;
   using StepBack<T>::used_further;
   using StepBack<T>::y;
 
@@ -44,6 +45,9 @@ struct Adjoint : StepBack<T> {
   TileArithmetic<T> arithmetic;
   const double direction;
   int64_t first = 0;
+  // Where stages are computed again, and whether their slopes are needed, which no tape holds.
+  std::vector<T*> own_states, own_tapes;
+  const bool needs_slopes;
   std::vector<T*> slots;  // states and, of adaptive steps, slopes, where nothing was kept
 
   Adjoint(const MlpField<T>& with_gradients, const Frame& largest, int64_t samples,
@@ -57,6 +61,9 @@ struct Adjoint : StepBack<T> {
         rates(rate),
         arithmetic(field, largest, int64_t(stages) + 2),
         direction(path.direction()),
+        own_states(states),
+        own_tapes(tapes),
+        needs_slopes(rates || upstream.errors || (all > stages && path.times.size() > 2)),
         slots(size_t(2 * path.slot_count())) {
     for (T*& each : slots) each = take_tile();
   }
@@ -85,6 +92,25 @@ struct Adjoint : StepBack<T> {
     const double c = tableau.times[i];
     if (c == 1) return shifted<T>(t1, path.adaptive || path.perturb ? -1 : 0, direction);
     return T(t + c * (t1 - t));
+  }
+
+  bool is_taped(size_t n) const {
+    return path.tape && int64_t(n) < path.tape->steps() && !needs_slopes;
+  }
+
+  // The stages of step n as the solve wrote them down, or memory for them.
+  void find_stages(size_t n) {
+    for (size_t i = path.adaptive ? 1 : 0; i < stages; ++i) {
+      if (is_taped(n)) {
+        const int64_t tile = first / tile_width(frame.by_sample, batch, frame.lanes);
+        const auto at = path.tape->template stage<T>(int64_t(n), tile, int64_t(i), frame);
+        states[i] = at.state;
+        tapes[i] = at.record;
+      } else {
+        states[i] = own_states[i];
+        tapes[i] = own_tapes[i];
+      }
+    }
   }
 
   void recompute(double t, double t1) {
@@ -205,7 +231,7 @@ struct Adjoint : StepBack<T> {
   // Step n, with the state and the slope at its beginning in place.
   void step_back(size_t n, size_t& next) {
     const double t = path.edges[n], t1 = path.edges[n + 1], h = t1 - t;
-    recompute(t, t1);
+    if (!is_taped(n)) recompute(t, t1);
     std::fill(has_direct.begin(), has_direct.end(), 0);
     if (path.adaptive && n + 1 < size_t(path.steps())) add_direct(stages - 1, carried, 1);
     take_outputs(t, t1, next);
@@ -223,7 +249,9 @@ struct Adjoint : StepBack<T> {
     size_t next = path.times.size() - 1;
     if (path.kept) {
       for (size_t n = size_t(path.steps()); n-- > 0;) {
-        load_step(n);
+        find_stages(n);
+        // The first state is needed after the first step.
+        if (n == 0 || !is_taped(n)) load_step(n);
         step_back(n, next);
       }
     } else {

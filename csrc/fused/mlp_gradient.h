@@ -17,7 +17,8 @@ struct MlpPath {
   bool adaptive = true, perturb = false;
   const T* kept = nullptr;  // see Kept; where it is null, states are found again from y0
   const T* y0 = nullptr;
-  int64_t slots = 0;  // states that each thread keeps of its tile then, beside the first
+  const Tape* tape = nullptr;  // of the first steps, if any
+  int64_t slots = 0;           // states that each thread keeps of its tile then, beside the first
   // Local errors in units of the tolerances, one for each step; used where they have a gradient.
   const double* errors = nullptr;
   double rtol = 0, atol = 0;

@@ -66,6 +66,11 @@ MlpTrace MlpSolve<T>::run(const T* y0, T* ys, int threads, const Parallel& paral
     const int64_t steps = options_.adaptive ? Worker::kRoom : int64_t(options_.grid.size()) - 1;
     kept_.reserve(steps * options_.parts() * batch_ * dim_);
   }
+  if (options_.tape) {
+    const int64_t stages = int64_t(options_.tableau->stages.size());
+    options_.tape->begin(*field_, tiles_.front().frame, stages, tiles(),
+                         options_.adaptive ? 1 : int64_t(options_.grid.size()) - 1);
+  }
   std::optional<Barrier> barrier;
   const auto prepare = [&](int count) { barrier.emplace(count); };
   const auto body = [&](int thread, int count) {

@@ -13,6 +13,7 @@
 
 #include "driver/tableau.h"
 #include "fused/mlp_field.h"
+#include "fused/tape.h"
 #include "kernels/controller.h"
 
 namespace fastnode {
@@ -37,6 +38,7 @@ struct MlpOptions {
   std::vector<double> grid;
   bool perturb = false;
   bool keep_states = false;  // what gradients need
+  Tape* tape = nullptr;      // what they are faster with
 
   double direction() const { return times.back() >= times.front() ? 1.0 : -1.0; }
   // Rows [batch, dim] that are kept of each step.

@@ -34,6 +34,7 @@ struct MlpSolve<T>::Worker {
   // Steps that memory is there for, and those kept so far.
   static constexpr int64_t kRoom = 16;
   int64_t room = kRoom, kept = 0;
+  bool tapes = false;  // whether the step at hand is written down
 
   Worker(MlpSolve& whole, Barrier& meeting, T* out, MlpTrace& record, int thread, int threads)
       : solve(whole),
@@ -71,13 +72,28 @@ struct MlpSolve<T>::Worker {
     arithmetic.store(tile.frame, state, to);
   }
 
+  // Where stage i of the step at hand is written down; null if it is not.
+  typename Tape::template Stage<T> taped(const Tile<T>& tile, size_t i) const {
+    if (!tapes) return {nullptr, nullptr};
+    return options.tape->template stage<T>(kept, &tile - solve.tiles_.data(), int64_t(i),
+                                           tile.frame);
+  }
+
+  // The slope of stage i at `state`, or at a copy of it that is written down.
+  void evaluate_stage(Tile<T>& tile, size_t i, T time, T* state) {
+    const auto [copy, record] = taped(tile, i);
+    if (!copy) return evaluate(tile, time, state, tile.k[i]);
+    copy_tile(tile.frame.extent(dim()), state, copy);
+    field.record(tile.frame, arithmetic.times(tile.frame, time), copy, record, tile.k[i]);
+  }
+
   void take_stages(Tile<T>& tile, double t1, bool perturb) {
     const double step = t1 - t;
     for (size_t i = 1; i < tableau.stages.size(); ++i) {
       arithmetic.combine(tile.frame, tile.y, tile.k, tableau.stages[i], step, tile.stage);
       const double c = tableau.times[i];
       const T time = c == 1 ? shifted<T>(t1, perturb ? -1 : 0, direction) : T(t + c * step);
-      evaluate(tile, time, tile.stage, tile.k[i]);
+      evaluate_stage(tile, i, time, tile.stage);
     }
     if (!tableau.fsal) {
       arithmetic.combine(tile.frame, tile.y, tile.k, tableau.solution, step, tile.y1);
@@ -99,8 +115,10 @@ struct MlpSolve<T>::Worker {
       for (size_t i = 0; i + 1 < grid.size(); ++i) {
         t = grid[i];
         const double t1 = grid[i + 1];
-        evaluate(*tile, shifted<T>(t, options.perturb ? 1 : 0, direction), tile->y, tile->k[0]);
-        keep(*tile, int64_t(i));
+        kept = int64_t(i);
+        tapes = options.tape && kept < options.tape->steps();
+        evaluate_stage(*tile, 0, shifted<T>(t, options.perturb ? 1 : 0, direction), tile->y);
+        keep(*tile, kept);
         take_stages(*tile, t1, options.perturb);
         for (; next < times.size() && (t1 - times[next]) * direction >= 0; ++next) {
           if (times[next] == t1) {

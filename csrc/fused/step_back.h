@@ -13,14 +13,13 @@ struct StepBack {
   const size_t stages, all;          // without and with those that only dense output needs
   Frame frame;
   Arena memory;
-  int64_t tape_size = 0;
   // Of the step at hand: states and slopes of its stages, what comes back from each, and what
   // reaches their slopes from outside of the step.
-  std::vector<T*> states, k, gx, direct, sources;
+  std::vector<T*> states, tapes, k, gx, direct, sources;
   std::vector<char> has_direct;
   std::vector<Weights> columns[2];  // see by_slope(), of `stages` and of `all` rows
-  T *tapes = nullptr, *scratch = nullptr, *gy = nullptr, *gk = nullptr, *carried = nullptr,
-    *output = nullptr, *y = nullptr;
+  T *scratch = nullptr, *gy = nullptr, *gk = nullptr, *carried = nullptr, *output = nullptr,
+    *y = nullptr;
   bool used_further = false;
 
   // `field` is made with gradients; `more` tiles besides.
@@ -33,13 +32,14 @@ struct StepBack {
         all(stages + tableau.further.size()),
         frame(largest),
         states(all),
+        tapes(all),
         k(all),
         gx(all + 1),
         direct(all),
         has_direct(all),
         columns{by_slope(stages), by_slope(all)},
         ones((all + 2) * size_t(frame.extent(field.dim()).columns), T(1)) {
-    tape_size = round_up(field.tape(frame), 64 / int64_t(sizeof(T)));
+    const int64_t tape_size = field.tape(frame);
     memory.reserve((int64_t(4 * all + 6) + more) * Arena::bytes<T>(tile_size()) +
                        int64_t(all) * Arena::bytes<T>(tape_size) +
                        Arena::bytes<T>(field.gradient_scratch(frame)),
@@ -48,7 +48,7 @@ struct StepBack {
       for (T*& x : *each) x = take_tile();
     }
     for (T** each : {&gy, &gk, &carried, &output, &y}) *each = take_tile();
-    tapes = memory.take<T>(int64_t(all) * tape_size);
+    for (T*& each : tapes) each = memory.take<T>(tape_size);
     scratch = memory.take<T>(field.gradient_scratch(frame));
   }
 
@@ -59,13 +59,11 @@ struct StepBack {
   void clear(T* x) const { std::fill_n(x, frame.size(dim()), T(0)); }
 
   // Stage i at `times`, and what its derivative needs.
-  void record(size_t i, const T* times) {
-    field.record(frame, times, states[i], tapes + int64_t(i) * tape_size, k[i]);
-  }
+  void record(size_t i, const T* times) { field.record(frame, times, states[i], tapes[i], k[i]); }
 
   // gx[i] = J^T g of stage i.
   void follow(size_t i, T* g) {
-    field.gradient(frame, states[i], tapes + int64_t(i) * tape_size, g, scratch, gx[i],
+    field.gradient(frame, states[i], tapes[i], g, scratch, gx[i],
                    parameters ? parameters->data() : nullptr);
   }
 

@@ -58,6 +58,7 @@ struct MlpSolveBackward : torch::autograd::Node {
     }
     // Gradients of this one come by `replay`: no need to look for any.
     const at::AutoDispatchBelowADInplaceOrView below;
+    const TapeGuard reads(tape.get());
     const auto given = [](const Tensor& x) {
       return x.defined() ? optional<Tensor>(x) : optional<Tensor>();
     };
@@ -76,6 +77,7 @@ struct MlpSolveBackward : torch::autograd::Node {
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (SavedVariable& each : saved_parameters) each.reset_data();
+    tape.reset();
     for (SavedVariable* each : {&saved_y0, &saved_t, &saved_steps, &saved_kept}) {
       each->reset_data();
     }
@@ -91,6 +93,7 @@ struct MlpSolveBackward : torch::autograd::Node {
   double rtol = 0, atol = 0;
   bool adaptive = true, perturb = false;
   optional<int64_t> slots;
+  std::shared_ptr<Tape> tape;
 };
 
 MlpResult mlp_solve_autograd(const Tensor& y0, const Tensor& t, at::TensorList parameters,
@@ -98,7 +101,7 @@ MlpResult mlp_solve_autograd(const Tensor& y0, const Tensor& t, at::TensorList p
                              double rtol, double atol, at::ArrayRef<double> controller,
                              optional<double> first_step, int64_t max_num_steps, bool counted_anew,
                              const optional<Tensor>& grid, bool perturb, bool stiffness, bool keep,
-                             optional<int64_t> slots, int64_t instructions) {
+                             bool tape, optional<int64_t> slots, int64_t instructions) {
   bool graph = false;
   if (at::GradMode::is_enabled()) {
     graph = y0.requires_grad() || t.requires_grad();
@@ -106,11 +109,13 @@ MlpResult mlp_solve_autograd(const Tensor& y0, const Tensor& t, at::TensorList p
     TORCH_CHECK_VALUE(!(t.requires_grad() && controller.empty()),
                       "times of steps along a grid have no gradients here");
   }
+  const std::shared_ptr<Tape> written = graph && tape && !slots ? make_tape() : nullptr;
   MlpResult result = [&] {
     const at::AutoDispatchBelowADInplaceOrView below;
+    const TapeGuard writes(written.get());
     return call_mlp_solve(y0, t, parameters, layout, activation, method, rtol, atol, controller,
                           first_step, max_num_steps, counted_anew, grid, perturb, stiffness,
-                          keep || (graph && !slots), slots, instructions);
+                          keep || (graph && !slots), tape, slots, instructions);
   }();
   if (!graph) return result;
   auto& [ys, steps, counts, kept] = result;
@@ -134,6 +139,7 @@ MlpResult mlp_solve_autograd(const Tensor& y0, const Tensor& t, at::TensorList p
   node->adaptive = !controller.empty();
   node->perturb = perturb;
   node->slots = slots;
+  node->tape = written;
   node->set_next_edges(torch::autograd::collect_next_edges(inputs));
   torch::autograd::set_history(ys, owner);
   torch::autograd::set_history(steps, owner);

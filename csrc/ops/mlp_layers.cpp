@@ -7,6 +7,7 @@
 #include <mutex>
 
 #include "ops/mlp_solve.h"
+#include "ops/result_pool.h"
 
 namespace fastnode {
 
@@ -157,6 +158,29 @@ const MlpMethod& mlp_method(std::string_view name) {
                     std::string(name));
   return found->second;
 }
+
+std::shared_ptr<Tape> make_tape() {
+  // Beyond that, memory counts for more than the third that it saves of a backward pass.
+  constexpr int64_t kMost = int64_t(64) << 20;
+  struct Memory {
+    std::vector<Tensor> blocks;
+    int64_t left = kMost;
+  };
+  return std::make_shared<Tape>([memory = std::make_shared<Memory>()](int64_t bytes) -> void* {
+    if (memory->left < bytes) return nullptr;
+    memory->left -= bytes;
+    memory->blocks.push_back(empty_result(at::kByte, {bytes}));
+    return memory->blocks.back().mutable_data_ptr();
+  });
+}
+
+namespace {
+thread_local Tape* tape_at_hand = nullptr;
+}
+
+TapeGuard::TapeGuard(Tape* tape) { tape_at_hand = tape; }
+TapeGuard::~TapeGuard() { tape_at_hand = nullptr; }
+Tape* TapeGuard::take() { return std::exchange(tape_at_hand, nullptr); }
 
 MlpCalls& mlp_calls() {
   static MlpCalls* const calls = new MlpCalls();

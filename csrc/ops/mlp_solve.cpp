@@ -56,6 +56,7 @@ Run run(const Tensor& y0, const Tensor& t, at::TensorList parameters, at::IntArr
         at::ArrayRef<double> controller, optional<double> first_step, int64_t max_num_steps,
         bool counted_anew, const optional<Tensor>& grid, bool perturb, bool stiffness, bool keep,
         int64_t instructions) {
+  Tape* const tape = TapeGuard::take();
   const std::vector<LayerTensors> layers = contiguous(mlp_layers(parameters, layout));
   TORCH_CHECK_VALUE(mlp_fits(layers, y0),
                     "y0 and parameters must be float32 or float64 on the CPU, of one dtype, and "
@@ -90,6 +91,7 @@ Run run(const Tensor& y0, const Tensor& t, at::TensorList parameters, at::IntArr
   if (stiffness) options.pair = with.pair;
   options.perturb = perturb;
   options.keep_states = keep;
+  options.tape = keep ? tape : nullptr;
 
   const Tensor start = y0.contiguous();
   std::vector<int64_t> shape = y0.sizes().vec();
@@ -127,7 +129,7 @@ MlpResult mlp_solve_cpu(const Tensor& y0, const Tensor& t, at::TensorList parame
                         double rtol, double atol, at::ArrayRef<double> controller,
                         optional<double> first_step, int64_t max_num_steps, bool counted_anew,
                         const optional<Tensor>& grid, bool perturb, bool stiffness, bool keep,
-                        optional<int64_t> /*slots*/, int64_t instructions) {
+                        bool /*tape*/, optional<int64_t> /*slots*/, int64_t instructions) {
   auto [ys, kept, trace] =
       run(y0, t, parameters, layout, activation, method, rtol, atol, controller, first_step,
           max_num_steps, counted_anew, grid, perturb, stiffness, keep, instructions);
@@ -150,6 +152,7 @@ MlpGradientTensors mlp_solve_backward_cpu(const optional<Tensor>& of_ys,
                                           double atol, bool adaptive, bool perturb,
                                           bool of_parameters, bool of_times,
                                           optional<int64_t> slots, int64_t instructions) {
+  const Tape* const tape = TapeGuard::take();
   const std::vector<LayerTensors> layers = contiguous(mlp_layers(parameters, layout));
   const int64_t parts = adaptive ? 2 : 1;
   TORCH_CHECK_VALUE(steps.dim() == 2 && steps.size(0) == 3 && steps.is_contiguous() &&
@@ -185,6 +188,7 @@ MlpGradientTensors mlp_solve_backward_cpu(const optional<Tensor>& of_ys,
                     perturb,
                     again ? nullptr : from_kept.const_data_ptr<T>(),
                     again ? from_kept.const_data_ptr<T>() : nullptr,
+                    tape,
                     slots.value_or(0),
                     records + count + 1,
                     rtol,
@@ -231,12 +235,13 @@ MlpResult call_mlp_solve(const Tensor& y0, const Tensor& t, at::TensorList param
                          double rtol, double atol, at::ArrayRef<double> controller,
                          optional<double> first_step, int64_t max_num_steps, bool counted_anew,
                          const optional<Tensor>& grid, bool perturb, bool stiffness, bool keep,
-                         optional<int64_t> slots, int64_t instructions) {
+                         bool tape, optional<int64_t> slots, int64_t instructions) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("fastnode::mlp_solve", "")
                              .typed<decltype(mlp_solve_cpu)>();
   return op.call(y0, t, parameters, layout, activation, method, rtol, atol, controller, first_step,
-                 max_num_steps, counted_anew, grid, perturb, stiffness, keep, slots, instructions);
+                 max_num_steps, counted_anew, grid, perturb, stiffness, keep, tape, slots,
+                 instructions);
 }
 
 MlpGradientTensors call_mlp_solve_backward(const optional<Tensor>& of_ys,
@@ -259,7 +264,8 @@ TORCH_LIBRARY_FRAGMENT(fastnode, m) {
       "mlp_solve(Tensor y0, Tensor t, Tensor[] parameters, int[] layout, int activation, "
       "str method, float rtol, float atol, float[] controller, float? first_step, "
       "int max_num_steps, bool counted_anew, Tensor? grid, bool perturb, bool stiffness, "
-      "bool keep, int? slots, int instructions) -> (Tensor ys, Tensor steps, Tensor counts, Tensor "
+      "bool keep, bool tape, int? slots, int instructions) -> (Tensor ys, Tensor steps, Tensor "
+      "counts, Tensor "
       "kept)");
   m.def(
       "mlp_solve_backward(Tensor? of_ys, Tensor? of_steps, Tensor kept, Tensor steps, Tensor t, "

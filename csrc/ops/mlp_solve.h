@@ -57,14 +57,34 @@ MlpCalls& mlp_calls();
 // steps; kept [n, parts, *y0.shape]: see Kept, or nothing without `keep`.
 using MlpResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
+// A tape with memory of its own, up to a limit; null where it could not be handed to the backward
+// pass, as when the solve is traced.
+std::shared_ptr<Tape> make_tape(const at::Tensor& y0);
+
+// A tape with memory of its own, up to a limit.
+std::shared_ptr<Tape> make_tape();
+
+// The tape that the next solve of this thread writes, or the next backward pass reads. No argument
+// of the ops, whose results are tensors of sizes that a graph can know: a solve that is traced
+// leaves it empty.
+class TapeGuard {
+ public:
+  explicit TapeGuard(Tape* tape);
+  ~TapeGuard();
+  TapeGuard(const TapeGuard&) = delete;
+  TapeGuard& operator=(const TapeGuard&) = delete;
+  static Tape* take();
+};
+
 // Adaptive with the numbers of a controller (nine), along `grid` with none. For gradients states
-// are kept, or with `slots` found again in the backward pass with so many in memory (see MlpPath).
+// are kept, with `tape` those of the stages too (see Tape), or with `slots` none: they are found
+// again in the backward pass with so many in memory (see MlpPath).
 MlpResult call_mlp_solve(const at::Tensor& y0, const at::Tensor& t, at::TensorList parameters,
                          at::IntArrayRef layout, int64_t activation, std::string_view method,
                          double rtol, double atol, at::ArrayRef<double> controller,
                          std::optional<double> first_step, int64_t max_num_steps, bool counted_anew,
                          const std::optional<at::Tensor>& grid, bool perturb, bool stiffness,
-                         bool keep, std::optional<int64_t> slots, int64_t instructions);
+                         bool keep, bool tape, std::optional<int64_t> slots, int64_t instructions);
 
 // ys alone, where nothing needs a gradient: straight, as the way through the dispatcher and the
 // records take 1 us, a seventh of a solve of one sample of a small field.

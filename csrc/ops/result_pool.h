@@ -25,11 +25,15 @@ PoolStatistics pool_statistics();
 // Returns all kept memory to the system, that which the heap keeps included, and forgets the peak.
 void release_pool();
 
-// A contiguous tensor of like's dtype and device. CPU only.
-inline at::Tensor empty_result(const at::Tensor& like, at::IntArrayRef shape) {
+// A contiguous tensor on the CPU.
+inline at::Tensor empty_result(at::ScalarType dtype, at::IntArrayRef shape) {
   return at::detail::empty_generic(shape, result_allocator(),
-                                   c10::DispatchKeySet(c10::DispatchKey::CPU), like.scalar_type(),
-                                   std::nullopt);
+                                   c10::DispatchKeySet(c10::DispatchKey::CPU), dtype, std::nullopt);
+}
+
+// The same of like's dtype.
+inline at::Tensor empty_result(const at::Tensor& like, at::IntArrayRef shape) {
+  return empty_result(like.scalar_type(), shape);
 }
 
 inline at::Tensor empty_result(const at::Tensor& like) { return empty_result(like, like.sizes()); }

@@ -124,6 +124,7 @@ def _run(
     perturb: bool = False,
     traced: bool = False,
     keep: bool = False,
+    tape: bool = True,
     slots: int | None = None,
     forced: bool = False,
 ) -> Any:
@@ -132,8 +133,9 @@ def _run(
     adaptive ones the slope; None where the tensors are not such as the op takes, or another engine
     is faster.
 
-    Adaptive steps with the numbers of a controller, or else steps along ``grid``. The backward pass
-    finds states that were not kept again with ``slots`` of them in memory.
+    Adaptive steps with the numbers of a controller, or else steps along ``grid``. For the backward
+    pass a limited memory holds stages, unless there shall be no ``tape``, and states where steps
+    begin, unless they are found again with ``slots`` of them in memory.
     """
     if torch.compiler.is_compiling():
         return solve_in_graph(
@@ -163,6 +165,7 @@ def _run(
         perturb,
         traced,
         keep,
+        tape,
         slots,
         forced,
         _INSTRUCTIONS,
@@ -204,6 +207,7 @@ def solve(
     first_step: float | None,
     max_num_steps: int,
     throw: bool,
+    tape: bool,
     slots: int | None,
     forced: bool,
     errors_with_graph: bool = False,
@@ -237,6 +241,7 @@ def solve(
         counted_anew=False,
         traced=True,
         keep=take_states is not None,
+        tape=tape,
         slots=slots,
         forced=forced,
     )
@@ -264,6 +269,7 @@ def solve_along(
     tableau: Tableau,
     grid: Sequence[Any],
     max_num_steps: int,
+    tape: bool,
     slots: int | None,
     forced: bool,
 ) -> Solution | None:
@@ -278,7 +284,9 @@ def solve_along(
     from fastnode.solution import Solution, Steps
 
     edges = torch.tensor(grid, dtype=torch.float64)
-    result = _run(found, y0, ts, tableau, grid=edges, traced=True, slots=slots, forced=forced)
+    result = _run(
+        found, y0, ts, tableau, grid=edges, traced=True, tape=tape, slots=slots, forced=forced
+    )
     if result is None:
         return None
     ys, _, evaluations, *_ = result

@@ -81,6 +81,7 @@ def solve_in_graph(
         perturb,
         False,
         False,
+        False,
         None,
         instructions,
     )[0]
@@ -103,6 +104,7 @@ def _fake_solve(
     perturb: bool,
     stiffness: bool,
     keep: bool,
+    tape: bool,
     slots: int | None,
     instructions: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

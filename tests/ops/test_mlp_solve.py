@@ -27,7 +27,7 @@ def arguments(adaptive=True, requires_grad=True, bias=True, slots=None):
     grid = None if adaptive else torch.linspace(0, 1, 6, dtype=torch.float64)
     control, method = (CONTROL, "dopri5") if adaptive else ((), "rk4")
     solve = [y0, t, parameters, layout, activation, method, 1e-4, 1e-5, control]
-    return [*solve, None, 1000, True, grid, False, True, False, slots, fused._INSTRUCTIONS]
+    return [*solve, None, 1000, True, grid, False, True, False, True, slots, fused._INSTRUCTIONS]
 
 
 @pytest.mark.parametrize("adaptive", [True, False])
@@ -75,7 +75,7 @@ def test_gradients_with_few_states_are_those_with_all_of_them(adaptive):
         (5, "gl4", "explicit Runge-Kutta"),
         (8, (1.0, 2.0), "nine numbers"),
         (8, (), "grid"),
-        (17, 7, "instruction set"),
+        (18, 7, "instruction set"),
     ],
 )
 def test_bad_arguments_are_named(place, value, message):
