@@ -1,12 +1,15 @@
-"""Controllers with rules of their own."""
+"""What a controller does with errors, and controllers with rules of their own."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
 
 import fastnode
-from fastnode import engines
+from fastnode import engines, extension
+from fastnode.controllers import CONTROLLERS
 
 
 class Halving(fastnode.Controller):
@@ -27,6 +30,60 @@ def swing(t, y):
 Y0 = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
 TIMES = torch.tensor([0.0, 5.0], dtype=torch.float64)
 TOLERANCES = {"rtol": 1e-7, "atol": 1e-7}
+
+
+def next_h(controller, h, ratio, history, order):
+    """Of one step, which that of a batch of such steps agrees with."""
+    alone = controller.next_step(h, ratio, history, order)
+    h, ratio, *history = torch.tensor([[h, ratio, *history]] * 2, dtype=torch.float64).unbind(1)
+    assert controller.next_steps(h, ratio, history, order).tolist() == pytest.approx([alone] * 2)
+    return alone
+
+
+@pytest.mark.parametrize("name", CONTROLLERS)
+def test_gains_act_on_the_error_its_growth_and_the_growth_of_that(name):
+    controller = CONTROLLERS[name]
+    p, i, d = controller.proportional, controller.integral, controller.derivative
+    ratio, before, earlier, order = 0.7, 0.4, 0.9, 5
+    powers = ratio**i * (ratio / before) ** p * (ratio * earlier / before**2) ** d
+    wanted = 0.1 * 0.9 * powers ** (-1 / order)
+    assert next_h(controller, 0.1, ratio, (before, earlier), order) == pytest.approx(wanted)
+
+
+def test_a_step_that_was_exact_by_chance_does_not_decide_on_the_next():
+    controller = CONTROLLERS["PID"]
+    small = next_h(controller, 0.1, 0.5, (1e-4, 1e-4), 5)
+    assert next_h(controller, 0.1, 0.5, (0.0, 1e-30), 5) == small
+
+
+@pytest.mark.parametrize("name", CONTROLLERS)
+def test_a_result_that_is_not_finite_shrinks_the_step_as_far_as_allowed(name):
+    for ratio in (math.inf, math.nan):
+        assert next_h(CONTROLLERS[name], 0.1, ratio, (1.0, 1.0), 5) == pytest.approx(0.02)
+
+
+def test_the_smallest_step_is_kept_if_it_is_finite():
+    controller = fastnode.Controller(min_step=0.1)
+    ratios = [0.5, 5.0, math.inf, math.nan]
+    for h, wanted in ((0.1, [True, True, False, False]), (0.2, [True, False, False, False])):
+        assert [controller.accepts(h, ratio) for ratio in ratios] == wanted
+        steps = torch.full((4,), h, dtype=torch.float64)
+        assert controller.accepted(steps, torch.tensor(ratios)).tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    "engine", ["reference", "native"] if extension.AVAILABLE else ["reference"]
+)
+def test_nan_at_the_smallest_step_ends_the_solve(engine):
+    controller = fastnode.Controller(min_step=0.25)
+    with pytest.raises(fastnode.NonFiniteState):
+        fastnode.solve(
+            lambda t, y: torch.where(t > 2, math.nan, 1.0) * y,
+            Y0,
+            TIMES,
+            controller=controller,
+            engine=engine,
+        )
 
 
 @pytest.mark.parametrize("per_sample", [False, True])

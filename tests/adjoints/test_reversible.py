@@ -86,3 +86,40 @@ def test_reversible_keeps_the_order(method):
         )
         errors.append(abs(found.ys[-1].item() - math.exp(math.sin(3))))
     assert math.log2(errors[0] / errors[1]) > METHODS[method].order - 0.3
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("method", ["rk4", "euler", "dopri5", "adaptive_heun"])
+def test_times_have_gradients_and_each_step_moves_with_the_output_before_it(
+    make_net, relative, method, backward
+):
+    net, y0 = make_net(), state(5, 4).requires_grad_()
+    t = (-times(0, 0.31, 1) if backward else times(0, 0.31, 1)).requires_grad_()
+    options = {} if method in ADAPTIVE else {"step_size": 0.07}
+    found = fastnode.solve(net, y0, t, method=method, adjoint="reversible", save="steps", **options)
+    at = found.steps.times.tolist()
+    places = [at.index(x) for x in t.tolist()]
+    edges = [
+        t[max(i for i, first in enumerate(places) if first <= n)] for n in range(len(at))
+    ]  # the output at or before each edge
+    edges = [start + (x - start.item()) for start, x in zip(edges, at, strict=True)]
+    wanted = torch.stack(plain_reversible(net, y0, edges, METHODS[method]))
+    sources = [t, y0, net.inner.weight, net.outer.bias]
+    ours = torch.autograd.grad(found.ys.sin().sum() + found.steps.states.cos().sum(), sources)
+    theirs = torch.autograd.grad(wanted[places].sin().sum() + wanted.cos().sum(), sources)
+    assert relative(ours, theirs) < 1e-10
+
+
+@pytest.mark.parametrize("method", ["rk4", "dopri5"])
+def test_gradients_of_times_have_gradients(make_net, method):
+    net = make_net(dim=2)
+
+    def run(y0, start, length):
+        t = torch.stack([start, start + length])
+        options = {"step_size": 1.0} if method == "rk4" else {"first_step": 0.4, "rtol": 1e3}
+        ys = fastnode.solve(net, y0, t, method=method, adjoint="reversible", **options).ys
+        return ys[1]
+
+    inputs = state(1, 2).requires_grad_(), *times(0.2, 0.5).requires_grad_().unbind()
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    assert torch.autograd.gradgradcheck(run, inputs)
