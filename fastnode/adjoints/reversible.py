@@ -71,7 +71,7 @@ class ReversibleChain:
     ):
         self.problem, self.needed, self.record = problem, needed, record
         # Stages are evaluated where the step takes them, in either direction of time.
-        self.scheme = Scheme(tableau, "linear", perturb=False)
+        self.scheme = Scheme(tableau, "cubic", perturb=False)
         self.grid, self.max_num_steps, self.options = list(grid), max_num_steps, options
         self.throw = throw
         device = problem.field.device

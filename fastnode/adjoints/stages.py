@@ -44,7 +44,7 @@ class Scheme:
     """What the steps of one solve have in common.
 
     ``inside`` is how outputs inside a step are made: "dense" by the method's own dense output,
-    "cubic" or "linear". ``perturb`` has stages at the end of a step evaluated just before it.
+    or "cubic". ``perturb`` has stages at the end of a step evaluated just before it.
     """
 
     tableau: Tableau
@@ -103,8 +103,6 @@ class Scheme:
         if self.inside == "dense":
             rows = self.tableau.dense_weights
             return [i for i, _ in rows], [h * polynomial(row, x) for _, row in rows]
-        if self.inside == "linear":
-            return list(b.stages), [x * w for w in whole]
         rise, square = x * x * (3 - 2 * x), x * (1 - x)
         ends = [h * square * (1 - x), -h * square * x]
         return [*b.stages, 0, self.last + 1], [*(rise * w for w in whole), *ends]
