@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fastnode.adjoints.gates import Gates
 from fastnode.adjoints.recompute import Observed, Surroundings
 from fastnode.problem import Problem, VectorField
 
@@ -104,11 +105,15 @@ def _differentiably(
     chain: Chain, inputs: Inputs, wanted: Sequence[bool], cotangents: Cotangents
 ) -> list[Tensor | None]:
     """Gradients that have gradients: all steps at once, each with its graph."""
-    flat = inputs.flat()
+    gates = Gates()
+    own = 3 + len(inputs.args)
+    flat = [*map(gates, inputs.flat()[:own]), *inputs.params]
+    inputs = inputs.like(flat)
     pairs = zip(chain.again(inputs), cotangents, strict=True)
     outputs, seeds = zip(*((x, g) for x, g in pairs if g is not None), strict=True)
     sources = [x for x, needed in zip(flat, wanted, strict=True) if needed and x is not None]
     found = torch.autograd.grad(outputs, sources, seeds, create_graph=True, allow_unused=True)
+    gates.open()
     gradients = iter(found)
     zeros = [None if x is None else torch.zeros_like(x) for x in flat]
     filled: list[Tensor | None] = []

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from fastnode.adjoints.adjoint_norm import AdjointNorm
 from fastnode.adjoints.backward_solve import BackwardSolve
+from fastnode.adjoints.gates import Gates
 from fastnode.methods import ADAPTIVE
 from fastnode.options import AdaptiveOptions, parse
-from fastnode.problem import Problem
+from fastnode.problem import Problem, VectorField
 from fastnode.steppers import find_method
 
 
@@ -153,13 +154,20 @@ def _differentiable(
         raise RuntimeError(
             "the continuous adjoint has first derivatives only here; backprop has second ones"
         )
-    y0, t, *_ = inputs
+    problem, field, gates = adjoint.problem, adjoint.problem.field, Gates()
     with torch.enable_grad():
-        solution = adjoint.again(replace(adjoint.problem, y0=y0, t=t))
+        args = {id(x): gates(x) for x in field.args}
+        y0, t = map(gates, inputs[:2])
+        given = tuple(args[id(x)] for x in field.args)
+        own = VectorField(field.func, field.layout, y0, field.direction, given)
+        solution = adjoint.again(replace(problem, field=own, y0=y0, t=t))
+        # What func itself holds has no copy; no path goes on from a leaf.
+        inputs = (y0, t, *(args.get(id(x), x) for x in adjoint.params))
         wanted = [each for each in inputs if each.requires_grad]
         found = iter(
             torch.autograd.grad(solution, wanted, grad, create_graph=True, allow_unused=True)
         )
+    gates.open()
     return [
         (torch.zeros_like(x) if (g := next(found)) is None else g) if x.requires_grad else None
         for x in inputs

@@ -102,3 +102,20 @@ def test_gradcheck_per_sample(method):
     inputs = (state(2, 2).requires_grad_(), state(2, 1).requires_grad_(), *held)
     assert torch.autograd.gradcheck(run, inputs)
     assert torch.autograd.gradgradcheck(run, inputs)
+
+
+@pytest.mark.parametrize("adjoint", ["checkpoint", fastnode.Revolve(2)], ids=str)
+@pytest.mark.parametrize("method", ["rk4", "dopri5", "fehlberg2"])
+def test_second_derivatives_are_those_of_backprop(make_net, relative, method, adjoint):
+    """Times between two steps included, where they need a gradient."""
+
+    def second(adjoint, timed):
+        net, y0 = make_net(), state(2, 4).requires_grad_()
+        t = times(0, 0.33, 0.71, grad=timed)
+        ys = fastnode.solve(net, y0, t, method=method, adjoint=adjoint, **steady(method)).ys
+        wanted = [y0, net.inner.weight, *([t] if timed else [])]
+        first = torch.autograd.grad(ys.sin().sum(), wanted, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), wanted)
+
+    for timed in (False, True):
+        assert relative(second(adjoint, timed), second("backprop", timed)) < 1e-10

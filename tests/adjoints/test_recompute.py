@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 import fastnode
+from fastnode.adjoints import backward_pass, recompute
 
 
 def times(*values):
@@ -155,3 +158,31 @@ def test_compiled_fields(discrete, relative):
         return torch.autograd.grad(ys.square().sum(), [y0, *held])
 
     assert relative(gradients(compiled), gradients(lambda t, y: net(y))) < 1e-5
+
+
+def test_parameters_of_a_partially_given_module_are_found(make_net):
+    net = make_net()
+    for func in (partial(net), partial(net.forward), partial(partial(net), w=1.0)):
+        net.zero_grad()
+        fastnode.solve(
+            func, torch.ones(2, 4, dtype=torch.float64), times(0, 1), adjoint="checkpoint"
+        ).ys.sum().backward()
+        assert net.inner.weight.grad.abs().sum() > 0
+
+
+def test_freed_memory_is_given_back_where_states_are_large(make_net, relative, monkeypatch):
+    given_back = []
+    for module in (recompute, backward_pass):
+        monkeypatch.setattr(module, "empty_cache", lambda: given_back.append(0))
+
+    def gradient(adjoint):
+        net, y0 = make_net(), torch.ones(2, 4, dtype=torch.float64).requires_grad_()
+        ys = fastnode.solve(net, y0, times(0, 1), adjoint=adjoint).ys
+        return torch.autograd.grad(ys.sin().sum(), [y0, net.inner.weight])
+
+    small = gradient(fastnode.Revolve(2))
+    assert not given_back
+    for module in (recompute, backward_pass):
+        monkeypatch.setattr(module, "LARGE", 1)
+    assert relative(gradient(fastnode.Revolve(2)), small) == 0
+    assert len(given_back) > 10
