@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SOURCES := $(shell find csrc -type f) setup.py
 
-.PHONY: demo test bench reproduce lint docs gpu build clean
+.PHONY: demo test coverage mutations bench reproduce lint docs gpu build clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -13,6 +13,15 @@ demo: build
 
 test: build
 	$(PY) -m pytest
+
+# Which lines the tests run, in Python and C++, in a copy built with counters: half an hour.
+coverage: build
+	rm -rf out/coverage
+	$(PY) -m bench.covered --out bench/results/cpu/coverage.json
+
+# Whether tests notice twenty wrong lines, in a copy: a quarter of an hour.
+mutations: build
+	$(PY) -m bench.mutations --out bench/results/cpu/mutations.json
 
 bench: build
 	$(PY) -m pytest bench --benchmark-json=out/bench.json
