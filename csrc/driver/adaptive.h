@@ -38,7 +38,7 @@ class AdaptiveStepper {
   // of them to the next, or for all together.
   at::Tensor integrate(const std::vector<double>& times, bool all_together);
   // What of it is there, also when it did not come to its end.
-  at::Tensor outputs() const { return outputs_ ? outputs_->finish() : y().unsqueeze(0); }
+  at::Tensor outputs() const { return outputs_ ? outputs_->finish() : y_.tensor().unsqueeze(0); }
   // From now on keeps of each accepted step its end, its error and, given weights, its stiffness.
   void record(std::optional<StiffnessWeights> weights) {
     recording_ = true;
@@ -46,12 +46,8 @@ class AdaptiveStepper {
   }
 
   double t() const { return course_.t; }
-  const at::Tensor& y() const { return y_.tensor(); }
-  const at::Tensor& f() const { return f_; }
   double h() const { return course_.h; }
   int64_t evaluations() const { return field_->evaluations(); }
-  int64_t attempts() const { return course_.attempts; }
-  void set_attempts(int64_t attempts) { course_.attempts = attempts; }
   int64_t rejected() const { return course_.rejected; }
 
   std::vector<double> ends, errors;

@@ -154,11 +154,8 @@ void bind_driver(py::module_& m) {
       .def_readonly("errors", &AdaptiveStepper::errors)
       .def_property_readonly("stiffness", &AdaptiveStepper::stiffness)
       .def_property_readonly("t", &AdaptiveStepper::t)
-      .def_property_readonly("y", &AdaptiveStepper::y)
-      .def_property_readonly("f", &AdaptiveStepper::f)
       .def_property_readonly("h", &AdaptiveStepper::h)
       .def_property_readonly("evaluations", &AdaptiveStepper::evaluations)
-      .def_property("attempts", &AdaptiveStepper::attempts, &AdaptiveStepper::set_attempts)
       .def_property_readonly("rejected", &AdaptiveStepper::rejected);
 
   m.def("solve_per_sample", &solve_per_sample);

@@ -61,9 +61,7 @@ struct MlpKernels {
 
 enum class InstructionSet : int { kBaseline, kV3, kV4 };
 
-// The best that this machine has, or the one asked for; null if the machine lacks it.
-template <class T>
-const MlpKernels<T>* mlp_kernels();
+// Null if the machine lacks it.
 template <class T>
 const MlpKernels<T>* mlp_kernels(InstructionSet which);
 

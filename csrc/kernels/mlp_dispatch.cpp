@@ -63,18 +63,4 @@ const MlpKernels<double>* mlp_kernels<double>(InstructionSet which) {
   return choose<double>(which, FASTNODE_TABLES(kDouble));
 }
 
-template <class T>
-const MlpKernels<T>* mlp_kernels() {
-  static const MlpKernels<T>* const best = [] {
-    for (InstructionSet which : {InstructionSet::kV4, InstructionSet::kV3}) {
-      if (const MlpKernels<T>* found = mlp_kernels<T>(which)) return found;
-    }
-    return mlp_kernels<T>(InstructionSet::kBaseline);
-  }();
-  return best;
-}
-
-template const MlpKernels<float>* mlp_kernels<float>();
-template const MlpKernels<double>* mlp_kernels<double>();
-
 }  // namespace fastnode
