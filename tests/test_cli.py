@@ -284,3 +284,12 @@ def test_regularised_training_repeats_its_parameters(tmp_path, capsys):
 )
 def test_wrong_regularisers_are_errors(tmp_path, capsys, arguments, words):
     assert words in fails(capsys, "train", *DIGITS, *arguments, "--out", tmp_path / "run")
+
+
+def test_control_c_ends_a_command_in_one_line(monkeypatch, capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_info", interrupted)
+    assert cli.main(["info"]) == 130
+    assert capsys.readouterr().err == "fastnode: interrupted\n"

@@ -119,3 +119,30 @@ def test_second_derivatives_are_those_of_backprop(make_net, relative, method, ad
 
     for timed in (False, True):
         assert relative(second(adjoint, timed), second("backprop", timed)) < 1e-10
+
+
+@pytest.mark.parametrize("save", ["steps", "dense"])
+@pytest.mark.parametrize("method", ["dopri5", "fehlberg2"])
+def test_states_and_dense_output_per_sample_have_second_derivatives(
+    make_net, relative, method, save
+):
+    def second(adjoint):
+        net, y0 = make_net(), state(3, 4).requires_grad_()
+        found = fastnode.solve(
+            net,
+            y0,
+            times(0, 0.33, 0.71),
+            method=method,
+            adjoint=adjoint,
+            per_sample=True,
+            save=save,
+            **steady(method),
+        )
+        loss = found.ys.sin().sum() + sum(each.states.sin().sum() for each in found.steps)
+        if save == "dense":
+            loss = loss + found.evaluate(times(0.1, 0.5)).cos().sum()
+        wanted = [y0, net.inner.weight]
+        first = torch.autograd.grad(loss, wanted, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), wanted)
+
+    assert relative(second("checkpoint"), second("backprop")) < 1e-10

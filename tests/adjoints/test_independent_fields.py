@@ -91,3 +91,15 @@ def test_a_parameter_that_no_stage_needed_has_no_error():
     assert quadrature.error_norm([1e-3], [1e-3]) == 0
     quadrature.accept()
     assert quadrature.totals[0].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("timed", [False, True])
+def test_a_slope_carried_on_from_a_field_without_gradient(per_sample, timed):
+    def field(t, y, w):
+        return torch.ones_like(y)
+
+    run = partial(
+        gradients, field=field, method="adaptive_heun", timed=timed, per_sample=per_sample
+    )
+    torch.testing.assert_close(run("checkpoint"), run("backprop"), rtol=1e-10, atol=1e-12)
