@@ -15,7 +15,12 @@ import argparse
 import re
 from pathlib import Path
 
-from bench import tables_reproduction, tables_solving, tables_training  # noqa: F401  they fill SOURCES
+from bench import (  # noqa: F401  they fill SOURCES
+    tables_reproduction,
+    tables_solving,
+    tables_testing,
+    tables_training,
+)
 from bench.figures import FIGURES
 from bench.measured import SOURCES, Results
 
