@@ -16,7 +16,7 @@ from fastnode.adjoints.sample_checkpoint import checkpoint_samples
 from fastnode.adjoints.sample_fused import solve_perceptrons
 from fastnode.compilation import outside_graph
 from fastnode.controllers import Controller, find_controller
-from fastnode.engines import fused
+from fastnode.engines import fused, fused_along
 from fastnode.engines.rows import SampleOptions
 from fastnode.joint import JointSolve
 from fastnode.methods import ADAPTIVE, FIXED, SOLVED
@@ -212,7 +212,7 @@ def solve(
             on_step,
         )
         if whole and on_step is None and method in METHODS and joint.grid:
-            solved = fused.solve_along(
+            solved = fused_along.solve_along(
                 func,
                 y0,
                 ts,

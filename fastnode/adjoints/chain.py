@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fastnode.adjoints.gates import Gates
 from fastnode.adjoints.recompute import Observed, Surroundings
+from fastnode.gates import Gates
 from fastnode.problem import Problem, VectorField
 
 #: What one step begins with: its state, and what else the method takes over from the step before.
@@ -24,7 +24,8 @@ class Inputs:
     """The tensors that a solve depends on and that autograd may want gradients of.
 
     ``ts`` are the caller's times and ``grid`` the ends of given steps, None where they need no
-    gradient. ``args`` are those of the caller's that need one, ``params`` what func holds.
+    gradient. ``args`` are those of the caller's that need one, ``params`` what func holds, or what
+    the chain hands to it, if ``handed``.
     """
 
     y0: Tensor
@@ -32,6 +33,7 @@ class Inputs:
     grid: Tensor | None
     args: tuple[Tensor, ...]
     params: tuple[Tensor, ...]
+    handed: bool = False
 
     def flat(self) -> list[Tensor | None]:
         return [self.y0, self.ts, self.grid, *self.args, *self.params]
@@ -40,7 +42,7 @@ class Inputs:
         """Other tensors in the same places."""
         y0, ts, grid, *rest = flat
         count = len(self.args)
-        return Inputs(y0, ts, grid, tuple(rest[:count]), tuple(rest[count:]))
+        return Inputs(y0, ts, grid, tuple(rest[:count]), tuple(rest[count:]), self.handed)
 
     def detached(self) -> Inputs:
         """Leaves of their own, but for the parameters, which func holds and not us."""
@@ -106,8 +108,8 @@ def _differentiably(
 ) -> list[Tensor | None]:
     """Gradients that have gradients: all steps at once, each with its graph."""
     gates = Gates()
-    own = 3 + len(inputs.args)
-    flat = [*map(gates, inputs.flat()[:own]), *inputs.params]
+    own = len(inputs.flat()) if inputs.handed else 3 + len(inputs.args)
+    flat = [*map(gates, inputs.flat()[:own]), *inputs.flat()[own:]]
     inputs = inputs.like(flat)
     pairs = zip(chain.again(inputs), cotangents, strict=True)
     outputs, seeds = zip(*((x, g) for x, g in pairs if g is not None), strict=True)

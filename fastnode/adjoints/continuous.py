@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fastnode.adjoints.adjoint_norm import AdjointNorm
 from fastnode.adjoints.backward_solve import BackwardSolve
-from fastnode.adjoints.gates import Gates
+from fastnode.gates import Gates
 from fastnode.methods import ADAPTIVE
 from fastnode.options import AdaptiveOptions, parse
 from fastnode.problem import Problem, VectorField

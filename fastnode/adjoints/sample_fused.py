@@ -98,7 +98,7 @@ def solve_perceptrons(problem: SampleProblem, options: SampleOptions, forced: bo
     trace, kept = solved
     assert kept is not None
     chain = FusedChain(problem, options, found, trace, kept)
-    inputs = Inputs(problem.y0, None, None, (), tuple(params))
+    inputs = Inputs(problem.y0, None, None, (), tuple(params), handed=True)
     (ys,) = solve_in_one_node(chain, inputs)
     chain.trace = None
     return replace(trace, ys=ys)

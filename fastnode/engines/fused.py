@@ -7,8 +7,7 @@ cache. Steps, errors and gradients are those of the native engine up to rounding
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -94,7 +93,7 @@ def odeint(
         chosen = parse(AdaptiveOptions, tableau.name, options)
         control = native.control_numbers(chosen.controller)
         first_step, most = chosen.first_step, chosen.max_num_steps
-    return _run(
+    return run(
         found,
         y0,
         t,
@@ -108,7 +107,7 @@ def odeint(
     )
 
 
-def _run(
+def run(
     field: Perceptron,
     y0: Any,
     t: Any,
@@ -193,7 +192,7 @@ def _fixed(
         return None
     chosen = parse(FixedOptions, tableau.name, options)
     grid = chosen.grid(func, y0, t.detach().cpu()).double()
-    return _run(found, y0, t, tableau, grid=grid, perturb=chosen.perturb, forced=forced)
+    return run(found, y0, t, tableau, grid=grid, perturb=chosen.perturb, forced=forced)
 
 
 def solve(
@@ -228,7 +227,7 @@ def solve(
         return None
     from fastnode.solution import Solution, Steps
 
-    result = _run(
+    result = run(
         found,
         y0,
         ts,
@@ -259,46 +258,6 @@ def solve(
         accepted=edges.numel() - 1,
         rejected=rejected,
         steps=Steps(edges.detach(), errors[1:], stiffness[1:].detach(), None),
-    )
-
-
-def solve_along(
-    func: Any,
-    y0: Any,
-    ts: Tensor,
-    tableau: Tableau,
-    grid: Sequence[Any],
-    max_num_steps: int,
-    tape: bool,
-    slots: int | None,
-    forced: bool,
-) -> Solution | None:
-    """fastnode.solve with ``save="times"`` by steps from point to point of ``grid``, or None where
-    this engine does not run it."""
-    found = perceptron(func) if runs_here() and not torch.compiler.is_compiling() else None
-    # Between the ends of steps fastnode.solve has a cubic, for which other engines care.
-    if found is None or not all(type(t) is float for t in grid):
-        return None
-    if not 1 < len(grid) <= max_num_steps + 1 or not set(ts.tolist()) <= set(grid):
-        return None
-    from fastnode.solution import Solution, Steps
-
-    edges = torch.tensor(grid, dtype=torch.float64)
-    result = _run(
-        found, y0, ts, tableau, grid=edges, traced=True, tape=tape, slots=slots, forced=forced
-    )
-    if result is None:
-        return None
-    ys, _, evaluations, *_ = result
-    steps, unknown = len(grid) - 1, torch.full((len(grid) - 1,), math.nan, dtype=torch.float64)
-    return Solution(
-        ts=ts,
-        ys=ys,
-        status="finished",
-        nfe=evaluations,
-        accepted=steps,
-        rejected=0,
-        steps=Steps(edges, unknown, unknown.clone(), None),
     )
 
 

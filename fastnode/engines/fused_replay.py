@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnode.engines.step import Step, combine, take_step
+from fastnode.gates import Gates
 from fastnode.nn.fields import ACTIVATIONS
 from fastnode.ops.rk_error import rk_error_reference
 from fastnode.problem import Time, to_float
@@ -73,6 +74,8 @@ def gradients(
     """Gradients of y0, t and the parameters, given those of the solution at the times and of the
     records of steps; None for what needs none."""
     tableau, edges = METHODS[method], steps[0].tolist()
+    gates = Gates()
+    y0, t, *parameters = map(gates, (y0, t, *parameters))
     start: Any = edges[0]
     if t.requires_grad:
         # All of the solve moves with its first time.
@@ -93,6 +96,7 @@ def gradients(
     found = iter(
         torch.autograd.grad(results, wanted, upstream, create_graph=True, allow_unused=True)
     )
+    gates.open()
     return [next(found) if x.requires_grad else None for x in inputs]
 
 

@@ -8,6 +8,7 @@ import torch
 from adjoint_cases import Field, times
 
 import fastnode
+from fastnode import extension
 
 ADJOINTS = ["backprop", "checkpoint", fastnode.Revolve(1), "reversible", "continuous"]
 EXACT = ADJOINTS[:3]
@@ -85,3 +86,39 @@ def test_odeint_adjoint_counts_them_once():
         y = fastnode.odeint_adjoint(field, y0, times(0, 1), rtol=1e-8, atol=1e-8)
         found += torch.autograd.grad(y[1].sum(), field.used.weight, create_graph=create)
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not extension.AVAILABLE, reason=extension.REASON)
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("adjoint", EXACT, ids=str)
+def test_perceptrons_solved_in_one_call(adjoint, per_sample):
+    if per_sample and adjoint not in ("backprop", "checkpoint"):
+        pytest.skip("another engine")
+    torch.manual_seed(0)
+    field = fastnode.nn.MLPField(2, 2, 3, "tanh", "none").double()
+    # One weight in two layers, a bias that follows from another, states that follow from it.
+    field.layers[1].weight = field.layers[0].weight
+    offset = times(0.3, -0.4, grad=True)
+
+    def first(func, create, **options):
+        field.layers[2]._parameters["bias"] = 2 * offset
+        field.layers[1]._parameters["bias"] = field.layers[2].bias.square()
+        y0 = field.layers[1].bias * torch.ones(3, 2, dtype=torch.float64)
+        ys = fastnode.solve(
+            func, y0, times(0, 0.4, 1), rtol=1e-8, atol=1e-8, per_sample=per_sample, **options
+        ).ys
+        wanted = [offset, field.layers[0].weight]
+        return torch.autograd.grad(ys.square().sum(), wanted, create_graph=create)
+
+    plain = first(field, False, adjoint=adjoint, engine="fused")
+    found = first(field, True, adjoint=adjoint, engine="fused")
+    expected = first(lambda t, y: field(t, y), True)
+    for a, b, c in zip(plain, found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(b, c, rtol=1e-7, atol=1e-8)
+    seconds = [
+        torch.autograd.grad(sum(x.square().sum() for x in each), [offset, field.layers[0].weight])
+        for each in (found, expected)
+    ]
+    for a, b in zip(*seconds, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
