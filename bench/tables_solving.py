@@ -116,6 +116,36 @@ def fused_peak(results: Results) -> str:
 
 
 @source
+def fused_bound(results: Results) -> str:
+    found = results.facts("fused", "forward + backward tanh, 2 threads", "(2, 16, 1)")
+    layer = found["reference_microseconds"]["one layer of torch, without a solve"]
+    return (
+        f"Forward and backward pass of the first row take {found['microseconds']:.0f} us, those of "
+        f"one linear layer of the same size in torch {layer:.0f} us: what is left is autograd's."
+    )
+
+
+@source
+def fused_given(results: Results) -> str:
+    rows = []
+    for case in results.cases("fused", "rk4 by odeint, ten steps"):
+        row = [case]
+        for face in ("odeint", "solve"):
+            subject = f"rk4 by {face}, ten steps"
+            for rival in ("torchdiffeq", "native engine"):
+                row.append(number(results.ratio("fused", subject, case, rival)))
+        rows.append(row)
+    head = [
+        "(state, hidden, batch)",
+        "odeint: torchdiffeq",
+        "native",
+        "solve: torchdiffeq",
+        "native",
+    ]
+    return table(head, rows)
+
+
+@source
 def fused_memory(results: Results) -> str:
     rows = []
     for each in results.read("fused_memory")["benchmarks"]:
@@ -165,6 +195,17 @@ def per_sample(results: Results) -> str:
         "share of the field",
     ]
     return table(head, rows)
+
+
+@source
+def per_sample_gradients(results: Results) -> str:
+    subject = "perceptrons per sample, with gradients"
+    names = ("its native engine", "torchode")
+    rows = []
+    for case in results.cases("per_sample", subject):
+        ratios = results.facts("per_sample", subject, case)["ratios"]
+        rows.append([case, *(number(ratios[name]) for name in names)])
+    return table(["(state, hidden, batch), activation", "native engine", "torchode"], rows)
 
 
 def _middle(values: Iterable[float]) -> float:

@@ -54,8 +54,11 @@ class Tape {
   }
 
  private:
-  // A step that fills the caches would be read from memory, which takes as long as computing it.
-  static constexpr int64_t kLargestStep = int64_t(8) << 20, kBlock = int64_t(4) << 20;
+  // Measured with two threads of an AMD EPYC (Zen 4), dopri5 of three steps, forward and backward
+  // pass with a tape in units of that without: (state, hidden, batch) = (16, 64, 128) 0.89, (64,
+  // 128, 128) 0.83, with 0.7 MB for a step; (64, 128, 1024) 0.87 to 1.0, with 5 MB: what does not
+  // stay in the cache is read about as fast as it is computed.
+  static constexpr int64_t kLargestStep = int64_t(2) << 20, kBlock = int64_t(1) << 20;
   static constexpr int64_t kMostSteps = 16;
 
   More more_;

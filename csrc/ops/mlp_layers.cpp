@@ -160,8 +160,8 @@ const MlpMethod& mlp_method(std::string_view name) {
 }
 
 std::shared_ptr<Tape> make_tape() {
-  // Beyond that, memory counts for more than the third that it saves of a backward pass.
-  constexpr int64_t kMost = int64_t(64) << 20;
+  // Beyond that, memory counts for more than a part of the time.
+  constexpr int64_t kMost = int64_t(16) << 20;
   struct Memory {
     std::vector<Tensor> blocks;
     int64_t left = kMost;
