@@ -258,6 +258,8 @@ class Trainer:
             self._restore(path)
         elif self.rank == 0:
             checkpoint.make_folder(self.out)
+        # A folder that cannot be written is found out before the first step, not at a checkpoint.
+        if self.rank == 0 and not self.finished:
             self._write_metrics(None)
 
     def _restore(self, path: Path) -> None:

@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_run import same
 
 from fastnode.training import CHECKPOINT, METRICS, Trainer, build_model, checkpoint
 from fastnode.training.batches import Batches, derive_seed
@@ -11,21 +12,6 @@ from fastnode.training.batches import Batches, derive_seed
 RUNS = [
     (task, method) for task in ("classification", "regression") for method in ("simfree", "node")
 ]
-TIMES = ("seconds", "samples_per_second")
-
-
-def same(one, other):
-    """Whether two nests of dicts, lists, tensors and values are equal, bit for bit."""
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(
-            key in TIMES or same(one[key], other[key]) for key in one
-        )
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    return one == other or (one != one and other != other)
-
 
 def stop_at(trainer, step):
     return lambda: trainer.step >= step
