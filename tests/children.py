@@ -1,4 +1,4 @@
-"""Work in a forked process, for programs that have computed nothing yet: a fork follows no threads."""
+"""Work in a forked process, for programs that have computed nothing: a fork follows no threads."""
 
 import os
 import sys

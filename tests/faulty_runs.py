@@ -1,8 +1,8 @@
 """Training runs whose disk fails under them: python faulty_runs.py FOLDER
 
-Each fault comes from the kernel, to the command line, after the first checkpoint and before the run
-ends, or before it resumes. Prints as JSON what each run said and left, and how it was continued when
-the fault was gone. Faults that this machine does not let a process make have a reason instead.
+Each fault comes from the kernel, to the command line, after the first checkpoint and before the
+run ends, or before it resumes. Prints as JSON what each run said and left, and how it was continued
+when the fault was gone. A fault that a process may not make on this machine has a reason instead.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ def _done(status: int) -> None:
 
 
 def own_mounts() -> None:
-    """From here on this process may mount, unseen by others; needs no rights but user namespaces."""
+    """From here on this process may mount, unseen by others, where user namespaces are allowed."""
     me = {"uid_map": os.getuid(), "gid_map": os.getgid()}
     _done(C.unshare(NEW_USER | NEW_MOUNTS))
     Path("/proc/self/setgroups").write_text("deny")

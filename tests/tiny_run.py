@@ -55,7 +55,6 @@ def make_run(task, method, **settings):
     return config, data, recipe
 
 
-
 def same(one, other):
     """Whether two nests of dicts, lists, tensors and values are equal, bit for bit."""
     if isinstance(one, dict):

@@ -29,6 +29,10 @@ LAYOUT = {
     "interval": {"steps": int, "seconds": float, "nfe": int},
     "losses": {str: torch.Tensor},
 }
+#: What each row of the history has, beside the parts of the loss.
+COLUMNS = {"step", "seconds", "samples_per_second", "nfe_per_step", "total"}
+#: How deep dicts and lists lie in each other, the optimiser's state being deepest.
+DEPTH = 5
 
 #: The restricted unpickler meets a malformed stream with whatever its own code happens to raise.
 MALFORMED = (
@@ -113,10 +117,41 @@ def load(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{path} is not a {FORMAT}")
-    wrong = _mismatch(state, LAYOUT, "checkpoint")
+    wrong = _odd(state) or _mismatch(state, LAYOUT, "checkpoint") or _contradiction(state)
     if wrong:
         raise ValueError(f"{path} is not a valid checkpoint: {wrong}")
     return state
+
+
+def _odd(value: Any, depth: int = 0) -> str | None:
+    """What `value` holds that no run of ours writes, or None."""
+    if depth > DEPTH:
+        return f"it is nested more than {DEPTH} deep"
+    if isinstance(value, dict):
+        return _odd([*value, *value.values()], depth)
+    if isinstance(value, (list, tuple)):
+        return _first(_odd(item, depth + 1) for item in value)
+    if isinstance(value, torch.Tensor):
+        dense = value.layout == torch.strided and value.device.type == "cpu"
+        plain = dense and type(value) is torch.Tensor and not value.requires_grad
+        return None if plain else "it holds a tensor that is not a plain one"
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "it holds a number of more than 64 bits"
+    known = value is None or isinstance(value, (str, int, float))
+    return None if known else f"it holds a {type(value).__name__}"
+
+
+def _contradiction(state: dict[str, Any]) -> str | None:
+    """What in a state of the right layout no run can have led to, or None."""
+    interval, losses = state["interval"], state["losses"]
+    if any(not row.keys() >= COLUMNS for row in state["history"]):
+        return "a row of checkpoint.history lacks columns"
+    if any(each.dim() > 0 or not each.is_floating_point() for each in losses.values()):
+        return "checkpoint.losses must be numbers"
+    begun = 0 < interval["steps"] <= state["step"] and interval["seconds"] > 0 and "total" in losses
+    if not begun and (interval["steps"] != 0 or losses):
+        return "checkpoint.interval and checkpoint.losses contradict each other"
+    return None
 
 
 def _mismatch(value: Any, layout: Any, name: str) -> str | None:

@@ -256,10 +256,9 @@ class Trainer:
             if not resume:
                 raise ValueError(f"{self.out} holds a run already; resume it or choose another")
             self._restore(path)
-        elif self.rank == 0:
-            checkpoint.make_folder(self.out)
         # A folder that cannot be written is found out before the first step, not at a checkpoint.
         if self.rank == 0 and not self.finished:
+            checkpoint.make_folder(self.out)
             self._write_metrics(None)
 
     def _restore(self, path: Path) -> None:

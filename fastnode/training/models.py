@@ -180,9 +180,12 @@ def learning_rate(config: Config, recipe: Recipe, step: int) -> float:
 def config_of(path: Path, state: dict[str, Any]) -> Config:
     """The settings stored in a checkpoint; ValueError naming its `path` if they are not valid."""
     try:
-        return Config.from_dict(state["config"])
+        config = Config.from_dict(state["config"])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} holds no valid settings: {error}") from error
+    if not 0 <= state["step"] <= config.steps:
+        raise ValueError(f"{path} is at step {state['step']} of {config.steps}")
+    return config
 
 
 def load_parameters(path: Path, model: nn.Module, parameters: dict[str, Any]) -> None:
@@ -195,15 +198,23 @@ def load_parameters(path: Path, model: nn.Module, parameters: dict[str, Any]) ->
 
 
 def load_optimizer(path: Path, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Loads its state; ValueError naming the checkpoint's `path` if it does not fit."""
-    try:
-        optimizer.load_state_dict(state)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} has an optimiser state that does not fit: {error}") from error
-    for parameter, values in optimizer.state.items():
-        moments = [values.get(name) for name in MOMENTS[type(optimizer)]]
-        if any(not isinstance(m, Tensor) or m.shape != parameter.shape for m in moments):
+    """Loads its moments; ValueError naming the checkpoint's `path` if they do not fit.
+
+    Its settings are left as they are: they follow from those of the run.
+    """
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    moments = MOMENTS[type(optimizer)]
+    for index, values in state["state"].items():
+        fits = 0 <= index < len(parameters) and values.keys() == {"step", *moments}
+        fits = fits and all(isinstance(each, Tensor) for each in values.values())
+        fits = fits and values["step"].dim() == 0 and values["step"].is_floating_point()
+        if not fits or any(_unlike(values[name], parameters[index]) for name in moments):
             raise ValueError(f"{path} has an optimiser state that does not fit the model")
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state["state"]})
+
+
+def _unlike(one: Tensor, other: Tensor) -> bool:
+    return one.shape != other.shape or one.dtype != other.dtype
 
 
 class Restored(NamedTuple):

@@ -1,17 +1,21 @@
+import copy
 import json
 import math
+import random
 
 import pytest
 import torch
 import torch.nn.functional as F
 from tiny_run import same
 
+from fastnode import SolverError
 from fastnode.training import CHECKPOINT, METRICS, Trainer, build_model, checkpoint
 from fastnode.training.batches import Batches, derive_seed
 
 RUNS = [
     (task, method) for task in ("classification", "regression") for method in ("simfree", "node")
 ]
+
 
 def stop_at(trainer, step):
     return lambda: trainer.step >= step
@@ -175,6 +179,7 @@ def test_resuming_with_other_settings_names_them(tmp_path, run_parts):
         ("optimizer", "optimiser state that does not fit"),
         ("moments", "optimiser state that does not fit"),
         ("config", "holds no valid settings: config has missing or unknown entries: nets"),
+        ("step", "is at step 13 of 12"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, run_parts, entry, match):
@@ -183,11 +188,13 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, run_parts, entry, m
     state = checkpoint.load(tmp_path / CHECKPOINT)
     state.pop("format")
     if entry == "optimizer":
-        state["optimizer"]["param_groups"] = []
+        state["optimizer"]["state"][99] = state["optimizer"]["state"][0]
     elif entry == "moments":
         state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(1)
     elif entry == "config":
         state["config"]["nets"] = "large"
+    elif entry == "step":
+        state["step"] = 13
     else:
         model = state["model"] if entry == "model" else state["best"]["model"]
         model["decoder.bias"] = torch.zeros(7)
@@ -225,3 +232,40 @@ def test_checkpoint_interval_must_be_positive(tmp_path, run_parts):
 def test_wrong_settings_are_named(run_parts, settings, error, match):
     with pytest.raises(error, match=match):
         run_parts("classification", **{"method": "simfree", **settings})
+
+
+def places(value, place=()):
+    """The keys that lead to each entry, of many alike the first."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, entry in list(items)[: 3 if place else None]:
+        yield (*place, key)
+        if isinstance(entry, (dict, list)):
+            yield from places(entry, (*place, key))
+
+
+ODD = (None, -1, 10**400, math.nan, "x", b"", [], {"a": 1}, torch.zeros(3), torch.tensor(2))
+ODD += (torch.empty(2, device="meta"), torch.ones(2).to_sparse(), torch.float32)
+
+
+def test_whatever_stands_in_a_checkpoint_it_is_refused_in_words_or_used(tmp_path, run_parts):
+    parts = run_parts("regression", "simfree", steps=220)
+    begun = Trainer(*parts, tmp_path)
+    begun.run(stop=stop_at(begun, 7))
+    whole = checkpoint.load(tmp_path / CHECKPOINT)
+    whole.pop("format")
+    refused, tried, draw = 0, 0, random.Random(0)
+    for *way, last in places(whole):
+        for odd in draw.sample(ODD, 3):
+            state = copy.deepcopy(whole)
+            inner = state
+            for key in way:
+                inner = inner[key]
+            inner[last] = odd
+            checkpoint.save(tmp_path / CHECKPOINT, state)
+            tried += 1
+            try:
+                trainer = Trainer(*parts, tmp_path, resume=True)
+                trainer.run(stop=stop_at(trainer, 8))
+            except (ValueError, FloatingPointError, SolverError):
+                refused += 1
+    assert refused > 0.8 * tried > 100
