@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SOURCES := $(shell find csrc -type f) setup.py
 
-.PHONY: demo test coverage mutations bench reproduce lint docs gpu build clean
+.PHONY: demo test coverage mutations bench reproduce lint docs release gpu build clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -40,6 +40,10 @@ lint: build
 # Into out/site; a warning is an error. The sources are read, not imported.
 docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+
+# Source distribution and wheel into out/release, checked; compiles twice.
+release: $(VENV)/installed
+	.ci/release $(PY) out/release
 
 # For a machine with a GPU and its own torch: builds for the device at hand, raw results into OUT.
 gpu:

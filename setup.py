@@ -13,12 +13,30 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from email import message_from_string
 from pathlib import Path
 
 from setuptools import setup
 
 ROOT = Path(__file__).parent
 DEFAULT_ARCHITECTURES = "8.0 9.0+PTX"
+#: The release that is worked at, for a tree that has neither tags nor a version packed with it.
+NEXT_RELEASE = "0.1.0"
+
+
+def version() -> str:
+    """The one packed with a source distribution, else git's newest tag vX.Y.Z, else the next one."""
+    packed = ROOT / "PKG-INFO"
+    if packed.exists():
+        return str(message_from_string(packed.read_text())["Version"])
+    # A .git of our own: an unpacked archive may lie in the repository of somebody else.
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        describe = ["git", "describe", "--tags", "--long", "--match", "v[0-9]*"]
+        found = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True)
+        if found.returncode == 0:
+            tag, commits, _ = found.stdout.strip().removeprefix("v").rsplit("-", 2)
+            return tag if commits == "0" else f"{tag}.post{commits}"
+    return f"{NEXT_RELEASE}.dev0"
 
 
 def find_compiler() -> str | None:
@@ -89,6 +107,9 @@ def extension() -> dict:
     flags += ["-fopenmp"]
     # Python's own flags ask for debug information, with which the library has 86 MB instead of 3.
     flags += ["-g0"]
+    # Checks name the file that they stand in: by the same path wherever it was built.
+    site = Path(torch.__file__).parents[1]
+    flags += [f"-fmacro-prefix-map={ROOT.resolve()}=.", f"-fmacro-prefix-map={site}=."]
     ext = CppExtension(
         "fastnode._C",
         sources,
@@ -128,4 +149,4 @@ def extension() -> dict:
     return {"ext_modules": [ext], "cmdclass": {"build_ext": Build}}
 
 
-setup(**extension())
+setup(version=version(), **extension())

@@ -22,7 +22,7 @@ from fastnode.solution import Solution, Steps
 from fastnode.solve import solve
 from fastnode.solve_events import Event
 
-__version__ = "0.1.0"
+__version__: str
 
 __all__ = [
     "Controller",
@@ -52,3 +52,15 @@ __all__ = [
     "regularize",
     "solve",
 ]
+
+
+def __getattr__(name: str) -> str:
+    # Looked up when asked for: importlib.metadata reads files of every installed package.
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("fastnode")
+        except PackageNotFoundError:
+            return "0+unknown"
+    raise AttributeError(f"module 'fastnode' has no attribute {name!r}")
