@@ -14,12 +14,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from bench.measured import number
 from bench.results_file import Row, Run, read_runs
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; margin: 1rem 0 }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
 th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #ddd }
+td { white-space: nowrap; vertical-align: top }
 th:first-child, td:first-child { text-align: left }
 img { max-width: 100% }
 .device { color: #555 }
@@ -37,31 +39,36 @@ def table(rows: list[Row]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row.ratios))
     shown = ("evaluations", "errors", "megabytes")
     facts = [name for name in shown if any(name in row.facts for row in rows)]
-    head = "".join(f"<th>{html.escape(x)}</th>" for x in ["case", "time", *names, *facts])
+    # A benchmark of memory has no times.
+    timed = ["time"] if any(row.microseconds for row in rows) else []
+    head = "".join(f"<th>{html.escape(x)}</th>" for x in ["case", *timed, *names, *facts])
     lines = []
     for row in rows:
-        cells = [f"<td>{html.escape(row.case)}</td>", f"<td>{duration(row.microseconds)}</td>"]
+        cells = [f"<td>{html.escape(row.case)}</td>"]
+        cells += [f"<td>{duration(row.microseconds)}</td>" for _ in timed]
         for name in names:
             ratio = row.ratios.get(name)
             style = "" if ratio is None else f' style="background: {shade(ratio)}"'
-            cells.append(f"<td{style}>{'' if ratio is None else f'{ratio:.2f}'}</td>")
-        cells += [f"<td>{html.escape(fact(row.facts.get(name)))}</td>" for name in facts]
+            cells.append(f"<td{style}>{'' if ratio is None else number(ratio)}</td>")
+        cells += [f"<td>{fact(row.facts.get(name))}</td>" for name in facts]
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
 
 
 def duration(microseconds: float) -> str:
-    if microseconds == 0:
-        return ""
-    return f"{microseconds / 1e3:.2f} ms" if microseconds >= 1e3 else f"{microseconds:.1f} us"
+    for size, unit in ((1e6, "s"), (1e3, "ms")):
+        if microseconds >= size:
+            return f"{microseconds / size:.2f} {unit}"
+    return f"{microseconds:.1f} us"
 
 
 def fact(value: Any) -> str:
-    if not isinstance(value, dict):
-        return "" if value is None else str(value)
-    return ", ".join(
-        f"{name} {x:.3g}" if isinstance(x, float) else f"{name} {x}" for name, x in value.items()
-    )
+    """A number, or a line for each of several."""
+    if isinstance(value, dict):
+        return "<br>".join(f"{html.escape(name)}: {fact(each)}" for name, each in value.items())
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return "" if value is None else html.escape(str(value))
 
 
 def section(run: Run) -> str:
