@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -43,6 +44,13 @@ def wheel_without_compiler(source):
     run(*pip, "-w", str(out), ".", cwd=source, CXX="no-such-compiler")
     (wheel,) = out.glob("*.whl")
     return wheel
+
+
+@pytest.fixture(scope="module")
+def sdist(source):
+    run(sys.executable, "setup.py", "-q", "sdist", cwd=source, CXX="no-such-compiler")
+    (archive,) = (source / "dist").glob("*.tar.gz")
+    return archive
 
 
 def test_the_wheel_holds_one_top_level_package(wheel_without_compiler):
@@ -90,15 +98,59 @@ def test_an_extension_that_does_not_load_is_an_error(wheel_without_compiler, tmp
     assert "fastnode._C is there but does not load" in error.value.stderr
 
 
-def test_the_source_distribution_has_everything_to_build(source):
-    run(sys.executable, "setup.py", "-q", "sdist", cwd=source)
-    (archive,) = (source / "dist").glob("*.tar.gz")
-    import tarfile
+def test_the_source_distribution_has_all_that_is_built_and_nothing_else(source, sdist):
+    with tarfile.open(sdist) as archive:
+        names = {each.name.partition("/")[2] for each in archive if each.isfile()}
+    kept = (source / part for part in ("csrc", "fastnode", "triton_kernels"))
+    wanted = {str(p.relative_to(source)) for part in kept for p in part.rglob("*.*") if p.is_file()}
+    assert {name for name in names if "egg-info" not in name} == wanted | {
+        *("CHANGELOG.md", "LICENSE", "MANIFEST.in", "PKG-INFO", "README.md"),
+        *("pyproject.toml", "setup.cfg", "setup.py"),
+    }
 
-    names = {n.partition("/")[2] for n in tarfile.open(archive).getnames()}
-    tracked = [p for p in (ROOT / "csrc").rglob("*") if p.is_file()]
-    assert {str(p.relative_to(ROOT)) for p in tracked} <= names
-    assert {"setup.py", "pyproject.toml", "triton_kernels/interpolant.py"} <= names
+
+def test_a_wheel_made_again_elsewhere_has_the_same_bytes(wheel_without_compiler, sdist, tmp_path):
+    again = []
+    for place in ("here", "there"):
+        out = tmp_path / place
+        out.mkdir()
+        pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-index", "--no-deps"]
+        pip += ["--no-build-isolation", "-w", str(out), str(sdist)]
+        run(*pip, cwd=out, CXX="no-such-compiler", SOURCE_DATE_EPOCH="1700000000")
+        again.append(out / wheel_without_compiler.name)
+    assert again[0].read_bytes() == again[1].read_bytes()
+    names = [zipfile.ZipFile(path).namelist() for path in (wheel_without_compiler, again[0])]
+    assert names[0] == names[1]
+
+
+def version(source):
+    return run(sys.executable, "setup.py", "-q", "--version", cwd=source, CXX="none").strip()
+
+
+def test_the_version_is_that_of_the_tag_and_goes_with_the_archive(source, sdist, tmp_path):
+    if shutil.which("git") is None:
+        pytest.skip("no git")
+    with tarfile.open(sdist) as archive:
+        packed = {each.name.rpartition("/")[2]: each for each in archive}["PKG-INFO"]
+        assert f"Version: {version(source)}\n" in archive.extractfile(packed).read().decode()
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+
+    def git(*arguments):
+        known = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+        run("git", *known, *arguments, cwd=tree)
+
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "one")
+    assert version(tree) == version(source)  # no tags: what is worked at
+    git("tag", "v3.2.1")
+    assert version(tree) == "3.2.1"
+    git("commit", "-q", "--allow-empty", "-m", "two")
+    assert version(tree) == "3.2.1.post1"
+    (tree / "PKG-INFO").write_text("Metadata-Version: 2.4\nName: fastnode\nVersion: 1.9\n")
+    assert version(tree) == "1.9"
 
 
 def test_importing_fastnode_pulls_in_neither_triton_nor_matplotlib():
