@@ -17,12 +17,14 @@ from pathlib import Path
 
 from bench import (  # noqa: F401  they fill SOURCES
     tables_reproduction,
+    tables_slower,
     tables_solving,
     tables_testing,
     tables_training,
 )
 from bench.figures import FIGURES
 from bench.measured import SOURCES, Results
+from fastnode.training.checkpoint import write_atomically
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(
@@ -74,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{'stale' if check else 'written'}: {path.relative_to(ROOT)}")
         if not check:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            write_atomically(path, text.encode())
     return int(check and bool(stale))
 
 

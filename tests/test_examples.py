@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 #: demo.py has no short form; `make demo` runs it.
+NEEDS = {"with_accelerate.py": ["accelerate"]}
 SCRIPTS = sorted(
     path.name for path in (ROOT / "examples").glob("*.py") if "--quick" in path.read_text()
 )
@@ -18,7 +19,8 @@ SCRIPTS = sorted(
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_runs(script, tmp_path):
-    pytest.importorskip("sklearn")
+    for package in ("sklearn", *NEEDS.get(script, ())):
+        pytest.importorskip(package)
     bundled = {"anode_cifar.py": "digits", "simfree_regression.py": "diabetes"}
     data = ["--data", bundled[script]] if script in bundled else []
     done = subprocess.run(

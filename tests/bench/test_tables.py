@@ -8,6 +8,7 @@ import pytest
 
 from bench.measured import Results, number, table
 from bench.tables import rewritten
+from bench.tables_slower import slower
 from bench.tables_training import ADJOINTS, adjoint_memory
 
 
@@ -58,6 +59,16 @@ def test_memory_is_read_from_the_run_of_all_adjoints(results):
     (results.folder / "gradients.json").write_text(json.dumps({"benchmarks": benchmarks}))
     written = adjoint_memory(results)
     assert "| 16 | 85 | 85 | 85 | 85 | 85 | 700 |" in written
+
+
+def test_all_that_others_win_is_told_and_nothing_else(results):
+    ratios = {"diffrax, compiled": 0.5, "torchdiffeq": 4.0, "backprop": 0.7}
+    rows = [{"subject": "dopri5", "case": f"({n}, 16)", "ratios": ratios} for n in (64, 2)]
+    benchmarks = [{"extra_info": row} for row in rows]
+    (results.folder / "fused.json").write_text(json.dumps({"benchmarks": benchmarks}))
+    *_, last = slower(results).splitlines()
+    assert last == "| `fused.json` | dopri5 | diffrax, compiled | (64, 16): 0.5; (2, 16): 0.5 |"
+    assert "torchdiffeq" not in slower(results) and "backprop" not in slower(results)
 
 
 def test_numbers_have_three_digits():
