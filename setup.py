@@ -25,7 +25,7 @@ NEXT_RELEASE = "0.1.0"
 
 
 def version() -> str:
-    """The one packed with a source distribution, else git's newest tag vX.Y.Z, else the next one."""
+    """That packed with a source distribution, else git's newest tag vX.Y.Z, else the next one."""
     packed = ROOT / "PKG-INFO"
     if packed.exists():
         return str(message_from_string(packed.read_text())["Version"])

@@ -1,5 +1,7 @@
 """fastnode: custom kernels for Neural ODEs in PyTorch."""
 
+from typing import TYPE_CHECKING
+
 from fastnode import flow, nn, regularize
 from fastnode.adjoint import odeint_adjoint
 from fastnode.adjoints import Revolve
@@ -54,13 +56,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> str:
-    # Looked up when asked for: importlib.metadata reads files of every installed package.
-    if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version
+# A type checker that saw this would take any misspelt name for an attribute.
+if not TYPE_CHECKING:
 
-        try:
-            return version("fastnode")
-        except PackageNotFoundError:
-            return "0+unknown"
-    raise AttributeError(f"module 'fastnode' has no attribute {name!r}")
+    def __getattr__(name):
+        # Looked up when asked for: importlib.metadata reads files of every installed package.
+        if name == "__version__":
+            from importlib.metadata import PackageNotFoundError, version
+
+            try:
+                return version("fastnode")
+            except PackageNotFoundError:
+                return "0+unknown"
+        raise AttributeError(f"module 'fastnode' has no attribute {name!r}")
