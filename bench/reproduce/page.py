@@ -11,6 +11,7 @@ from typing import Any
 from bench.reproduce import plots
 from bench.reproduce.rows import NOTES, SECTIONS, Row
 from bench.reproduce.run import kept
+from fastnode.training.checkpoint import write_atomically
 
 Found = list[tuple[Row, dict[str, Any] | None]]
 NOT_RUN = "not run"
@@ -32,7 +33,8 @@ def write_page(rows: list[Row], folder: Path, page: Path) -> None:
     """Writes the page and its plots, in a folder beside it with the name of the page."""
     plots.draw([(row, kept(folder, row)) for row in rows], page.with_suffix(""))
     text = body(rows, folder, page.stem)
-    page.write_text(f"{HEAD}\n<!-- measured: reproduction -->\n\n{text}\n\n<!-- /measured -->\n")
+    whole = f"{HEAD}\n<!-- measured: reproduction -->\n\n{text}\n\n<!-- /measured -->\n"
+    write_atomically(page, whole.encode())
 
 
 def body(rows: list[Row], folder: Path, images: str) -> str:
