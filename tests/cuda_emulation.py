@@ -34,11 +34,15 @@ def plain_cpp(source: str) -> str:
 
 
 @functools.cache
-def library() -> ctypes.CDLL:
+def library(
+    glue: str = "kernels.cpp", kernels: str = "rk_*_cuda.cu", plain: str = ""
+) -> ctypes.CDLL:
+    """`glue`, a file of functions for tests, with the CUDA sources, and the `plain` one, that it
+    calls."""
     assert COMPILER is not None
     folder = Path(tempfile.mkdtemp(prefix="fastnode-emulation-"))
-    sources = [HERE / "kernels.cpp"]
-    for path in sorted(CSRC.glob("kernels/rk_*_cuda.cu")):
+    sources = [HERE / glue, *([CSRC / plain] if plain else [])]
+    for path in sorted(CSRC.glob(f"kernels/{kernels}")):
         sources.append(folder / f"{path.stem}.cpp")
         sources[-1].write_text(plain_cpp(path.read_text()))
     built = folder / "kernels.so"

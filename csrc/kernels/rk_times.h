@@ -58,9 +58,8 @@ FASTNODE_HD T first_time(const Course& course, const double* numbers) {
 }
 
 // h p_j(x): the weight of a stage in dense output at `time` inside the step from t0 to t1.
-template <class T>
-FASTNODE_HD double dense_weight(const DenseTerms<T>& dense, int j, double t0, double t1,
-                                double time) {
+template <class Dense>
+FASTNODE_HD double dense_weight(const Dense& dense, int j, double t0, double t1, double time) {
   const double h = t1 - t0, x = (time - t0) / h;
   double total = 0;
   for (int p = dense.degree - 1; p >= 0; --p) total = rounded_product(total + dense.a[j][p], x);

@@ -34,7 +34,13 @@ REGISTERS = {
     "rk_place_kernel": 128,
     "rk_trial_kernel": 128,
     "set_condition_kernel": 64,
+    # A processor holds one block of 512 threads with 128, and one of 256 with twice as many.
+    "mlp_by_sample_kernel": 168,
+    "mlp_fixed_kernel": 128,
+    "mlp_joint_kernel": 128,
 }
+#: Bytes of local memory: CUDA's sin and cos of numbers above 1e5 need a table there.
+STACK = {"mlp_by_sample_kernel": 40, "mlp_fixed_kernel": 40, "mlp_joint_kernel": 40}
 _REPORT = re.compile(
     r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>sm_\d+)'.*?"
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
@@ -63,10 +69,10 @@ def test_compiles_for_sm80_and_sm90_within_its_budget(source, tmp_path):
     assert {each["arch"] for each in reports} == {"sm_80", "sm_90"}
     assert len(reports) == result.stderr.count("Compiling entry function")
     for each in reports:
-        spilled = [int(each[part]) for part in ("stack", "stores", "loads")]
-        assert spilled == [0, 0, 0], each["name"]
+        assert (each["stores"], each["loads"]) == ("0", "0"), each["name"]
         kernels = [kernel for kernel in REGISTERS if f"{len(kernel)}{kernel}" in each["name"]]
         assert len(kernels) == 1, f"{each['name']} has no budget"
+        assert int(each["stack"]) <= STACK.get(kernels[0], 0), (each["name"], each["stack"])
         assert int(each["registers"]) <= REGISTERS[kernels[0]], (each["name"], each["registers"])
     code = "".join(path.read_text() for path in tmp_path.glob("*.ptx"))
     bodies = dict(_ENTRY.findall(code))

@@ -1,6 +1,7 @@
-// As much of CUDA as our kernels use, on a CPU: blocks one after the other, each thread of a block
-// a fiber that runs from one barrier to the next. For tests of what a kernel reads and writes where
-// there is no GPU; it knows nothing of speed, races within a warp, or memory spaces.
+// As much of CUDA as our kernels use, on a CPU: each thread of a block a fiber that runs from one
+// barrier to the next. Blocks run one after the other, those of a cooperative launch all together.
+// For tests of what a kernel reads and writes where there is no GPU; it knows nothing of speed,
+// races within a warp, or memory spaces.
 #pragma once
 
 #include <ucontext.h>
@@ -9,12 +10,14 @@
 #include <cstdint>
 #include <cstdlib>
 #include <functional>
+#include <utility>
 #include <vector>
 
 #define __global__
 #define __device__
 #define __shared__ static
 #define __forceinline__ inline
+#define __noinline__
 #define __launch_bounds__(...)
 #define __grid_constant__
 
@@ -27,70 +30,130 @@ struct Index {
   unsigned x = 0;
 };
 
-constexpr int kMostThreads = 1024;
+constexpr unsigned kMostThreads = 1024, kWarp = 32;
 constexpr size_t kStack = 64 * 1024;
+// A device of two processors, each with one block at a time.
+constexpr int kProcessors = 2, kSharedMemory = 227 * 1024;
+
+// Those who wait for each other.
+struct Meeting {
+  unsigned members = 0, arrived = 0, turn = 0;
+
+  void complete() {
+    if (arrived == 0 || arrived < members) return;
+    arrived = 0;
+    ++turn;
+  }
+};
+
+struct Block {
+  Meeting all;
+  std::vector<Meeting> warps;
+  // Poisoned: shared memory holds anything.
+  std::vector<double> shared;
+  double exchanged[kMostThreads];
+  bool vote = false;
+};
 
 struct Fiber {
   ucontext_t context;
   std::vector<char> stack = std::vector<char>(kStack);
+  unsigned thread, block;
   bool done;
 };
 
-inline std::vector<Fiber> fibers(kMostThreads);
+inline std::vector<Fiber> fibers;
+inline std::vector<Block> blocks;
 inline ucontext_t scheduler;
 inline std::function<void()> body;
 inline Index thread, block, grid;
+inline Fiber* self = nullptr;
 inline int launches = 0;
 
+inline Block& here() { return blocks[self->block]; }
+inline Meeting& warp() { return here().warps[self->thread / kWarp]; }
+inline unsigned char* shared() { return reinterpret_cast<unsigned char*>(here().shared.data()); }
+
+inline void yield() { swapcontext(&self->context, &scheduler); }
+
+inline void wait(Meeting& meeting) {
+  const unsigned turn = meeting.turn;
+  ++meeting.arrived;
+  meeting.complete();
+  while (meeting.turn == turn) yield();
+}
+
 inline void enter() {
-  const unsigned self = thread.x;
   body();
-  fibers[self].done = true;
-  swapcontext(&fibers[self].context, &scheduler);
+  for (Meeting* each : {&here().all, &warp()}) {
+    --each->members;
+    each->complete();
+  }
+  self->done = true;
+  yield();
 }
 
-// Lets every other thread of the block come to its next barrier.
-inline void barrier() {
-  const unsigned self = thread.x;
-  swapcontext(&fibers[self].context, &scheduler);
-  thread.x = self;
-}
-
-inline void run_block(unsigned threads) {
-  for (unsigned i = 0; i < threads; ++i) {
-    getcontext(&fibers[i].context);
-    fibers[i].context.uc_stack.ss_sp = fibers[i].stack.data();
-    fibers[i].context.uc_stack.ss_size = kStack;
-    fibers[i].context.uc_link = nullptr;
-    fibers[i].done = false;
-    makecontext(&fibers[i].context, enter, 0);
+// Blocks `first`, first + 1, ... together.
+inline void run_blocks(unsigned first, unsigned count, unsigned threads, size_t bytes) {
+  blocks.assign(count, Block());
+  if (fibers.size() < count * threads) fibers.resize(count * threads);
+  for (unsigned b = 0; b < count; ++b) {
+    blocks[b].all.members = threads;
+    blocks[b].warps.resize((threads + kWarp - 1) / kWarp);
+    blocks[b].shared.assign(bytes / sizeof(double) + 1, NAN);
+    for (unsigned i = 0; i < threads; ++i) {
+      Fiber& fiber = fibers[b * threads + i];
+      ++blocks[b].warps[i / kWarp].members;
+      getcontext(&fiber.context);
+      fiber.context.uc_stack.ss_sp = fiber.stack.data();
+      fiber.context.uc_stack.ss_size = kStack;
+      fiber.context.uc_link = nullptr;
+      fiber.thread = i;
+      fiber.block = b;
+      fiber.done = false;
+      makecontext(&fiber.context, enter, 0);
+    }
   }
   for (bool any = true; any;) {
     any = false;
-    for (unsigned i = 0; i < threads; ++i) {
-      if (fibers[i].done) continue;
-      thread.x = i;
-      swapcontext(&scheduler, &fibers[i].context);
-      any = any || !fibers[i].done;
+    for (unsigned i = 0; i < count * threads; ++i) {
+      self = &fibers[i];
+      if (self->done) continue;
+      thread.x = self->thread;
+      block.x = first + self->block;
+      swapcontext(&scheduler, &self->context);
+      any = any || !self->done;
     }
   }
 }
 
+template <class Kernel>
+void run(Kernel kernel, unsigned count, unsigned threads, size_t bytes, bool together) {
+  if (count == 0 || threads == 0 || threads > kMostThreads) std::abort();
+  ++launches;
+  body = kernel;
+  grid.x = count;
+  if (together) return run_blocks(0, count, threads, bytes);
+  for (unsigned b = 0; b < count; ++b) run_blocks(b, 1, threads, bytes);
+}
+
 // kernel<<<blocks, threads, shared, stream>>>(arguments) is made into this.
 template <class Kernel>
-auto launch(Kernel kernel, unsigned blocks, unsigned threads, size_t, cudaStream_t) {
+auto launch(Kernel kernel, unsigned blocks, unsigned threads, size_t bytes, cudaStream_t) {
   return [=](auto... arguments) {
-    if (blocks == 0 || threads == 0 || threads > kMostThreads) std::abort();
     // An argument of a launch is limited to 4 KiB in all.
     static_assert((sizeof(arguments) + ... + 0) <= 4096);
-    ++launches;
-    body = [&] { kernel(arguments...); };
-    grid.x = blocks;
-    for (block.x = 0; block.x < blocks; ++block.x) run_block(threads);
+    run([&] { kernel(arguments...); }, blocks, threads, bytes, false);
   };
 }
 
-inline double exchanged[kMostThreads];
+template <class... A, size_t... I>
+void run_with(void (*kernel)(A...), void** arguments, std::index_sequence<I...>, unsigned blocks,
+              unsigned threads, size_t bytes, bool together) {
+  static_assert((sizeof(A) + ... + 0) <= 4096);
+  if (bytes > size_t(kSharedMemory)) std::abort();
+  run([&] { kernel(*static_cast<A*>(arguments[I])...); }, blocks, threads, bytes, together);
+}
 
 }  // namespace emulation
 
@@ -98,19 +161,76 @@ inline double exchanged[kMostThreads];
 #define blockIdx emulation::block
 #define gridDim emulation::grid
 
-inline void __syncthreads() { emulation::barrier(); }
-inline void __syncwarp() { emulation::barrier(); }
+inline void __syncthreads() { emulation::wait(emulation::here().all); }
+inline void __syncwarp() { emulation::wait(emulation::warp()); }
+
+inline int __syncthreads_or(int mine) {
+  emulation::Block& block = emulation::here();
+  if (mine) block.vote = true;
+  __syncthreads();
+  const bool any = block.vote;
+  __syncthreads();
+  block.vote = false;
+  __syncthreads();
+  return any;
+}
 
 inline double __shfl_down_sync(unsigned, double value, int offset, int width) {
-  const int self = int(emulation::thread.x);
-  emulation::exchanged[self] = value;
-  emulation::barrier();
-  const double other = self % width + offset < width ? emulation::exchanged[self + offset] : value;
-  emulation::barrier();
+  const int self = int(emulation::self->thread);
+  double* const exchanged = emulation::here().exchanged;
+  exchanged[self] = value;
+  __syncwarp();
+  const double other = self % width + offset < width ? exchanged[self + offset] : value;
+  __syncwarp();
   return other;
 }
 
+inline void __threadfence() {}
+inline void __nanosleep(unsigned) { emulation::yield(); }
+template <class A>
+A __ldcg(const A* from) {
+  return *from;
+}
+template <class A>
+A atomicAdd(A* to, A value) {
+  return std::exchange(*to, *to + value);
+}
+inline int atomicOr(int* to, int value) { return std::exchange(*to, *to | value); }
+
 inline int cudaGetLastError() { return cudaSuccess; }
+
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+
+inline int cudaGetDevice(int* device) { return *device = 0; }
+inline int cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
+  const bool processors = which == cudaDevAttrMultiProcessorCount;
+  *value = processors ? emulation::kProcessors : emulation::kSharedMemory;
+  return cudaSuccess;
+}
+template <class Kernel>
+int cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
+template <class Kernel>
+int cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int, size_t) {
+  *blocks = 1;
+  return cudaSuccess;
+}
+template <class... A>
+int cudaLaunchKernel(void (*kernel)(A...), unsigned blocks, unsigned threads, void** arguments,
+                     size_t bytes, cudaStream_t) {
+  emulation::run_with(kernel, arguments, std::index_sequence_for<A...>(), blocks, threads, bytes,
+                      false);
+  return cudaSuccess;
+}
+template <class... A>
+int cudaLaunchCooperativeKernel(void (*kernel)(A...), unsigned blocks, unsigned threads,
+                                void** arguments, size_t bytes, cudaStream_t) {
+  emulation::run_with(kernel, arguments, std::index_sequence_for<A...>(), blocks, threads, bytes,
+                      true);
+  return cudaSuccess;
+}
 
 template <class A>
 A min(A a, A b) {

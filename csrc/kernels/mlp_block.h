@@ -1,0 +1,199 @@
+// A block of threads and the field on the samples that it holds.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "kernels/mlp_memory.h"
+#include "kernels/mlp_scalar.h"
+
+namespace fastnode {
+
+#if defined(__CUDACC__)
+extern __shared__ __align__(16) unsigned char mlp_shared[];
+__device__ __forceinline__ unsigned char* shared_memory() { return mlp_shared; }
+#else
+inline unsigned char* shared_memory() { return emulation::shared(); }
+#endif
+
+template <int Count, class T>
+struct alignas(Count * sizeof(T) < 16 ? Count * sizeof(T) : 16) Side {
+  T of[Count];
+};
+
+// The field, on the numbers of one thread's sample.
+template <class T, bool Alone>
+struct MlpEvaluation {
+  const T* const weights;
+  T* const parts;
+  const int samples, groups, s, g;
+  const Activation activation;
+  const T time;
+
+  __device__ int place(int feature) const { return feature * samples + s; }
+  __device__ void meet() const {
+    if constexpr (!Alone) __syncthreads();
+  }
+
+  // As many outputs for each thread as keep all of them busy: four multiplications for two accesses
+  // to shared memory, or two, or one.
+  __device__ void multiply(const DeviceLayer<T>& layer, const T* x, T* to, bool last) const {
+    if (Alone || layer.out >= 4 * groups) return rows<4>(layer, x, to, last);
+    if (layer.out >= 2 * groups) return rows<2>(layer, x, to, last);
+    if (2 * layer.out <= groups && layer.in >= 16) return shared_sums(layer, x, to, last);
+    rows<1>(layer, x, to, last);
+  }
+
+  template <int Count>
+  __device__ void rows(const DeviceLayer<T>& layer, const T* x, T* to, bool last) const {
+    const int blocks = (layer.out + Count - 1) / Count;
+    for (int b = g; b < blocks; b += groups) {
+      T sum[Count];
+#pragma unroll
+      for (int r = 0; r < Count; ++r) sum[r] = constant(layer, b * Count + r);
+      add<Count>(layer, b * Count, 0, layer.in, x, sum);
+      if (!last) activate<Count>(activation, sum);
+#pragma unroll
+      for (int r = 0; r < Count; ++r) {
+        if (b * Count + r < layer.out) to[place(b * Count + r)] = sum[r];
+      }
+    }
+  }
+
+  // Few outputs of many inputs: several threads for each, whose sums are added in their order.
+  __device__ void shared_sums(const DeviceLayer<T>& layer, const T* x, T* to, bool last) const {
+    const int most = groups / layer.out, enough = layer.in / 8;
+    const int count = most < enough ? most : enough;
+    const int out = g % layer.out, part = g / layer.out;
+    if (part < count) {
+      T sum[1] = {0};
+      add<1>(layer, out, layer.in * part / count, layer.in * (part + 1) / count, x, sum);
+      parts[place(g)] = sum[0];
+    }
+    meet();
+    if (g >= layer.out) return;
+    T sum[1] = {constant(layer, g)};
+    for (int i = 0; i < count; ++i) sum[0] += parts[place(i * layer.out + g)];
+    if (!last) activate<1>(activation, sum);
+    to[place(g)] = sum[0];
+  }
+
+  __device__ T constant(const DeviceLayer<T>& layer, int out) const {
+    const int rows = padded_rows(layer);
+    const T* const bias = weights + layer.at + rows * padded_inputs(layer);
+    return layer.time_column < 0 ? bias[out] : bias[out] + bias[rows + out] * time;
+  }
+
+  template <int Count>
+  __device__ void add(const DeviceLayer<T>& layer, int out, int begin, int end, const T* x,
+                      T* sum) const {
+    const T* w = weights + layer.at + out % kRows;
+    w += ((out / kRows) * padded_inputs(layer) + begin) * kRows;
+    x += place(begin);
+#pragma unroll 4
+    for (int i = begin; i < end; ++i, w += kRows, x += samples) {
+      const Side<Count, T> side = *reinterpret_cast<const Side<Count, T>*>(w);
+      const T number = *x;
+#pragma unroll
+      for (int r = 0; r < Count; ++r) sum[r] += side.of[r] * number;
+    }
+  }
+};
+
+// A function of its own, as half a dozen copies of all activations would be in each kernel; it is
+// told places, not pointers, so that it knows that what it reads is shared memory. Who calls has
+// met since x was written; all have met when it returns.
+template <class T, bool Alone>
+__device__ __noinline__ void mlp_evaluate(T time, int x, int out) {
+  unsigned char* const base = shared_memory();
+  const MlpTable<T>& table = *reinterpret_cast<const MlpTable<T>*>(base);
+  const auto at = [&](int place) { return reinterpret_cast<T*>(base + place); };
+  const int thread = int(threadIdx.x);
+  const MlpEvaluation<T, Alone> evaluation{at(table.weights),
+                                           at(table.parts),
+                                           table.samples,
+                                           Alone ? 1 : table.groups,
+                                           Alone ? thread : thread % table.samples,
+                                           Alone ? 0 : thread / table.samples,
+                                           table.field.activation,
+                                           time};
+  for (int l = 0; l < table.field.count; ++l) {
+    const bool last = l + 1 == table.field.count;
+    const int to = last ? out : l % 2 ? table.second : table.first;
+    evaluation.multiply(table.field.layers[l], at(x), at(to), last);
+    x = to;
+    evaluation.meet();
+  }
+}
+
+// One thread of a block. An `Alone` one has a sample to itself and waits for nobody.
+template <class T, bool Alone>
+struct MlpThread {
+  const MlpTask<T>& task;
+  const int samples, groups, s, g;
+  MlpMemory<T> memory;
+
+  __device__ explicit MlpThread(const MlpTask<T>& all, bool joint)
+      : task(all),
+        samples(all.plan.samples),
+        groups(Alone ? 1 : all.plan.groups),
+        s(Alone ? int(threadIdx.x) : int(threadIdx.x) % all.plan.samples),
+        g(Alone ? 0 : int(threadIdx.x) / all.plan.samples) {
+    memory.lay(shared_memory(), all.field, all.tableau, all.plan, joint);
+    if (threadIdx.x == 0) {
+      *memory.table = {all.field,
+                       samples,
+                       groups,
+                       offset(memory.weights),
+                       offset(memory.first),
+                       offset(memory.second),
+                       offset(memory.parts)};
+    }
+    for (int l = 0; l < all.field.count; ++l) load_weights(all.field.layers[l]);
+    __syncthreads();
+  }
+
+  // The threads that share a sample meet.
+  __device__ void meet() const {
+    if constexpr (!Alone) __syncthreads();
+  }
+  // Whether one of those who meet says so.
+  __device__ bool any(bool mine) const {
+    if constexpr (Alone) return mine;
+    return __syncthreads_or(mine) != 0;
+  }
+
+  __device__ int place(int feature) const { return feature * samples + s; }
+  __device__ T* slope(int stage) const {
+    return memory.k + int64_t(stage) * task.field.dim * samples;
+  }
+
+  // slope = field(time, x).
+  __device__ void evaluate(T time, const T* x, T* out) const {
+    mlp_evaluate<T, Alone>(time, offset(x), offset(out));
+  }
+
+ private:
+  __device__ static int offset(const T* pointer) {
+    return int(reinterpret_cast<const unsigned char*>(pointer) - shared_memory());
+  }
+
+  // For each kRows outputs [in, kRows]; then all biases and the weights of the time.
+  __device__ void load_weights(const DeviceLayer<T>& layer) const {
+    const int rows = padded_rows(layer), stride = padded_inputs(layer);
+    const int column = layer.time_column, width = layer.in + (column >= 0);
+    T *const to = memory.weights + layer.at, *const bias = to + rows * stride;
+    for (int i = threadIdx.x; i < rows * layer.in; i += samples * groups) {
+      const int out = i / layer.in, in = i % layer.in;
+      const int from = column < 0 || in < column ? in : in + 1;
+      to[((out / kRows) * stride + in) * kRows + out % kRows] =
+          out < layer.out ? layer.weight[int64_t(out) * width + from] : T(0);
+    }
+    for (int i = threadIdx.x; i < rows; i += samples * groups) {
+      const bool real = i < layer.out;
+      bias[i] = real && layer.bias != nullptr ? layer.bias[i] : T(0);
+      bias[rows + i] = real && column >= 0 ? layer.weight[int64_t(i) * width + column] : T(0);
+    }
+  }
+};
+
+}  // namespace fastnode

@@ -1,0 +1,88 @@
+// The shared memory of a block that solves perceptrons: what lies in it, and where.
+#pragma once
+
+#include <type_traits>
+
+#include "kernels/mlp_solve_cuda.h"
+
+namespace fastnode {
+
+// Threads of a block at most: where all blocks meet, where none waits for another, and where no
+// thread does.
+constexpr int kMlpThreads = 512, kMlpApart = 256, kMlpAlone = 128;
+// Weights of so many outputs lie side by side, for each input: one access of 16 bytes in float32.
+constexpr int kRows = 4;
+
+template <class T>
+FASTNODE_HD int padded_rows(const DeviceLayer<T>& layer) {
+  return (layer.out + kRows - 1) / kRows * kRows;
+}
+// Inputs from one such group of outputs to the next: an odd number, so that threads who read
+// different groups meet no bank twice.
+template <class T>
+FASTNODE_HD int padded_inputs(const DeviceLayer<T>& layer) {
+  return layer.in | 1;
+}
+
+// A sample in a block, or all of them where they have one course.
+struct MlpSlot {
+  MlpState state;
+  double rtol, atol;
+  int64_t sample;
+  bool busy, arrived;
+};
+
+// What an evaluation must know, first of all in shared memory: a function that is called reads
+// arguments of the kernel slowly, and each argument of its own takes a register of the caller. Of
+// what it reads and writes, the bytes from the beginning of shared memory.
+template <class T>
+struct MlpTable {
+  DeviceField<T> field;
+  int samples, groups, weights, first, second, parts;
+};
+
+// The shared memory of a block. Numbers of a tile are [feature, samples]: the threads of a warp,
+// who have samples side by side, meet no bank twice, and read the same weights.
+template <class T>
+struct MlpMemory {
+  MlpTable<T>* table;
+  MlpSlot* slots;
+  int* next;
+  double* sums;  // [2, 3, ...], in turns
+  T *weights, *y, *y1, *stage, *further, *k, *first, *second, *parts;
+
+  // The bytes it takes from `base` on.
+  FASTNODE_HD size_t lay(unsigned char* base, const DeviceField<T>& of,
+                         const DeviceTableau& tableau, const MlpPlan& plan, bool joint) {
+    size_t used = 0;
+    const auto take = [&](auto*& out, int64_t count) {
+      out = reinterpret_cast<std::remove_reference_t<decltype(out)>>(base + used);
+      used += (size_t(count) * sizeof(*out) + 15) / 16 * 16;
+    };
+    const int64_t state = int64_t(of.dim) * plan.samples;
+    take(table, 1);
+    take(slots, joint ? 1 : plan.samples);
+    take(next, 1);
+    take(sums, plan.alone ? 0 : 6 * (joint ? kMlpThreads / 32 : sharing(of, plan) * plan.samples));
+    take(weights, plan.weights);
+    take(y, state);
+    take(y1, state);
+    stage = further = y1;
+    if (!tableau.fsal) take(stage, state);
+    further = stage;
+    if (tableau.fsal && tableau.further > 0) take(further, state);
+    take(k, (tableau.stages + tableau.further) * state);
+    const int64_t between = int64_t(of.widest) * plan.samples;
+    take(first, of.count > 1 ? between : 0);
+    take(second, of.count > 2 ? between : 0);
+    take(parts, plan.alone ? 0 : plan.samples * plan.groups);
+    return used;
+  }
+
+  // Threads of a sample that have features of its state.
+  FASTNODE_HD static int sharing(const DeviceField<T>& field, const MlpPlan& plan) {
+    return plan.groups < field.dim ? plan.groups : field.dim;
+  }
+};
+
+}  // namespace fastnode

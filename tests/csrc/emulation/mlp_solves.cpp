@@ -1,0 +1,160 @@
+// Whole solves by the CUDA kernels of perceptrons, launched again while they run out of room.
+#include <cuda_runtime.h>
+
+#include <cstring>
+
+#include "fused/mlp_device.h"
+
+using namespace fastnode;
+
+namespace {
+
+struct Problem {
+  // Layers: weight and bias by turns; in, out and the time's column.
+  int dtype, kind, layers, activation;
+  void** parameters;
+  const int* sizes;
+  // Method: rows of all stages [all, all], fractions, solution, error, slopes, states [all], dense
+  // [all, degree].
+  int stages, further, fsal, order, degree;
+  const double *rows, *fractions, *solution, *error, *slopes, *states, *dense;
+  double stability;
+  int64_t batch, dim, outputs, max_num_steps, capacity, grid_count;
+  int all_together, perturb;
+  const void* y0;
+  void* ys;
+  const double *times, *control, *grid;
+  double rtol, atol, first_step;
+  const double *rtols, *atols, *directions, *first_steps;
+  // Found: [room, rows] of records; states kept [room, ...]; for each row accepted, rejected,
+  // evaluations, failure, seen; t, h, ratio. `plan`: samples, groups, blocks, alone.
+  int64_t room;
+  double *ends, *errors, *stiffness;
+  void* kept;
+  int64_t* counts;
+  double* ended;
+  int64_t* launches;
+  int64_t* plan;
+};
+
+Weights weights_of(const double* row, int count) {
+  Weights weights;
+  for (int i = 0; i < count; ++i) {
+    if (row[i] == 0) continue;
+    weights.stages.push_back(i);
+    weights.values.push_back(row[i]);
+  }
+  return weights;
+}
+
+Tableau tableau_of(const Problem& p) {
+  const int all = p.stages + p.further;
+  Tableau tableau;
+  tableau.order = p.order;
+  tableau.fsal = p.fsal;
+  for (int i = 0; i < all; ++i) {
+    (i < p.stages ? tableau.times : tableau.further_times).push_back(p.fractions[i]);
+    (i < p.stages ? tableau.stages : tableau.further).push_back(weights_of(p.rows + i * all, all));
+    const double* const row = p.dense + i * p.degree;
+    if (p.degree > 0) tableau.dense.push_back({i, {row, row + p.degree}});
+  }
+  tableau.solution = weights_of(p.solution, all);
+  tableau.error = weights_of(p.error, all);
+  return tableau;
+}
+
+template <class T>
+int solve(const Problem& p) {
+  std::optional<StiffnessPair> pair;
+  const int all = p.stages + p.further;
+  if (p.stability != 0) pair = {weights_of(p.slopes, all), weights_of(p.states, all), p.stability};
+  const auto kind = MlpKind(p.kind);
+  const bool by_sample = kind == MlpKind::kBySample;
+  const int64_t rows = by_sample ? p.batch : 1, size = p.batch * p.dim;
+  MlpTask<T> task{};
+  task.tableau = device_tableau(tableau_of(p), pair).value();
+  DeviceField<T>& field = task.field;
+  field.count = p.layers;
+  field.dim = int(p.dim);
+  field.activation = Activation(p.activation);
+  for (int l = 0; l < p.layers; ++l) {
+    field.layers[l] = {static_cast<T*>(p.parameters[2 * l]),
+                       static_cast<T*>(p.parameters[2 * l + 1]),
+                       p.sizes[3 * l],
+                       p.sizes[3 * l + 1],
+                       p.sizes[3 * l + 2],
+                       0};
+  }
+  MlpDevice device;
+  mlp_device(0, &device);
+  if (!mlp_plan<T>(kind, field, task.tableau, p.batch, device, task.plan)) return 1;
+  const MlpPlan& plan = task.plan;
+  const int64_t found[] = {plan.samples, plan.groups, plan.blocks, plan.alone};
+  std::copy_n(found, 4, p.plan);
+  const double* const n = p.control;
+  task.batch = p.batch;
+  task.output_count = p.outputs;
+  task.y0 = static_cast<const T*>(p.y0);
+  task.ys = static_cast<T*>(p.ys);
+  task.times = p.times;
+  task.controller = {n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], p.order};
+  task.max_num_steps = p.max_num_steps;
+  task.all_together = p.all_together;
+  task.rtol = p.rtol;
+  task.atol = p.atol;
+  task.first_step = p.first_step;
+  task.rtols = p.rtols;
+  task.atols = p.atols;
+  task.directions = p.directions;
+  task.first_steps = p.first_steps;
+  task.grid = p.grid;
+  task.grid_count = p.grid_count;
+  task.perturb = p.perturb;
+  task.kept = static_cast<T*>(p.kept);
+  if (kind == MlpKind::kFixed) return mlp_fixed_cuda(task, nullptr);
+  std::vector<T> y(size), f(size);
+  std::vector<MlpState> states(rows);
+  std::vector<double> partial(6 * plan.blocks);
+  task.y = y.data();
+  task.f = f.data();
+  task.state = states.data();
+  task.partial = partial.data();
+  *p.launches = 0;
+  for (bool running = true; running; task.resumed = true) {
+    unsigned long long met = 0;
+    task.met = &met;
+    const int64_t base = task.records.base;
+    if (base + p.capacity > p.room) return 2;
+    task.records = {p.ends + base * rows,
+                    p.errors + base * rows,
+                    p.stiffness + base * rows,
+                    base,
+                    p.capacity,
+                    rows};
+    if (task.kept) task.kept = static_cast<T*>(p.kept) + 2 * base * size;
+    const int error = by_sample ? mlp_by_sample_cuda(task, nullptr) : mlp_joint_cuda(task, nullptr);
+    if (error) return error;
+    ++*p.launches;
+    running = false;
+    for (const MlpState& each : states) running = running || each.control.running;
+    task.records.base += p.capacity;
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    const MlpState& state = states[i];
+    const Course& course = state.control.course;
+    const bool told = by_sample ? p.first_steps != nullptr : p.first_step != 0;
+    const int64_t counts[] = {course.accepted, course.rejected,
+                              evaluations(state, task.tableau, told), int64_t(state.failure),
+                              state.seen};
+    std::copy_n(counts, 5, p.counts + 5 * i);
+    const double ended[] = {course.t, course.h * course.direction, course.ratio};
+    std::copy_n(ended, 3, p.ended + 3 * i);
+  }
+  return 0;
+}
+
+}  // namespace
+
+extern "C" int mlp_solve(const Problem* problem) {
+  return problem->dtype == 0 ? solve<float>(*problem) : solve<double>(*problem);
+}
