@@ -13,7 +13,11 @@ from bench_odeint import TIMES, TOLERANCE, Field, evaluations, initial, solver
 from ratio import compare
 
 import fastnode
-from fastnode.engines import NAMES
+from fastnode.controllers import find_controller
+from fastnode.engines import NAMES, solve_per_sample
+from fastnode.engines.rows import SampleOptions
+from fastnode.methods import ADAPTIVE
+from fastnode.samples import make_samples, sample_tolerances
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 # (state, hidden, batch): overhead alone, both, arithmetic alone.
@@ -92,4 +96,35 @@ def test_fixed_steps(benchmark, size):
         rounds=6,
         budget=0.05,
         host_waits=host_waits(ours),
+    )
+
+
+@torch.no_grad()
+def test_a_million_trajectories(benchmark):
+    """Steps of each sample's own, by tsit5, from random states of three numbers."""
+    torch.manual_seed(0)
+    field = fastnode.nn.MLPField(3, 32, 2, "tanh", "none").cuda()
+    y0 = torch.randn(1_000_000, 3, device="cuda")
+    times = TIMES.to("cuda", torch.float64)
+    control = find_controller("I")
+
+    def solve(engine):
+        # What fastnode.solve does before it makes a list of a million records.
+        problem = make_samples(field, y0, times, ())
+        tolerances = sample_tolerances(1e-5, 1e-5, problem.y0)
+        options = SampleOptions(ADAPTIVE["tsit5"], control, tolerances)
+        return solve_per_sample(engine, problem, options)
+
+    found, wanted = solve("fused"), solve("native")
+    torch.testing.assert_close(found.ys, wanted.ys, rtol=1e-3, atol=1e-3)
+    compare(
+        benchmark,
+        "tsit5 per sample on a GPU, fused",
+        "1e6 x 3",
+        lambda: solve("fused"),
+        {"native": lambda: solve("native")},
+        rounds=4,
+        budget=0.05,
+        host_waits=host_waits(lambda: solve("fused")),
+        evaluations={"fastnode": int(found.nfe.sum()), "native": int(wanted.nfe.sum())},
     )

@@ -85,7 +85,10 @@ py::object solve(const std::vector<LayerTuple>& layers, int64_t activation, py::
                  bool forced, int64_t instructions) {
   if (!plain(y0) || !plain(t)) return py::none();
   const Tensor& state = THPVariable_Unpack(y0.ptr());
-  const Tensor& times = THPVariable_Unpack(t.ptr());
+  const bool on_gpu = state.is_cuda();
+  // Of times on a GPU a copy, which is checked.
+  const Tensor given = THPVariable_Unpack(t.ptr());
+  const Tensor times = on_gpu && given.is_cuda() ? given.cpu() : given;
   std::vector<Tensor> parameters;
   std::vector<int64_t> layout;
   parameters.reserve(2 * layers.size());
@@ -104,10 +107,18 @@ py::object solve(const std::vector<LayerTuple>& layers, int64_t activation, py::
   std::vector<double> numbers;
   if (!mlp_fits(read, state) || !mlp_times(times, numbers)) return py::none();
   graph = graph && at::GradMode::is_enabled();
-  if (!forced && !mlp_pays(read, state, graph)) return py::none();
+  if (on_gpu) {
+    const auto kind = controller.empty() ? MlpKind::kFixed : MlpKind::kJoint;
+    // By name alone while nobody has measured it.
+    if (!forced || graph || !mlp_fits_on_chip(read, state, *mlp_method(method).tableau, kind)) {
+      return py::none();
+    }
+  } else if (!forced && !mlp_pays(read, state, graph)) {
+    return py::none();
+  }
   if (controller.empty() && at::GradMode::is_enabled() && times.requires_grad()) return py::none();
   // Modes and profilers see what goes through the dispatcher.
-  if (!graph && !traced && !c10::impl::TorchDispatchModeTLS::any_modes_set() &&
+  if (!on_gpu && !graph && !traced && !c10::impl::TorchDispatchModeTLS::any_modes_set() &&
       !at::hasCallbacks()) {
     Tensor ys;
     {

@@ -11,6 +11,7 @@
 #include "driver/rows.h"
 #include "fused/mlp_samples.h"
 #include "fused/sample_gradient.h"
+#include "ops/mlp_samples_cuda.h"
 #include "ops/mlp_solve.h"
 
 namespace fastnode {
@@ -75,6 +76,24 @@ Tensor joined(std::vector<std::vector<T>>& kept, const Tensor& y0) {
   return out;
 }
 
+py::tuple solve_on_gpu(const std::vector<LayerTensors>& layers, int activation, const Tensor& y0,
+                       const SampleControl& control, bool throws) {
+  SampleTensors found;
+  {
+    const py::gil_scoped_release release;
+    found =
+        mlp_samples_on_gpu(contiguous(layers), Activation(activation), y0.contiguous(), control);
+  }
+  for (const SampleRecord& each : found.failed) {
+    if (throws && each.failure != Failure::kNone) {
+      raise_failure(found.failed, each.failure, control.max_num_steps);
+    }
+  }
+  return py::make_tuple(wrap(found.ys), wrap(found.evaluations), wrap(found.accepted),
+                        wrap(found.rejected), found.status, wrap(found.t1), wrap(found.error),
+                        wrap(found.stiffness), py::none());
+}
+
 // The first fields of fastnode.engines.rows.Trace in their order, status in numbers, then what
 // gradients need (see MlpSamples::kept), None without `keep`. None where the arguments are not
 // plain tensors that fit, or where it does not pay and is not `forced`. y0 is [B, D]; ts [B, T] and
@@ -87,7 +106,11 @@ py::object solve(const std::vector<LayerTuple>& layers, int activation, const Te
                  bool keep, int instructions, bool forced) {
   std::vector<LayerTensors> tensors;
   if (!read_layers(layers, tensors) || !mlp_fits(tensors, y0)) return py::none();
-  if (!forced && !mlp_pays(tensors, y0, keep)) return py::none();
+  const bool on_gpu = y0.is_cuda();
+  if (on_gpu ? !forced || keep || !mlp_fits_on_chip(tensors, y0, *tableau, MlpKind::kBySample)
+             : !forced && !mlp_pays(tensors, y0, keep)) {
+    return py::none();
+  }
   const auto [safety, ifactor, dfactor, smallest, least, most, b1, b2, b3] = controller;
   SampleControl control;
   control.tableau = tableau;
@@ -106,6 +129,7 @@ py::object solve(const std::vector<LayerTuple>& layers, int activation, const Te
   control.atol = atol.const_data_ptr<double>();
   if (first_step) control.first_step = first_step->const_data_ptr<double>();
   control.keep_states = keep;
+  if (on_gpu) return solve_on_gpu(tensors, activation, y0, control, throws);
   const int64_t batch = y0.size(0);
   const double nan = std::numeric_limits<double>::quiet_NaN();
   const Tensor ys = at::full({control.outputs, batch, y0.size(1)}, nan, y0.options());

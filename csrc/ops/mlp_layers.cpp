@@ -34,12 +34,14 @@ std::vector<LayerTensors> mlp_layers(at::TensorList parameters, at::IntArrayRef 
 
 bool mlp_fits(const std::vector<LayerTensors>& layers, const Tensor& y0) {
   const auto dtype = y0.scalar_type();
-  if (!y0.is_cpu() || y0.layout() != at::kStrided || y0.is_conj() || y0.is_neg() ||
-      (dtype != at::kFloat && dtype != at::kDouble) || y0.dim() < 1 || y0.numel() == 0) {
+  if (!(y0.is_cpu() || y0.is_cuda()) || y0.layout() != at::kStrided || y0.is_conj() ||
+      y0.is_neg() || (dtype != at::kFloat && dtype != at::kDouble) || y0.dim() < 1 ||
+      y0.numel() == 0) {
     return false;
   }
   const auto alike = [&](const Tensor& x, int64_t dim) {
-    return x.is_cpu() && x.scalar_type() == dtype && x.layout() == at::kStrided && x.dim() == dim;
+    return x.device() == y0.device() && x.scalar_type() == dtype && x.layout() == at::kStrided &&
+           x.dim() == dim;
   };
   int64_t in = y0.size(-1);
   for (const LayerTensors& each : layers) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "fused/mlp_solve.h"
+#include "kernels/mlp_solve_cuda.h"
 #include "ops/mlp_layers.h"
 
 namespace fastnode {
@@ -20,9 +21,20 @@ namespace fastnode {
 // has one; `layout` for each layer the time's column and whether there is a bias.
 std::vector<LayerTensors> mlp_layers(at::TensorList parameters, at::IntArrayRef layout);
 
-// Whether these are tensors that mlp_solve takes: float32 or float64 in the memory of the CPU, the
+// Whether these are tensors that mlp_solve takes: float32 or float64 on the CPU or on one GPU, the
 // sizes of the layers fitting each other and y0's last dimension.
 bool mlp_fits(const std::vector<LayerTensors>& layers, const at::Tensor& y0);
+
+// Whether a solve of y0 on its GPU fits on the chip (kernels/mlp_solve_cuda.h).
+#ifdef FASTNODE_WITH_CUDA
+bool mlp_fits_on_chip(const std::vector<LayerTensors>& layers, const at::Tensor& y0,
+                      const Tableau& tableau, MlpKind kind);
+#else
+inline bool mlp_fits_on_chip(const std::vector<LayerTensors>&, const at::Tensor&, const Tableau&,
+                             MlpKind) {
+  return false;
+}
+#endif
 
 // Whether one call is faster than the native engine, which calls torch's layers.
 bool mlp_pays(const std::vector<LayerTensors>& layers, const at::Tensor& y0, bool graph);
@@ -37,6 +49,18 @@ struct MlpMethod {
 };
 void register_mlp_method(const std::string& name, MlpMethod method);
 const MlpMethod& mlp_method(std::string_view name);
+
+std::vector<double> read_times(const at::Tensor& t);
+
+// From the arguments of mlp_solve, checked.
+MlpOptions mlp_options(const at::Tensor& t, int64_t activation, const MlpMethod& with, double rtol,
+                       double atol, at::ArrayRef<double> controller,
+                       std::optional<double> first_step, int64_t max_num_steps, bool counted_anew,
+                       const std::optional<at::Tensor>& grid, bool perturb, bool stiffness,
+                       bool keep);
+
+// [3, edges]: see MlpResult.
+at::Tensor step_records(const MlpTrace& trace);
 
 // What Python has to do for C++: raise the error of a solve that cannot go on, and give gradients
 // that have gradients themselves.

@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
 LIMITS = (
     "it takes an MLPField or what fastnode.fuse returns, without hooks or callbacks, one tensor of "
-    "float32 or float64 on the CPU whose last dimension is the field's, numbers as tolerances and "
-    "explicit Runge-Kutta methods, and knows no args, events, stops, norms or controllers of the "
-    "caller's making, adjoints but backprop, checkpoint and revolve, torch.func transforms, or "
-    "with fixed steps times inside of a step"
+    "float32 or float64 whose last dimension is the field's, numbers as tolerances and explicit "
+    "Runge-Kutta methods, and knows no args, events, stops, norms or controllers of the caller's "
+    "making, adjoints but backprop, checkpoint and revolve, torch.func transforms, or with fixed "
+    "steps times inside of a step; on a GPU no gradients, and no layers and states that do not fit "
+    "into its shared memory"
 )
 
 #: The best instruction set of this machine, or the one that tests force.
@@ -54,7 +55,8 @@ for _tableau in METHODS.values():
 
 def runs_here() -> bool:
     """Whether tensors are what they seem (see engines.native)."""
-    return extension.AVAILABLE and not transformed() and not torch.is_autocast_enabled("cpu")
+    cast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    return extension.AVAILABLE and not transformed() and not cast
 
 
 def odeint(

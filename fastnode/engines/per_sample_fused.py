@@ -20,8 +20,9 @@ from fastnode.tableaus import Tableau
 
 LIMITS = (
     "with per_sample=True it takes an MLPField or what fastnode.fuse returns, without hooks or "
-    "callbacks, a state [B, D] of float32 or float64 on the CPU with save='times', and knows no "
-    "args, gradients of times, adjoints but backprop and checkpoint, or torch.func transforms"
+    "callbacks, a state [B, D] of float32 or float64 with save='times', and knows no args, "
+    "gradients of times, adjoints but backprop and checkpoint, or torch.func transforms; on a GPU "
+    "no gradients, and no layers that do not fit into its shared memory"
 )
 
 
@@ -34,7 +35,7 @@ def find(problem: SampleProblem, options: SampleOptions) -> Perceptron | None:
         return None
     if not fused.runs_here() or not native.available(y0, ()):
         return None
-    if y0.device.type != "cpu" or y0.is_complex():
+    if y0.device.type not in ("cpu", "cuda") or y0.is_complex():
         return None
     return fused.perceptron(func)
 

@@ -1,0 +1,62 @@
+// Perceptrons of torch for the kernels of kernels/mlp_solve_cuda.h.
+#pragma once
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include "fused/mlp_device.h"
+#include "ops/mlp_layers.h"
+
+namespace fastnode {
+
+inline void check_launch(int error) { TORCH_CHECK(error == 0, "mlp_solve: CUDA error ", error); }
+
+// Of contiguous layers, which must outlive it; nothing if there are more than the kernels take.
+template <class T>
+std::optional<DeviceField<T>> device_field(const std::vector<LayerTensors>& layers, int64_t dim,
+                                           Activation activation) {
+  if (layers.size() > size_t(kMostLayers) || dim > 65536) return {};
+  DeviceField<T> field{};
+  field.count = int(layers.size());
+  field.dim = int(dim);
+  field.activation = activation;
+  const auto from = sources<T>(layers);
+  for (size_t l = 0; l < from.size(); ++l) {
+    if (from[l].in > 65536 || from[l].out > 65536) return {};
+    field.layers[l] = {from[l].weight,           from[l].bias,
+                       int(from[l].in),          int(from[l].out),
+                       int(from[l].time_column), 0};
+  }
+  return field;
+}
+
+inline at::Tensor upload(const std::vector<double>& numbers, at::Device device) {
+  const at::Tensor out = at::empty({int64_t(numbers.size())}, at::kDouble);
+  std::copy(numbers.begin(), numbers.end(), out.mutable_data_ptr<double>());
+  return out.to(device);
+}
+
+// What all kinds of solves are told; `layers` and `times` must outlive the task.
+template <class T>
+MlpTask<T> make_task(MlpKind kind, const std::vector<LayerTensors>& layers, Activation activation,
+                     const Tableau& tableau, const std::optional<StiffnessPair>& pair,
+                     const at::Tensor& y0, const at::Tensor& ys) {
+  MlpTask<T> task{};
+  const int64_t dim = y0.size(-1);
+  const auto field = device_field<T>(layers, dim, activation);
+  const auto method = device_tableau(tableau, pair);
+  MlpDevice device{};
+  check_launch(mlp_device(y0.device().index(), &device));
+  TORCH_CHECK_VALUE(field && method, "layers or stages are more than a GPU's solve takes");
+  task.field = *field;
+  task.tableau = *method;
+  task.batch = y0.numel() / dim;
+  TORCH_CHECK_VALUE(mlp_plan<T>(kind, task.field, task.tableau, task.batch, device, task.plan),
+                    "layers, states and slopes do not fit into the shared memory of this GPU");
+  task.output_count = ys.size(0);
+  task.y0 = y0.const_data_ptr<T>();
+  task.ys = ys.mutable_data_ptr<T>();
+  return task;
+}
+
+}  // namespace fastnode

@@ -1,0 +1,22 @@
+// Per-sample solves of perceptrons on a GPU.
+#pragma once
+
+#include "fused/mlp_samples.h"
+#include "ops/mlp_layers.h"
+
+namespace fastnode {
+
+// On the GPU, but `status`: the first fields of fastnode.engines.rows.Trace, numbers of samples
+// [batch] and of all accepted steps, those of the first sample first. `failed` are records without
+// steps, of all samples, if one of them failed.
+struct SampleTensors {
+  at::Tensor ys, evaluations, accepted, rejected, t1, error, stiffness;
+  std::vector<int> status;
+  std::vector<SampleRecord> failed;
+};
+
+// The pointers of `control` are to device memory.
+SampleTensors mlp_samples_on_gpu(const std::vector<LayerTensors>& layers, Activation activation,
+                                 const at::Tensor& y0, const SampleControl& control);
+
+}  // namespace fastnode
