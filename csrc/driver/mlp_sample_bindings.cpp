@@ -111,6 +111,10 @@ py::object solve(const std::vector<LayerTuple>& layers, int activation, const Te
              : !forced && !mlp_pays(tensors, y0, keep)) {
     return py::none();
   }
+  for (const Tensor& each : {ts, direction, rtol, atol, first_step.value_or(ts)}) {
+    TORCH_CHECK_VALUE(each.device() == y0.device(), "numbers of samples must be on ", y0.device(),
+                      ", got ", each.device());
+  }
   const auto [safety, ifactor, dfactor, smallest, least, most, b1, b2, b3] = controller;
   SampleControl control;
   control.tableau = tableau;

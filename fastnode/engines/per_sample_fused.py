@@ -65,7 +65,8 @@ def solve(
     y0 = problem.y0.detach()
 
     def per_sample(value: float | Tensor) -> Tensor:
-        return torch.as_tensor(value, dtype=torch.float64).expand(y0.shape[0]).contiguous()
+        number = torch.as_tensor(value, dtype=torch.float64, device=y0.device)
+        return number.expand(y0.shape[0]).contiguous()
 
     stiffness = Stiffness(options.tableau)
     first = options.first_step
