@@ -10,6 +10,10 @@ import fastnode
 from fastnode import extension
 
 
+def pytest_addoption(parser) -> None:
+    parser.addoption("--full", action="store_true", help="finer grids, for hours")
+
+
 def pytest_benchmark_update_machine_info(config, machine_info) -> None:
     machine_info.pop("node", None)
     machine_info["fastnode"] = fastnode.__version__

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.measured import number
+from bench.plots import draw_all
 from bench.results_file import Row, Run, read_runs
 
 STYLE = """
@@ -80,42 +81,6 @@ def section(run: Run) -> str:
     return "".join(parts)
 
 
-def work_precision(rows: list[dict[str, Any]], path: Path) -> None:
-    """Error over evaluations: geometric means over the problems, a line for each method."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    def mean(values: list[float]) -> float:
-        return math.exp(sum(math.log(max(x, 1e-16)) for x in values) / len(values))
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    methods = sorted({row["method"] for row in rows})
-    for i, method in enumerate(methods):
-        for library, dashes in (("fastnode", "-"), ("torchdiffeq", ":")):
-            points = []
-            for tolerance in sorted({row["tolerance"] for row in rows}):
-                chosen = [
-                    row
-                    for row in rows
-                    if row["method"] == method
-                    and row["tolerance"] == tolerance
-                    and row["evaluations"].get(library)
-                ]
-                if chosen:
-                    work = mean([row["evaluations"][library] for row in chosen])
-                    points.append((work, mean([row["error"][library] for row in chosen])))
-            if points:
-                label = f"{method}, {library}"
-                axes.loglog(*zip(*points, strict=True), dashes, color=f"C{i}", label=label)
-    axes.set(xlabel="evaluations", ylabel="error", title="DETEST, 25 problems")
-    axes.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-
-
 def write_report(folder: Path, out: Path) -> Path:
     """Returns the page.
 
@@ -126,11 +91,14 @@ def write_report(folder: Path, out: Path) -> Path:
     if not runs:
         raise ValueError(f"{folder} must hold JSON files of these benchmarks, found none")
     out.mkdir(parents=True, exist_ok=True)
-    body = "".join(section(run) for run in runs)
     detest = folder / "detest.json"
-    if detest.exists():
-        work_precision(json.loads(detest.read_text())["rows"], out / "work_precision.png")
-        body += '<h2>work and precision</h2><img src="work_precision.png" alt="DETEST">'
+    problems = json.loads(detest.read_text())["rows"] if detest.exists() else []
+    pictures = draw_all((row for run in runs for row in run.rows), problems, out)
+    body = "".join(
+        f'<h2>{title}</h2><p>{caption}</p><img src="{name}" alt="{title}">'
+        for name, title, caption in pictures
+    )
+    body += "".join(section(run) for run in runs)
     page = out / "index.html"
     page.write_text(
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>fastnode: results</title>'

@@ -194,6 +194,7 @@ struct MlpSolve<T>::Adaptive : Worker {
     if (options.first_step) {
       h = *options.first_step;
     } else if (!choose_first_step()) {
+      finish();
       if (leads) trace.ending = Ending::kBadStart;
       return;
     }

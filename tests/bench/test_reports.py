@@ -66,6 +66,28 @@ def test_the_page_shows_error_over_evaluations(tmp_path):
     assert (page.parent / "work_precision.png").stat().st_size > 1000
 
 
+def test_there_is_a_plot_of_whatever_there_are_results_for(tmp_path):
+    pytest.importorskip("matplotlib")
+
+    def row(subject, case, ratios, **facts):
+        info = {"subject": subject, "case": case, "ratios": ratios, "microseconds": 10.0, **facts}
+        return {"extra_info": info, "stats": {"median": 1.0, "iqr": 0.1}}
+
+    errors = {"fastnode": 1e-4, "fastnode, fused": 1e-4, "torchdiffeq": 2e-4}
+    rivals = {"fastnode, fused": 0.1, "torchdiffeq": 2.0}
+    rows = [row("error over time, dopri5", case, rivals, errors=errors) for case in ("0.1", "0.01")]
+    grid = {"torchdiffeq": 40.0, "native": 10.0}
+    rows += [row("state and batch, fused", f"({s}, {b})", grid) for s in (2, 4) for b in (1, 8)]
+    rows.append(row("memory over interval", "reversible", {}, megabytes={"t = 1": 2.0, "t = 8": 2}))
+    rows.append(row("flow kernels", "(2, 3)", {"copies of as many bytes": 0.9}))
+    content = {"machine_info": {"torch": "2.13.0"}, "benchmarks": rows}
+    (tmp_path / "work.json").write_text(json.dumps(content))
+    page = write_report(tmp_path, tmp_path / "page")
+    for name in ("error_over_time", "state_and_batch", "memory", "bandwidth"):
+        assert f"{name}.png" in page.read_text()
+        assert (page.parent / f"{name}.png").stat().st_size > 1000
+
+
 def test_a_folder_without_results_is_refused(tmp_path):
     with pytest.raises(ValueError, match="found none"):
         write_report(tmp_path, tmp_path / "page")

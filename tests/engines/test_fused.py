@@ -199,6 +199,17 @@ def test_bad_arguments_are_named_as_by_other_engines():
         fastnode.odeint(field, y0, t)
 
 
+def test_a_bad_start_is_named_with_its_time():
+    field = field_of([2, 8], "tanh", "none", True)
+    y0, t = torch.full((3, 2), math.inf).double(), torch.tensor([0.25, 1.0]).double()
+    found = []
+    for engine in ("fused", "native"):
+        with pytest.raises(fastnode.NonFiniteState) as error:
+            fastnode.odeint(field, y0, t, engine=engine)
+        found.append(str(error.value))
+    assert "0.25" in found[0] and found[0] == found[1]
+
+
 def test_failures_are_those_of_the_native_engine():
     field = field_of([2, 8], "relu", "none", True)
     y0, t = torch.randn(3, 2).double(), torch.tensor([0.0, 1.0]).double()
