@@ -43,3 +43,31 @@ def test_engines(benchmark, size, part):
         rounds=5,
         distance_to_reference=errors,
     )
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_adjoints_of_the_fused_engine(benchmark, size):
+    """Stages written down by backprop, taken again from the states that checkpoint keeps, or from
+    those that Revolve(4) finds again."""
+    state, hidden, batch = size
+    field, y0 = Field(state, hidden), initial(state, batch)
+    perceptron = fastnode.fuse(field)
+    options = {"method": "dopri5", "engine": "fused", **TOLERANCE}
+
+    def gradients(adjoint):
+        y = y0.clone().requires_grad_()
+        y1 = fastnode.solve(perceptron, y, TIMES, adjoint=adjoint, **options).ys[-1]
+        return torch.autograd.grad(y1.square().sum(), [y, *field.parameters()])
+
+    others = {"checkpoint": "checkpoint", "revolve(4)": fastnode.Revolve(4)}
+    found = gradients("backprop")
+    for adjoint in others.values():
+        assert all(map(torch.equal, gradients(adjoint), found))
+    compare(
+        benchmark,
+        "adjoints of the fused engine",
+        str(size),
+        lambda: gradients("backprop"),
+        {name: lambda adjoint=adjoint: gradients(adjoint) for name, adjoint in others.items()},
+        rounds=10,
+    )

@@ -106,18 +106,18 @@ def test_gradient(benchmark, request, adjoint, size):
     )
 
 
-def megabytes(name: str, end: float) -> float:
+def megabytes(name: str, end: float, size: tuple[int, int, int] = LARGEST) -> float:
     """Measured in a process of its own."""
-    return in_own_process(__file__, name, end)
+    return in_own_process(__file__, name, end, json.dumps(size))
 
 
-def measure(name: str, end: float) -> float:
+def measure(name: str, end: float, size: tuple[int, int, int] = LARGEST) -> float:
     torch.set_num_threads(1)
-    state, hidden, batch = LARGEST
+    state, hidden, batch = size
     field, y0 = Field(state, hidden), initial(state, batch)
     gradients(name, field, y0[:2], 1.0)
     return peak_megabytes(lambda: gradients(name, field, y0, end))
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1], float(sys.argv[2]))))
+    print(json.dumps(measure(sys.argv[1], float(sys.argv[2]), *map(json.loads, sys.argv[3:]))))

@@ -6,15 +6,13 @@ grid of states and batches.
 
 from __future__ import annotations
 
-import json
 import sys
 
 import pytest
 import torch
 import torchdiffeq
-from bench_gradients import ADJOINTS, gradients
+from bench_gradients import ADJOINTS, megabytes
 from bench_odeint import TIMES, TOLERANCE, Field, initial
-from memory import in_own_process, peak_megabytes
 from ratio import compare
 
 import fastnode
@@ -84,7 +82,7 @@ def test_state_and_batch(benchmark, state, batch):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("name", ["torchdiffeq backprop", *ADJOINTS])
 def test_memory_over_interval(benchmark, name):
-    found = {f"{end:g}": in_own_process(__file__, name, end) for end in ENDS}
+    found = {f"{end:g}": megabytes(name, end, MEMORY_SIZE) for end in ENDS}
     benchmark.pedantic(lambda: None)
     benchmark.extra_info.update(
         subject="memory over interval",
@@ -93,15 +91,3 @@ def test_memory_over_interval(benchmark, name):
         microseconds=0.0,
         megabytes={f"t = {end}": value for end, value in found.items()},
     )
-
-
-def measure(name: str, end: float) -> float:
-    torch.set_num_threads(1)
-    state, hidden, batch = MEMORY_SIZE
-    field, y0 = Field(state, hidden), initial(state, batch)
-    gradients(name, field, y0[:2], 1.0)
-    return peak_megabytes(lambda: gradients(name, field, y0, end))
-
-
-if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1], float(sys.argv[2]))))

@@ -173,6 +173,15 @@ def engines(results: Results) -> str:
 
 
 @source
+def fused_adjoints(results: Results) -> str:
+    rows = []
+    for case in results.cases("engines", "adjoints of the fused engine"):
+        ratios = results.facts("engines", "adjoints of the fused engine", case)["ratios"]
+        rows.append([case, *(number(ratios[name]) for name in ("checkpoint", "revolve(4)"))])
+    return table(["(state, hidden, batch)", "checkpoint", "revolve(4)"], rows)
+
+
+@source
 def per_sample(results: Results) -> str:
     rows = []
     for method in ("dopri5", "tsit5"):

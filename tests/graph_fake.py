@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
 
+import torch
+from torch import nn
+
+import fastnode
 from fastnode.engines import graph_plan, graph_runtime
+
+TS = torch.tensor([0.0, 1.0])
 
 
 class FakeRuntime:
@@ -76,3 +82,21 @@ def faked(loops=True):
     finally:
         graph_runtime.runtime_for = before
         graph_plan.clear()
+
+
+class Turning(nn.Module):
+    """A field with a parameter and an attribute that it depends on."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))
+        self.scale = 1.0
+
+    def forward(self, t, y):
+        return self.scale * y @ self.weight
+
+
+def run(field, y0=None, ts=TS, **options):
+    """The solution by the graph engine."""
+    y0 = torch.tensor([[1.0, 2.0]]) if y0 is None else y0
+    return fastnode.solve(field, y0, ts, engine="graph", **options).ys

@@ -25,7 +25,7 @@ SECTIONS = {
     "cifar10-simfree": ("Simulation-free, CIFAR10", FLOW),
     "ablations": ("Simulation-free, ablations on MNIST", FLOW),
     "uci": ("Simulation-free against training through the solver, UCI", FLOW),
-    "uci-time": ("The same with no more time for simulation-free training", FLOW),
+    "uci-time": ("The same with about as much time", FLOW),
 }
 
 
@@ -55,7 +55,7 @@ NOTES = {
     "uci": "All four have the same nets, steps and early stopping.",
     "uci-time": (
         "Simulation-free training takes more steps to its best, each of them cheaper: it has at "
-        "most 20,000 here, the others 8,000, rnode 1,000, which take longer than these."
+        "most 20,000 here and the others 8,000, which take about as long; rnode has 1,000."
     ),
 }
 

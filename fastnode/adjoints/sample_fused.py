@@ -83,7 +83,7 @@ class FusedChain(SampleChain):
 def solve_perceptrons(problem: SampleProblem, options: SampleOptions, forced: bool) -> Trace | None:
     """The trace of a per-sample solve with the gradients of ``FusedChain``; None where none are
     wanted or another engine makes them."""
-    if problem.ts.shape[1] == 1 or problem.ts.requires_grad:
+    if not torch.is_grad_enabled() or problem.ts.shape[1] == 1 or problem.ts.requires_grad:
         return None
     found = per_sample_fused.find(problem, options)
     if found is None:

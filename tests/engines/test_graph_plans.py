@@ -7,36 +7,19 @@ import gc
 
 import pytest
 import torch
-from graph_fake import faked
-from torch import nn
+from graph_fake import TS, Turning, faked, run
 
 import fastnode
 from fastnode import engines, extension
 from fastnode.engines import graph_plan
 
 pytestmark = pytest.mark.skipif(not extension.AVAILABLE, reason=extension.REASON)
-TS = torch.tensor([0.0, 1.0])
 
 
 @pytest.fixture
 def runtimes():
     with faked() as made, torch.no_grad():
         yield made
-
-
-class Field(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))
-        self.scale = 1.0
-
-    def forward(self, t, y):
-        return self.scale * y @ self.weight
-
-
-def run(field, y0=None, ts=TS, **options):
-    y0 = torch.tensor([[1.0, 2.0]]) if y0 is None else y0
-    return fastnode.solve(field, y0, ts, engine="graph", **options).ys
 
 
 def same_as_native(field, y0=None, ts=TS, **options):
@@ -46,7 +29,7 @@ def same_as_native(field, y0=None, ts=TS, **options):
 
 
 def test_a_second_solve_of_the_same_kind_captures_nothing(runtimes):
-    field = Field()
+    field = Turning()
     for first, last in ((0.0, 1.0), (0.5, -2.0)):
         assert same_as_native(field, torch.rand(3, 2), torch.tensor([first, last]))
     assert len(runtimes) == 1
@@ -77,7 +60,7 @@ def test_a_solve_of_another_kind_has_a_graph_of_its_own(runtimes, change):
 
 
 def test_what_is_written_into_a_parameter_is_seen_by_the_graph(runtimes):
-    field = Field()
+    field = Turning()
     run(field)
     field.weight.mul_(3)
     assert same_as_native(field)
@@ -85,7 +68,7 @@ def test_what_is_written_into_a_parameter_is_seen_by_the_graph(runtimes):
 
 
 def test_other_memory_or_another_number_needs_another_graph(runtimes):
-    field = Field()
+    field = Turning()
     run(field)
     kept = field.weight.data
     field.weight.data = 2 * kept
@@ -141,7 +124,7 @@ def test_objects_of_the_user_are_looked_at_and_those_of_libraries_are_not(runtim
 
 
 def test_clear_lets_go_of_all_graphs(runtimes):
-    field = Field()
+    field = Turning()
     run(field)
     engines.graph.clear()
     run(field)
@@ -175,7 +158,7 @@ class Holder:
 
 
 def test_a_graph_goes_with_its_field(runtimes):
-    field = Field()
+    field = Turning()
     run(field)
     assert len(graph_plan._kept) == 1
     del field
@@ -184,7 +167,7 @@ def test_a_graph_goes_with_its_field(runtimes):
 
 
 def test_no_more_than_so_many_graphs_are_kept(runtimes):
-    fields = [Field() for _ in range(graph_plan.MOST + 3)]
+    fields = [Turning() for _ in range(graph_plan.MOST + 3)]
     for field in fields:
         run(field)
     assert len(graph_plan._kept) == graph_plan.MOST

@@ -6,36 +6,19 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from graph_fake import FakeRuntime, faked
+from graph_fake import FakeRuntime, Turning, faked, run
 from torch import nn
 
-import fastnode
 from fastnode import extension
 from fastnode.engines import graph_plan
 
 pytestmark = pytest.mark.skipif(not extension.AVAILABLE, reason=extension.REASON)
-TS = torch.tensor([0.0, 1.0])
 
 
 @pytest.fixture
 def runtimes():
     with faked() as made, torch.no_grad():
         yield made
-
-
-class Field(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))
-        self.scale = 1.0
-
-    def forward(self, t, y):
-        return self.scale * y @ self.weight
-
-
-def run(field, y0=None, ts=TS, **options):
-    y0 = torch.tensor([[1.0, 2.0]]) if y0 is None else y0
-    return fastnode.solve(field, y0, ts, engine="graph", **options).ys
 
 
 class Counting(nn.Module):
@@ -92,7 +75,7 @@ def test_a_field_that_waits_for_the_device_is_refused_with_the_reason(runtimes, 
 
     monkeypatch.setattr(FakeRuntime, "watched", watched)
     with pytest.raises(ValueError, match=r"cannot capture func: it waits for the device.*\.item"):
-        run(Field())
+        run(Turning())
 
 
 def test_a_capture_that_fails_is_refused_with_the_reason(runtimes, monkeypatch):
@@ -101,7 +84,7 @@ def test_a_capture_that_fails_is_refused_with_the_reason(runtimes, monkeypatch):
 
     monkeypatch.setattr(FakeRuntime, "capture", capture)
     with pytest.raises(ValueError, match="cannot capture func: .*not permitted when stream is"):
-        run(Field())
+        run(Turning())
     assert not graph_plan._kept
 
 
@@ -119,7 +102,7 @@ def test_errors_of_the_field_itself_stay_what_they_are(runtimes):
 def test_no_solve_within_another_capture(runtimes, monkeypatch):
     monkeypatch.setattr(FakeRuntime, "ready", lambda self: "another CUDA graph is being captured")
     with pytest.raises(ValueError, match="another CUDA graph"):
-        run(Field())
+        run(Turning())
 
 
 @pytest.mark.parametrize(
@@ -139,12 +122,12 @@ def test_no_solve_within_another_capture(runtimes, monkeypatch):
 )
 def test_what_the_engine_does_not_know_is_named(runtimes, options, reason):
     with pytest.raises(ValueError, match=f"engine 'graph' cannot run this solve: .*{reason}"):
-        run(Field(), **options)
+        run(Turning(), **options)
 
 
 def test_gradients_by_backprop_are_refused_and_the_way_is_named():
     for field, y0 in (
-        (Field(), torch.ones(1, 2)),
+        (Turning(), torch.ones(1, 2)),
         (scaled_by_two, torch.ones(1, 2).requires_grad_()),
     ):
         with faked(), pytest.raises(ValueError, match="needs a gradient.*adjoint='checkpoint'"):
@@ -157,9 +140,9 @@ def scaled_by_two(t, y):
 
 def test_a_state_on_the_cpu_is_refused():
     with torch.no_grad(), pytest.raises(ValueError, match="CUDA device, got cpu"):
-        run(Field())
+        run(Turning())
 
 
 def test_methods_that_carry_their_last_slope_have_no_gradient_by_checkpoint():
     with faked(), pytest.raises(ValueError, match="fehlberg2"):
-        run(Field(), method="fehlberg2", adjoint="checkpoint")
+        run(Turning(), method="fehlberg2", adjoint="checkpoint")
