@@ -13,6 +13,7 @@ import pytest
 import torch
 import torchdiffeq
 from bench_odeint import ACTIVATIONS, TIMES, TOLERANCE, Field, evaluations, initial, solver
+from fused_bound import least_microseconds
 from ratio import compare
 
 import fastnode
@@ -91,6 +92,7 @@ def test_fused(benchmark, threads, part, size, activation):
         rounds=2 if state > 100 else 6,
         warm=1 if state > 100 else 3,
         evaluations={"fastnode": solution.nfe, "torchdiffeq": nfe},
+        least_microseconds=least_microseconds(size, activation, solution.nfe, threads, gradient),
     )
     peak = fma_peak.measure(threads)
     if not gradient and peak is not None:

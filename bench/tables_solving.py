@@ -117,11 +117,24 @@ def fused_peak(results: Results) -> str:
 
 @source
 def fused_bound(results: Results) -> str:
+    rows = []
+    for case in results.cases("fused", "forward tanh, 2 threads"):
+        row = [case]
+        for part in ("forward", "forward + backward"):
+            subject = f"{part} tanh, 2 threads"
+            found = results.facts("fused", subject, case)
+            smallest = results.facts("fused", subject, "(2, 16, 1)")["microseconds"]
+            theirs = found["reference_microseconds"]["torchdiffeq"]
+            least = smallest + (found["least_microseconds"] if case != "(2, 16, 1)" else 0)
+            row += [number(theirs / found["microseconds"]), number(theirs / least)]
+        rows.append(row)
     found = results.facts("fused", "forward + backward tanh, 2 threads", "(2, 16, 1)")
     layer = found["reference_microseconds"]["one layer of torch, without a solve"]
+    head = ["(state, hidden, batch)", "forward", "at most", "with backward", "at most"]
     return (
-        f"Forward and backward pass of the first row take {found['microseconds']:.0f} us, those of "
-        f"one linear layer of the same size in torch {layer:.0f} us: what is left is autograd's."
+        f"{table(head, rows)}\n\nForward and backward pass of the first row take "
+        f"{found['microseconds']:.0f} us, those of one linear layer of the same size in torch "
+        f"{layer:.0f} us: what is left is autograd's."
     )
 
 

@@ -150,6 +150,33 @@ def regularizers(results: Results) -> str:
 
 
 @source
+def local_cost(results: Results) -> str:
+    rows = []
+    for engine in ("fused", "module"):
+        subjects = [f"local {mode}, {engine}" for mode in ("unbiased", "biased")]
+        for case in results.cases("local", subjects[0]):
+            found = [results.facts("local", subject, case) for subject in subjects]
+            costs = [f"{100 / each['ratios']['without'] - 100:.1f} %" for each in found]
+            nfe = str(found[0]["evaluations"]["without"])
+            kind = "perceptron, fused engine" if engine == "fused" else "module, native engine"
+            rows.append([case, kind, nfe, *costs])
+    return table(["field", "solved as", "evaluations", "unbiased", "biased"], rows)
+
+
+@source
+def local_memory(results: Results) -> str:
+    rows = []
+    for mode in ("unbiased", "biased"):
+        found = results.facts("local", f"memory, local {mode}", "784-100-784")
+        for end, count in found["steps"].items():
+            ours, without = (
+                f"{found[name][end]:.0f}" for name in ("megabytes", "reference_megabytes")
+            )
+            rows.append([mode, str(count), ours, without])
+    return table(["mode", "accepted steps", "with, MB", "without, MB"], rows)
+
+
+@source
 def four_pairs(results: Results) -> str:
     rows = [
         [

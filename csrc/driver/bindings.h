@@ -8,6 +8,7 @@ namespace fastnode {
 void bind_driver(pybind11::module_& m);
 void bind_mlp(pybind11::module_& m);
 void bind_mlp_samples(pybind11::module_& m);
+void bind_mlp_step(pybind11::module_& m);
 void bind_graph(pybind11::module_& m);
 
 }  // namespace fastnode

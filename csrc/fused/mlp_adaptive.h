@@ -126,7 +126,7 @@ struct MlpSolve<T>::Adaptive : Worker {
       barrier.wait();
       ratio = rms(sums);
       const double following = options.controller.next_step(taken, ratio, before, earlier);
-      if (!options.controller.accepts(taken, ratio)) {
+      if (!options.first_step_alone && !options.controller.accepts(taken, ratio)) {
         ++rejected;
         stuck = following >= taken;
         h = following;
@@ -199,6 +199,10 @@ struct MlpSolve<T>::Adaptive : Worker {
       return;
     }
     h = options.controller.clip(h);
+    if (options.first_step_alone) {
+      advance();
+      return finish();
+    }
     tapes = options.tape && options.tape->steps() > 0;
     const std::vector<double>& times = options.times;
     for (size_t i = 1; i < times.size();) {

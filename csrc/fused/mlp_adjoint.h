@@ -257,7 +257,7 @@ struct Adjoint : StepBack<T> {
     } else {
       Replay<Adjoint>{*this}.back(next);
     }
-    if (path.adaptive) {
+    if (path.adaptive && !path.constant_slope) {
       // y is still the state at which the first step began.
       copy_tile(frame.extent(dim()), y, states[0]);
       record(0, T(path.edges[0]));

@@ -22,6 +22,7 @@ struct MlpPath {
   // Local errors in units of the tolerances, one for each step; used where they have a gradient.
   const double* errors = nullptr;
   double rtol = 0, atol = 0;
+  bool constant_slope = false;  // the slope at the very beginning has no gradient
 
   double direction() const { return times.back() >= times.front() ? 1.0 : -1.0; }
   int64_t steps() const { return int64_t(edges.size()) - 1; }

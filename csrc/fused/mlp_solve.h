@@ -32,6 +32,7 @@ struct MlpOptions {
   Controller controller{};
   double rtol = 0, atol = 0;
   std::optional<double> first_step;
+  bool first_step_alone = false;  // accepted whatever its error, and nothing after it
   int64_t max_num_steps = 0;
   bool counted_anew = true;  // steps tried are counted from each output time on
   std::optional<StiffnessPair> pair;

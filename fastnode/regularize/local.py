@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastnode.embedded import SampleStart, Start, find_tableau
+from fastnode.engines.fused_step import first_step
 from fastnode.methods import FIXED
 from fastnode.problem import State
 from fastnode.regularize import random_time
@@ -100,9 +101,16 @@ class Local(Regularizer):
     def _step(
         self, func: Callable[..., Any], t: Any, end: Tensor, y: State, options: dict[str, Any]
     ) -> Tensor:
-        kind = SampleStart if self.per_sample else Start
         args, rtol, atol = tuple(options.get("args", ())), options["rtol"], options["atol"]
-        start = kind(func, t, end, y, args, find_tableau(self.method), rtol, atol)
+        tableau = find_tableau(self.method)
+        may_fuse = options.get("engine", "auto") in ("auto", "fused")
+        if may_fuse and self.kind == "error" and not self.per_sample and not args:
+            found = first_step(func, t, end.item(), y, tableau, rtol, atol, self.hold_k1)
+            if found is not None:
+                error, h = found
+                return error * abs(h)
+        kind = SampleStart if self.per_sample else Start
+        start = kind(func, t, end, y, args, tableau, rtol, atol)
         f = start.slope(constant=self.hold_k1)
         h = start.first_step(f.detach())
         taken = start.take(f, h)

@@ -76,7 +76,7 @@ def test_time(benchmark, name, fused, mode):
         name,
         lambda: train(*parts, regularizer),
         {"without": lambda: train(*parts)},
-        rounds=9,
+        rounds=15,
         warm=1,
         evaluations=dict(zip(("without", "with"), evaluations, strict=True)),
     )
@@ -87,6 +87,8 @@ def test_time(benchmark, name, fused, mode):
 def test_memory(benchmark, mode):
     found = {end: megabytes(mode, end) for end in (LONG, 4 * LONG)}
     without = {end: megabytes("none", end) for end in found}
+    field, y0, _ = make("784-100-784", False)
+    steps = {end: fastnode.solve(field, y0, torch.tensor([0.0, end]), **TOLERANCE) for end in found}
     benchmark.pedantic(lambda: None)
     benchmark.extra_info.update(
         subject=f"memory, local {mode}",
@@ -95,6 +97,7 @@ def test_memory(benchmark, mode):
         microseconds=0.0,
         megabytes={f"{end:g}": value for end, value in found.items()},
         reference_megabytes={f"{end:g}": value for end, value in without.items()},
+        steps={f"{end:g}": solution.accepted for end, solution in steps.items()},
     )
 
 

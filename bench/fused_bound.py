@@ -1,0 +1,54 @@
+"""What no fused solve goes below: its arithmetic, each kind alone at the rate it reaches here.
+
+The field's multiplications go at the machine's peak of fused multiply-adds, its activations at the
+rate of the kernel on numbers in the first-level cache. Combinations of stages, error norms, packing
+of weights and the waiting of threads for each other count as nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+
+import fma_peak
+import torch
+
+from fastnode import extension
+from fastnode.nn.fields import ACTIVATIONS
+
+#: Numbers of float32 that stay in the first-level cache beside their results.
+NEAR = 2048
+
+
+@cache
+def activation_seconds(name: str) -> float:
+    """Of one number on one thread, by the best of many calls, above that of relu, whose call
+    copies as much and computes next to nothing."""
+    native = extension.native()
+    instructions = native.mlp_instruction_sets()[-1]
+    x = torch.linspace(-3, 3, NEAR)
+
+    def seconds(which: str) -> float:
+        times = []
+        for _ in range(500):
+            start = time.perf_counter()
+            native.mlp_activate(instructions, list(ACTIVATIONS).index(which), x)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return (seconds(name) - seconds("relu")) / NEAR
+
+
+def least_microseconds(
+    size: tuple[int, int, int], activation: str, nfe: int, threads: int, gradient: bool
+) -> float | None:
+    """Of ``nfe`` evaluations of a field of two layers, (state, hidden, batch); with gradients of
+    the products back to the inputs and to the weights as well, once each, as if all that the
+    forward pass computed were at hand. None without a compiler."""
+    peak = fma_peak.measure(threads)
+    if peak is None:
+        return None
+    state, hidden, batch = size
+    operations = 4 * state * hidden * batch * nfe * (3 if gradient else 1)
+    numbers = hidden * batch * nfe
+    return 1e6 * (operations / peak + numbers * activation_seconds(activation) / threads)
