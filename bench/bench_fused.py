@@ -7,7 +7,6 @@ same weights, jitted and warm. Each result is compared with the others before it
 
 from __future__ import annotations
 
-import diffrax_solver
 import fma_peak
 import pytest
 import torch
@@ -15,6 +14,7 @@ import torchdiffeq
 from bench_odeint import ACTIVATIONS, TIMES, TOLERANCE, Field, evaluations, initial, solver
 from fused_bound import least_microseconds
 from ratio import compare
+from rivals import absent, with_diffrax
 
 import fastnode
 from fastnode import extension
@@ -71,8 +71,8 @@ def test_fused(benchmark, threads, part, size, activation):
     torch.testing.assert_close(own(), other(), rtol=1e-3, atol=1e-3)
     references = {"torchdiffeq": other}
     # XLA keeps the threads with which it began.
-    if diffrax_solver.AVAILABLE and threads > 1:
-        run = diffrax_solver.with_diffrax(field, y0, gradient=gradient, max_steps=64)
+    if not absent("diffrax") and threads > 1:
+        run = with_diffrax(field, y0, gradient=gradient, max_steps=64)
         references["diffrax, jitted"] = run
         found = run()[0] if gradient else run()
         torch.testing.assert_close(torch.tensor(found.tolist()), other(), rtol=1e-3, atol=1e-3)

@@ -1,24 +1,23 @@
-"""Solving without gradients: against torchdiffeq, torchode and diffrax.
+"""Solving without gradients: against torchdiffeq, torchode, torchdyn and diffrax.
 
 The vector field is an ordinary nn.Module, Linear - activation - Linear, called from Python once per
 stage. ``overhead`` is the time of a solve less the time spent inside the field, divided by the
 number of evaluations: what a library costs by itself.
 
-torchode is compiled the way its authors recommend, diffrax is jitted with the same weights, and
-both are called warm. They are optional: ``pip install torchode diffrax``.
+All but torchdiffeq are optional (see ``rivals``); which of them took no part, and why, is printed
+and kept beside the ratios.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import statistics
 import time
 
 import pytest
 import torch
 import torchdiffeq
-from diffrax_solver import with_diffrax
 from ratio import compare
+from rivals import RIVALS, absent
 
 import fastnode
 
@@ -80,21 +79,10 @@ def evaluations(field: Field, solve) -> int:
     return timed.evaluations
 
 
-def with_torchode(field: Field, y0: torch.Tensor):
-    import torchode
-
-    def plain(t, y):
-        return field.net(y)
-
-    term = torchode.ODETerm(plain)
-    controller = torchode.IntegralController(1e-5, 1e-5, term=term)
-    solver = torchode.AutoDiffAdjoint(torchode.Dopri5(term), controller)
-    problem = torchode.InitialValueProblem(
-        y0=y0, t_eval=TIMES.to(y0).expand(len(y0), -1).contiguous()
-    )
-    torch._dynamo.reset()
-    compiled = torch.compile(solver.solve)
-    return lambda: compiled(problem).ys[:, -1]
+def evaluations_of_rival(make, field: Field, y0: torch.Tensor) -> int:
+    calls: list[None] = []
+    make(field, y0, count=lambda: calls.append(None))()
+    return len(calls)
 
 
 @torch.no_grad()
@@ -105,10 +93,13 @@ def test_solve(benchmark, size, activation):
     field, y0 = Field(state, hidden, activation), initial(state, batch)
     ours, theirs = (solver(lib, y0, TIMES.to(DEVICE)) for lib in (fastnode, torchdiffeq))
     references = {"torchdiffeq": lambda: theirs(field)}
-    if activation == "tanh":
-        for name, make in (("torchode", with_torchode), ("diffrax", with_diffrax)):
-            if importlib.util.find_spec(name) is not None:
-                references[f"{name}, compiled"] = make(field, y0)
+    counts = {"fastnode": evaluations(field, ours), "torchdiffeq": evaluations(field, theirs)}
+    rivals = RIVALS if activation == "tanh" else {}
+    left_out = {name: reason for name, (module, _) in rivals.items() if (reason := absent(module))}
+    for name, (_, make) in rivals.items():
+        if name not in left_out:
+            counts[name] = evaluations_of_rival(make, field, y0)
+            references[name] = make(field, y0)
     exact = fastnode.odeint(
         field.double(),
         y0.double(),
@@ -131,10 +122,8 @@ def test_solve(benchmark, size, activation):
         references,
         rounds=10,
         errors=errors,
-        evaluations={
-            "fastnode": evaluations(field, ours),
-            "torchdiffeq": evaluations(field, theirs),
-        },
+        evaluations=counts,
+        left_out=left_out,
     )
     assert all(ratio > 0 for ratio in ratios.values())
 

@@ -51,6 +51,8 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
             ratios += "".join(f", {name} {x:.0f} MB" for name, x in row["megabytes"].items())
         if "share_of_copy_bandwidth" in row:
             ratios += f", {100 * row['share_of_copy_bandwidth']:.0f} % of copy bandwidth"
+        for name, reason in row.get("left_out", {}).items():
+            ratios += f", without {name} ({reason})"
         terminalreporter.write_line(
             f"{row['subject']:<34} {row['case']:<16} {row['microseconds']:>10.1f} us   {ratios}"
         )

@@ -10,7 +10,13 @@ from bench.measured import Results, number
 
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#ff7f0e")
 #: Others in grey.
-BARS = ("#c4c4c4", "#8f8f8f", "#1f77b4", "#ff7f0e")
+BARS = {
+    "torchdyn": "#dddddd",
+    "torchode, compiled": "#c4c4c4",
+    "diffrax, compiled": "#8f8f8f",
+    "fastnode, field in Python": "#1f77b4",
+    "fastnode, fused field": "#ff7f0e",
+}
 STYLE = (
     "text{font:13px system-ui,sans-serif;fill:#222}.small{font-size:11px;fill:#555}"
     ".axis{stroke:#bbb}.ground{fill:#fff}"
@@ -44,11 +50,11 @@ def speed(results: Results) -> str:
         ratios = results.facts("odeint", "dopri5 tanh", case)["ratios"]
         ours = ratios["torchdiffeq"]
         fused = results.ratio("fused", "forward tanh, 2 threads", case, "torchdiffeq")
-        bars = [("torchode, compiled", ours / ratios["torchode, compiled"])]
-        bars += [("diffrax, jitted", ours / ratios["diffrax, compiled"])]
+        bars = [(name, ours / ratios[name]) for name in BARS if name in ratios]
         bars += [("fastnode, field in Python", ours), ("fastnode, fused field", fused)]
         groups.append((case, bars))
     left, top, bar, gap, width = 150, 64, 17, 20, 520
+    step = max(len(bars) for _, bars in groups) * bar + gap
     most = max(value for _, bars in groups for _, value in bars)
     decades = math.ceil(math.log10(most))
 
@@ -57,7 +63,7 @@ def speed(results: Results) -> str:
 
     parts = [text(16, 24, "Times faster than torchdiffeq: dopri5, tolerance 1e-5, no gradients")]
     parts.append(text(16, 44, f"(state, hidden, batch); {results.device('odeint')}", kind="small"))
-    height = top + len(groups) * (4 * bar + gap) + 34
+    height = top + len(groups) * step + 34
     for decade in range(decades + 1):
         x = place(10**decade)
         parts.append(
@@ -65,13 +71,13 @@ def speed(results: Results) -> str:
         )
         parts.append(text(x, height - 16, str(10**decade), "middle", "small"))
     for i, (case, bars) in enumerate(groups):
-        y = top + 8 + i * (4 * bar + gap)
-        parts.append(text(left - 10, y + 2 * bar + 4, case, "end"))
+        y = top + 8 + i * step
+        parts.append(text(left - 10, y + (step - gap) / 2 + 4, case, "end"))
         for j, (name, value) in enumerate(bars):
             end = max(place(value), left + 2)
             parts.append(
                 f'<rect x="{left}" y="{y + j * bar:.1f}" width="{end - left:.1f}" '
-                f'height="{bar - 3}" fill="{BARS[j]}"/>'
+                f'height="{bar - 3}" fill="{BARS[name]}"/>'
             )
             words = f"{number(value)}  {name}" if i == 0 else number(value)
             parts.append(text(end + 5, y + j * bar + 11, words, kind="small"))

@@ -40,24 +40,21 @@ def readme(results: Results) -> str:
 
 @source
 def odeint(results: Results) -> str:
+    cases = results.cases("odeint", "dopri5 tanh")
+    measured = results.facts("odeint", "dopri5 tanh", cases[0])["ratios"]
+    optional = ("torchode, compiled", "torchdyn", "diffrax, compiled")
+    rivals = [name for name in optional if name in measured]
     rows = [
         [
             case,
             number(results.ratio("odeint", "dopri5 tanh", case, "torchdiffeq")),
             number(results.ratio("odeint", "dopri5 silu", case, "torchdiffeq")),
-            number(results.ratio("odeint", "dopri5 tanh", case, "torchode, compiled")),
-            number(results.ratio("odeint", "dopri5 tanh", case, "diffrax, compiled")),
+            *(number(results.ratio("odeint", "dopri5 tanh", case, name)) for name in rivals),
         ]
-        for case in results.cases("odeint", "dopri5 tanh")
+        for case in cases
     ]
-    head = [
-        "(state, hidden, batch)",
-        "torchdiffeq, tanh",
-        "SiLU",
-        "torchode, tanh",
-        "diffrax, tanh",
-    ]
-    return table(head, rows)
+    names = (f"{name.removesuffix(', compiled')}, tanh" for name in rivals)
+    return table(["(state, hidden, batch)", "torchdiffeq, tanh", "SiLU", *names], rows)
 
 
 @source

@@ -9,6 +9,7 @@ import pytest
 from bench.measured import Results, number, table
 from bench.tables import rewritten
 from bench.tables_slower import slower
+from bench.tables_solving import odeint
 from bench.tables_training import ADJOINTS, adjoint_memory
 
 
@@ -59,6 +60,20 @@ def test_memory_is_read_from_the_run_of_all_adjoints(results):
     (results.folder / "gradients.json").write_text(json.dumps({"benchmarks": benchmarks}))
     written = adjoint_memory(results)
     assert "| 16 | 85 | 85 | 85 | 85 | 85 | 700 |" in written
+
+
+@pytest.mark.parametrize("present", [["torchdyn"], ["torchode, compiled", "diffrax, compiled"]])
+def test_rivals_that_took_no_part_have_no_column(results, present):
+    ratios = {"torchdiffeq": 4.0, **dict.fromkeys(present, 2.0)}
+    rows = [
+        {"subject": f"dopri5 {name}", "case": "(2, 16, 1)", "ratios": ratios}
+        for name in ("tanh", "silu")
+    ]
+    benchmarks = [{"extra_info": row} for row in rows]
+    (results.folder / "odeint.json").write_text(json.dumps({"benchmarks": benchmarks}))
+    head, _, row = odeint(results).splitlines()
+    assert head.count("|") == row.count("|") == 4 + len(present)
+    assert all(f"{name.removesuffix(', compiled')}, tanh" in head for name in present)
 
 
 def test_all_that_others_win_is_told_and_nothing_else(results):
