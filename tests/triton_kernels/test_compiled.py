@@ -8,9 +8,10 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
-from fastnode.triton_kernels import flow_loss, interpolant, tiling  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
+
+from fastnode.triton_kernels import flow_loss, interpolant, tiling  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter takes the compiler's place"

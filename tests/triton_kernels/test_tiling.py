@@ -6,6 +6,7 @@ import torch
 triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
+
 from fastnode.triton_kernels import tiling  # noqa: E402
 
 
