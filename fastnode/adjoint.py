@@ -138,10 +138,7 @@ def _until_event(
     layout = problem.layout
     with torch.no_grad():
         event_t, states = solve_until_event(problem, name, event_fn, options, rtol, atol)
-    packed = (
-        states if layout.shapes is None else [layout.pack(s) for s in zip(*states, strict=True)]
-    )
-    solution = torch.stack(list(packed))
+    solution = torch.stack(layout.pack_times(states))
     times = torch.cat([problem.t[:1], event_t.reshape(1).to(problem.t)])
     linked = layout.unpack(adjoint.attach(solution, times))
     return link_found(problem, event_fn, event_t, linked)

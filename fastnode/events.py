@@ -262,11 +262,7 @@ def link_found(
 ) -> tuple[Tensor, Any]:
     """Links what another solver found; what is already linked stays as it is."""
     layout, field = problem.layout, problem.field
-    start, y = (
-        solution
-        if layout.shapes is None
-        else [layout.pack(part) for part in zip(*solution, strict=True)]
-    )
+    start, y = layout.pack_times(solution)
     event = Event(event_fn, layout, event_t.dtype, field.device)
     with torch.no_grad():
         index = int(event(event_t, y).abs().argmin())

@@ -33,6 +33,12 @@ class Layout:
             return state
         return torch.cat([part.reshape(-1) for part in state])
 
+    def pack_times(self, states: State) -> list[Tensor]:
+        """The caller's states at several times, one packed tensor for each."""
+        if isinstance(states, Tensor):
+            return list(states)
+        return [self.pack(state) for state in zip(*states, strict=True)]
+
     def unpack(self, packed: Tensor) -> State:
         """Undoes ``pack``; leading dimensions (times) stay in front."""
         if self.shapes is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -123,6 +123,17 @@ class Recording:
             self.steps.append(step)
         if self.on_step is not None:
             self.on_step(step)
+
+    def rewrite(self, problem: Problem, known: Iterator[Tensor]) -> None:
+        """Puts the caller's problem, and tensors that autograd knows, in place of those in which
+        nothing needs a gradient: the outputs, the states, and those of the events."""
+        self.outputs[0] = self.states[0] = problem.y0
+        for j in range(1, len(self.within) + 1):
+            self.outputs[j] = next(known)
+        for n in range(1, len(self.states)):
+            self.states[n] = next(known)
+        self.watch.replace_states(known)
+        self.problem = Problem(self.problem.field, self.problem.layout, problem.y0, problem.t)
 
     def solution(self) -> Solution:
         problem, layout = self.problem, self.problem.layout

@@ -168,11 +168,8 @@ class BackwardPass:
         y0, inputs = self.upstream[0], self.inputs
         if len(self.upstream) == 1 or self.upstream[1] is None:
             return y0
-        leaves = [inputs.y0.detach().requires_grad_()]
-        if inputs.ts is not None:
-            leaves.append(inputs.ts.detach().requires_grad_())
+        leaves, again = inputs.with_leaves()
         with torch.enable_grad():
-            again = inputs.like([*leaves, *inputs.flat()[len(leaves) :]])
             f0 = self.chain.initial(self.field, again)[1]
         if not f0.requires_grad:
             return y0

@@ -44,6 +44,11 @@ class Inputs:
         count = len(self.args)
         return Inputs(y0, ts, grid, tuple(rest[:count]), tuple(rest[count:]), self.handed)
 
+    def with_leaves(self) -> tuple[list[Tensor], Inputs]:
+        """Leaves of their own for y0 and, if they need gradients, ts; and all with those."""
+        leaves = [x.detach().requires_grad_() for x in (self.y0, self.ts) if x is not None]
+        return leaves, self.like([*leaves, *self.flat()[len(leaves) :]])
+
     def detached(self) -> Inputs:
         """Leaves of their own, but for the parameters, which func holds and not us."""
         own = [None if x is None else x.detach() for x in self.flat()[: 3 + len(self.args)]]

@@ -156,17 +156,9 @@ class StepChain:
     def rewrite(self, inputs: Inputs, outputs: Sequence[Tensor]) -> Recording:
         """The recording, with the tensors that autograd knows in place of those it does not."""
         assert self.recording is not None
-        recording, rest = self.recording, iter(outputs)
         # Its tensors lead to the node that holds this object: no circle.
-        self.recording = None
-        inner = recording.problem
-        recording.outputs[0] = recording.states[0] = self.problem.y0
-        for j in range(1, len(recording.within) + 1):
-            recording.outputs[j] = next(rest)
-        for n in range(1, len(recording.states)):
-            recording.states[n] = next(rest)
-        recording.watch.replace_states(rest)
-        recording.problem = Problem(inner.field, inner.layout, self.problem.y0, self.problem.t)
+        recording, self.recording = self.recording, None
+        recording.rewrite(self.problem, iter(outputs))
         if recording.save == "dense":
             slopes = [outputs[slot] for slot in self.carried.values()]
             starts = enumerate(recording.states[: len(self.edges) - 1])

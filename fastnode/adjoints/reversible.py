@@ -187,14 +187,8 @@ class ReversibleChain:
     def rewrite(self, outputs: Sequence[Tensor]) -> Recording:
         """The recording, with the tensors that autograd knows in place of those it does not."""
         assert self.recording is not None
-        recording, rest = self.recording, iter(outputs)
-        inner, self.recording = recording.problem, None
-        recording.outputs[0] = recording.states[0] = self.problem.y0
-        for j in range(1, len(recording.within) + 1):
-            recording.outputs[j] = next(rest)
-        for n in range(1, len(recording.states)):
-            recording.states[n] = next(rest)
-        recording.problem = Problem(inner.field, inner.layout, self.problem.y0, self.problem.t)
+        recording, self.recording = self.recording, None
+        recording.rewrite(self.problem, iter(outputs))
         return recording
 
     def field(self, inputs: Inputs) -> VectorField:

@@ -185,11 +185,8 @@ class SampleChain:
     def _through_first_slope(
         self, inputs: Inputs, cotangent: Tensor, sums: Gradients, by_time: Tensor | None
     ) -> Tensor:
-        leaves = [inputs.y0.detach().requires_grad_()]
-        if inputs.ts is not None:
-            leaves.append(inputs.ts.detach().requires_grad_())
+        leaves, again = inputs.with_leaves()
         with torch.enable_grad():
-            again = inputs.like([*leaves, *inputs.flat()[len(leaves) :]])
             rows, f0 = self.waves[0].rows, self._initial(self._problem(again))[1]
         if not f0.requires_grad:
             return torch.zeros_like(inputs.y0)

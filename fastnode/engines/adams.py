@@ -18,8 +18,6 @@ from fastnode.tableaus.adams import adams_bashforth, adams_moulton, uneven_weigh
 
 #: Fewest slopes a multistep step uses; before there are so many, steps are those of rk4.
 FEWEST = 3
-#: Largest ``max_order``.
-HIGHEST = 12
 
 
 class AdamsSteps:
