@@ -7,6 +7,8 @@ same weights, jitted and warm. Each result is compared with the others before it
 
 from __future__ import annotations
 
+from itertools import product
+
 import fma_peak
 import pytest
 import torch
@@ -25,7 +27,7 @@ SIZES = [(2, 16, 1), (2, 64, 32), (16, 64, 128), (64, 128, 128), (64, 128, 1024)
 pytestmark = pytest.mark.skipif(not extension.AVAILABLE, reason=extension.REASON)
 
 
-@pytest.fixture(params=[2, 1], ids=lambda n: f"{n} threads")
+@pytest.fixture
 def threads(request):
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
@@ -46,12 +48,17 @@ def trained(field: torch.nn.Module, solve, y0: torch.Tensor):
     return run
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("part", ["forward", "forward + backward"])
-def test_fused(benchmark, threads, part, size, activation):
-    if threads == 1 and activation != "tanh":
-        pytest.skip("one thread: tanh alone")
+@pytest.mark.parametrize(
+    ("threads", "part", "activation"),
+    [
+        *product([2], ["forward", "forward + backward"], ACTIVATIONS),
+        (1, "forward", "tanh"),
+        pytest.param(1, "forward + backward", "tanh", marks=pytest.mark.full),
+    ],
+    indirect=["threads"],
+)
+def test_fused(benchmark, threads, part, activation, size):
     state, hidden, batch = size
     field, y0 = Field(state, hidden, activation), initial(state, batch)
     perceptron = fastnode.fuse(field)

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torchdiffeq
 from bench_odeint import TOLERANCE, Field, initial
-from memory import in_own_process, peak_megabytes
+from memory import in_own_processes, peak_megabytes
 
 import fastnode
 from fastnode import extension
@@ -45,11 +45,6 @@ def measure(name: str, size: tuple[int, int, int], end: float) -> float:
     return peak_megabytes(lambda: gradients(name, field, y0, end))
 
 
-def megabytes(name: str, size: tuple[int, int, int], end: float) -> float:
-    """Measured in a process of its own."""
-    return in_own_process(__file__, name, json.dumps(size), end)
-
-
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.skipif(not extension.AVAILABLE, reason=extension.REASON)
 @pytest.mark.parametrize("end", [1.0, LONG])
@@ -59,7 +54,8 @@ def test_memory(benchmark, size, end):
     ours, theirs = (gradients(name, field, y0, end) for name in ("fastnode", "torchdiffeq"))
     # As a whole: over LONG single entries differ by what the tolerance allows both solvers.
     assert (ours - theirs).norm() <= 1e-3 * theirs.norm()
-    found, rival = (megabytes(name, size, end) for name in ("fastnode", "torchdiffeq"))
+    runs = [(name, json.dumps(size), end) for name in ("fastnode", "torchdiffeq")]
+    found, rival = in_own_processes(__file__, runs)
     benchmark.pedantic(lambda: None)
     benchmark.extra_info.update(
         subject=f"memory of forward + backward, t = {end:g}",

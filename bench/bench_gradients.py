@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from functools import cache
 from itertools import product
 
@@ -18,7 +18,7 @@ import pytest
 import torch
 import torchdiffeq
 from bench_odeint import Field, initial
-from memory import in_own_process, peak_megabytes
+from memory import in_own_processes, peak_megabytes
 from ratio import compare
 
 import fastnode
@@ -68,14 +68,12 @@ def error(name: str, size: tuple[int, int, int], end: float = 1.0) -> float:
 
 @pytest.fixture(scope="module")
 def memory() -> dict[tuple[str, float], float]:
-    """Megabytes by name and interval; two processes at a time, as they do not see each other."""
+    """Megabytes by name and interval."""
     if not sys.platform.startswith("linux"):
         return {}
-    runs = [(name, 10 * LONG) for name in ("reversible", "revolve(4)")]
+    runs = [(name, 4 * LONG) for name in ("reversible", "revolve(4)")]
     runs += [(name, LONG) for name in ("torchdiffeq backprop", *ADJOINTS)]
-    with ThreadPoolExecutor(2) as pool:
-        found = dict(zip(runs, pool.map(lambda run: megabytes(*run), runs), strict=True))
-    return dict(sorted(found.items()))
+    return dict(sorted(zip(runs, megabytes(runs, LARGEST), strict=True)))
 
 
 @pytest.mark.parametrize(
@@ -97,6 +95,7 @@ def test_gradient(benchmark, request, adjoint, size):
         lambda: gradients(adjoint, field, y0, 1.0),
         {name: lambda name=name: gradients(name, field, y0, 1.0) for name in names},
         rounds=3 if size == LARGEST else 10,
+        warm=1 if size == LARGEST else 3,
         errors={name: error(name, size) for name in (adjoint, *names)},
         megabytes={
             f"{name}, t = {end:g}": value
@@ -106,12 +105,12 @@ def test_gradient(benchmark, request, adjoint, size):
     )
 
 
-def megabytes(name: str, end: float, size: tuple[int, int, int] = LARGEST) -> float:
-    """Measured in a process of its own."""
-    return in_own_process(__file__, name, end, json.dumps(size))
+def megabytes(runs: Sequence[tuple[str, float]], size: tuple[int, int, int]) -> list[float]:
+    """For each name and interval, measured in a process of its own."""
+    return in_own_processes(__file__, [(name, end, json.dumps(size)) for name, end in runs])
 
 
-def measure(name: str, end: float, size: tuple[int, int, int] = LARGEST) -> float:
+def measure(name: str, end: float, size: tuple[int, int, int]) -> float:
     torch.set_num_threads(1)
     state, hidden, batch = size
     field, y0 = Field(state, hidden), initial(state, batch)
@@ -120,4 +119,4 @@ def measure(name: str, end: float, size: tuple[int, int, int] = LARGEST) -> floa
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1], float(sys.argv[2]), *map(json.loads, sys.argv[3:]))))
+    print(json.dumps(measure(sys.argv[1], float(sys.argv[2]), json.loads(sys.argv[3]))))

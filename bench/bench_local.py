@@ -13,7 +13,7 @@ import sys
 
 import pytest
 import torch
-from memory import in_own_process, peak_megabytes
+from memory import in_own_processes, peak_megabytes
 from ratio import compare
 
 import fastnode
@@ -61,11 +61,19 @@ def train(field, y0, ts, regularizer=None, adjoint="backprop") -> int:
     return solution.nfe
 
 
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("mode", ["unbiased", "biased"])
 @pytest.mark.parametrize("fused", [False, True], ids=["module", "fused"])
 @pytest.mark.parametrize("name", FIELDS)
 def test_time(benchmark, name, fused, mode):
-    torch.set_num_threads(1)
     parts = make(name, fused)
     regularizer = Local(mode, generator=torch.Generator().manual_seed(0))
     evaluations = train(*parts), train(*parts, regularizer)
@@ -85,8 +93,9 @@ def test_time(benchmark, name, fused, mode):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("mode", ["unbiased", "biased"])
 def test_memory(benchmark, mode):
-    found = {end: megabytes(mode, end) for end in (LONG, 4 * LONG)}
-    without = {end: megabytes("none", end) for end in found}
+    ends = (LONG, 4 * LONG)
+    values = in_own_processes(__file__, [(name, end) for name in (mode, "none") for end in ends])
+    found, without = (dict(zip(ends, half, strict=True)) for half in (values[:2], values[2:]))
     field, y0, _ = make("784-100-784", False)
     steps = {end: fastnode.solve(field, y0, torch.tensor([0.0, end]), **TOLERANCE) for end in found}
     benchmark.pedantic(lambda: None)
@@ -99,11 +108,6 @@ def test_memory(benchmark, mode):
         reference_megabytes={f"{end:g}": value for end, value in without.items()},
         steps={f"{end:g}": solution.accepted for end, solution in steps.items()},
     )
-
-
-def megabytes(mode: str, end: float) -> float:
-    """Measured in a process of its own."""
-    return in_own_process(__file__, mode, end)
 
 
 def measure(mode: str, end: float) -> float:

@@ -106,6 +106,7 @@ def test_van_der_pol(benchmark, method, outputs):
         ours,
         references,
         rounds=5,
+        warm=1,
         errors={name: (end - exact).abs().max().item() for name, end in ends.items()},
         evaluations=evaluations,
         calls={name: field.calls for name, field in counted.items()},
@@ -142,7 +143,7 @@ def test_perceptrons_with_gradients(benchmark, state, hidden, batch, activation)
 
     ends_of = {
         "fastnode": lambda: ours(field),
-        "its native engine": lambda: ours(lambda t, y: field(t, y)),
+        "its reference engine": lambda: ours(lambda t, y: field(t, y)),
         "torchode": lambda: other.solve(initial).ys[:, -1],
     }
     found = {name: trained(end) for name, end in ends_of.items()}

@@ -82,12 +82,12 @@ def test_state_and_batch(benchmark, state, batch):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("name", ["torchdiffeq backprop", *ADJOINTS])
 def test_memory_over_interval(benchmark, name):
-    found = {f"{end:g}": megabytes(name, end, MEMORY_SIZE) for end in ENDS}
+    values = megabytes([(name, end) for end in ENDS], MEMORY_SIZE)
     benchmark.pedantic(lambda: None)
     benchmark.extra_info.update(
         subject="memory over interval",
         case=name,
         ratios={},
         microseconds=0.0,
-        megabytes={f"t = {end}": value for end, value in found.items()},
+        megabytes={f"t = {end:g}": value for end, value in zip(ENDS, values, strict=True)},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 
+import pytest
 import torch
 
 import fastnode
@@ -12,6 +13,13 @@ from fastnode import extension
 
 def pytest_addoption(parser) -> None:
     parser.addoption("--full", action="store_true", help="finer grids, for hours")
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    if not config.getoption("--full"):
+        for item in items:
+            if item.get_closest_marker("full"):
+                item.add_marker(pytest.mark.skip(reason="only with --full"))
 
 
 def pytest_benchmark_update_machine_info(config, machine_info) -> None:

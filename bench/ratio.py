@@ -39,14 +39,11 @@ def compare(
 ) -> dict[str, float]:
     """Times ``ours`` by pytest-benchmark and each reference in the setup of every round.
 
-    After ``warm`` calls of each, every round times every contestant once for about ``budget``
-    seconds, so that a slow moment of the machine falls on all of them. Returns how many times
-    longer the median reference takes; ratios and ``facts`` are kept in the JSON.
+    After ``warm`` calls of each and one more, every round times every contestant once for about
+    ``budget`` seconds, so that a slow moment of the machine falls on all of them. Returns how many
+    times longer the median reference takes; ratios and ``facts`` are kept in the JSON.
     """
     calls = {"fastnode": ours, **references}
-    for call in calls.values():
-        for _ in range(warm):
-            call()
     iterations = {
         name: max(1, int(budget / max(seconds(call, warm), 1e-7))) for name, call in calls.items()
     }

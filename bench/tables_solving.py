@@ -219,12 +219,12 @@ def per_sample(results: Results) -> str:
 @source
 def per_sample_gradients(results: Results) -> str:
     subject = "perceptrons per sample, with gradients"
-    names = ("its native engine", "torchode")
+    names = ("its reference engine", "torchode")
     rows = []
     for case in results.cases("per_sample", subject):
         ratios = results.facts("per_sample", subject, case)["ratios"]
         rows.append([case, *(number(ratios[name]) for name in names)])
-    return table(["(state, hidden, batch), activation", "native engine", "torchode"], rows)
+    return table(["(state, hidden, batch), activation", "reference engine", "torchode"], rows)
 
 
 def _middle(values: Iterable[float]) -> float:

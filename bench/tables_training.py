@@ -108,7 +108,8 @@ def adjoint_memory(results: Results) -> str:
         found |= results.facts("gradients", f"gradient, {name}", case).get("megabytes", {})
     head = [*ADJOINTS, "torchdiffeq backprop"]
     rows = []
-    for end in ("16", "160"):
+    ends = {float(key.partition("t = ")[2]) for key in found}
+    for end in map("{:g}".format, sorted(ends)):
         cells = [found.get(f"{each}, t = {end}") for each in head]
         rows.append([end, *("" if x is None else f"{x:.0f}" for x in cells)])
     return table(["end", *head], rows)
