@@ -51,6 +51,7 @@ step info 40 "$python" -m fastnode info
 step tests 110 "${pytest[@]}" -m gpu tests
 step odeint 80 "${pytest[@]}" bench/bench_gpu_odeint.py --benchmark-json="$out/odeint.json"
 step flow 120 "${pytest[@]}" bench/bench_gpu_flow.py --benchmark-json="$out/flow.json"
+step lorenz 60 "${pytest[@]}" bench/bench_gpu_lorenz.py --benchmark-json="$out/lorenz.json"
 step memcheck 60 "$sanitizer" --tool memcheck --error-exitcode 1 "${pytest[@]}" "${kernels[@]}"
 step racecheck 60 "$sanitizer" --tool racecheck --error-exitcode 1 "${pytest[@]}" "${kernels[@]}"
 rm -f "$out/step.txt"

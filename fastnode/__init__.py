@@ -23,6 +23,7 @@ from fastnode.odeint import odeint, odeint_event
 from fastnode.solution import Solution, Steps
 from fastnode.solve import solve
 from fastnode.solve_events import Event
+from fastnode.solve_triton import Trajectories, solve_triton
 
 __version__: str
 
@@ -40,6 +41,7 @@ __all__ = [
     "StagesNotSolved",
     "StepSizeUnderflow",
     "Steps",
+    "Trajectories",
     "__version__",
     "embedded_step",
     "empty_cache",
@@ -53,6 +55,7 @@ __all__ = [
     "register_method",
     "regularize",
     "solve",
+    "solve_triton",
 ]
 
 

@@ -45,12 +45,13 @@ def raise_failure(
     samples: Sequence[int],
     times: Sequence[float],
     steps: Sequence[float],
-    slopes: Sequence[Tensor],
+    slopes: Sequence[Tensor] | None,
     max_num_steps: int,
 ) -> NoReturn:
     """Raises for ``samples``, which stand at ``times`` with the next steps ``steps``.
 
-    ``slopes`` are what the field last returned for them, each [samples, ...].
+    ``slopes`` are what the field last returned for them, each [samples, ...], or None where nobody
+    kept it.
     """
     places = [
         f"sample {i} at t = {t:.9g} (h = {h:.3g})"
@@ -60,8 +61,12 @@ def raise_failure(
     if len(samples) > LISTED:
         where += f" and {len(samples) - LISTED} more"
     if failure == Failure.NOT_FINITE:
-        finite = all(bool(each.isfinite().all()) for each in slopes)
-        cause = "the state is not finite" if finite else describe_nonfinite(slopes)
+        if slopes is None:
+            cause = "the state or the vector field is not finite"
+        elif all(bool(each.isfinite().all()) for each in slopes):
+            cause = "the state is not finite"
+        else:
+            cause = describe_nonfinite(slopes)
         reason = f"{cause}: {where}"
     elif failure == Failure.UNDERFLOW:
         reason = (

@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
     os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter is on here already"
 )
 def test_kernels_agree_with_plain_torch_under_the_interpreter(tmp_path):
-    files = ["test_interpolant.py", "test_flow_loss.py", "test_tiling.py"]
+    files = ["test_interpolant.py", "test_flow_loss.py", "test_tiling.py", "test_trajectories.py"]
     environment = os.environ | {
         "TRITON_INTERPRET": "1",
         "CUDA_VISIBLE_DEVICES": "",

@@ -1,0 +1,400 @@
+"""Many small initial value problems, each with steps of its own, in one kernel.
+
+A program holds a few trajectories in registers, from the first step to the last. The field is a
+device function of the caller's, compiled into the kernel.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from .tiling import ceil_div
+
+# One trajectory for each thread of a program of one warp: threads wait for the slowest of their
+# program, so the smaller it is the less they wait, and nothing is exchanged over shared memory.
+LANES = 32
+WARPS = 1
+
+
+class Method(NamedTuple):
+    """An embedded method whose last stage is the slope at the end of the step, as plain numbers.
+
+    a, error: rows of the tableau. dense: of each stage the coefficients of x, x^2, ...
+    """
+
+    c: tuple[float, ...]
+    a: tuple[tuple[float, ...], ...]
+    error: tuple[float, ...]
+    dense: tuple[tuple[float, ...], ...]
+    order: int
+
+
+class Control(NamedTuple):
+    """The numbers of a controller (fastnode/controllers.py)."""
+
+    safety: float
+    ifactor: float
+    dfactor: float
+    smallest: float
+    min_step: float
+    max_step: float
+    b1: float
+    b2: float
+    b3: float
+
+
+@triton.jit
+def is_any(x):
+    return tl.max(x.to(tl.int32), axis=0) > 0
+
+
+@triton.jit
+def is_finite(x):
+    return tl.abs(x) < float("inf")
+
+
+@triton.jit
+def all_finite(x):
+    good = is_finite(x[0])
+    for d in tl.static_range(1, len(x)):
+        good = good & is_finite(x[d])
+    return good
+
+
+# Constants of `tl.where` and `tl.minimum` become float32 by themselves.
+@triton.jit
+def at_least(x, LOW: tl.constexpr):
+    return tl.where(x < LOW, tl.full(x.shape, LOW, x.dtype), x)
+
+
+@triton.jit
+def at_most(x, HIGH: tl.constexpr):
+    return tl.where(x > HIGH, tl.full(x.shape, HIGH, x.dtype), x)
+
+
+@triton.jit
+def power(x, EXPONENT: tl.constexpr):
+    return tl.exp2(tl.log2(x) * EXPONENT)
+
+
+@triton.jit
+def before(t, DIRECTION: tl.constexpr):
+    """The last number before t, so that a field with a jump at t is seen from this side."""
+    integer: tl.constexpr = tl.int64 if t.dtype == tl.float64 else tl.int32
+    bits = t.to(integer, bitcast=True)
+    # Numbers of one sign are ordered as their bits are; next to zero is the smallest one.
+    grows = (t > 0) == (DIRECTION < 0)
+    moved = tl.where(grows, bits + 1, bits - 1).to(t.dtype, bitcast=True)
+    smallest = tl.full(t.shape, 1, integer).to(t.dtype, bitcast=True)
+    return tl.where(t == 0, -DIRECTION * smallest, moved)
+
+
+@triton.jit
+def slopes(FIELD: tl.constexpr, t, y, p):
+    """The field at t [BLOCK] and y, a tuple of its components [BLOCK]."""
+    found = FIELD(t.to(y[0].dtype), *y, *p)
+    tl.static_assert(len(found) == len(y), "the field must return one derivative a component")
+    k = ()
+    for d in tl.static_range(len(y)):
+        k = k + (found[d].to(y[d].dtype),)
+    return k
+
+
+@triton.jit
+def combine(y, k, h, ROWS: tl.constexpr, row: tl.constexpr):
+    """y + h sum_j ROWS[row][j] k_j."""
+    total = weigh_slopes(k, ROWS, row)
+    out = ()
+    for d in tl.static_range(len(y)):
+        out = out + (y[d] + h * total[d],)
+    return out
+
+
+@triton.jit
+def weigh_slopes(k, ROWS: tl.constexpr, row: tl.constexpr):
+    totals = ()
+    for d in tl.static_range(len(k[0])):
+        total = tl.zeros_like(k[0][d])
+        for j in tl.static_range(len(ROWS[row])):
+            if ROWS[row][j] != 0.0:
+                total += k[j][d] * ROWS[row][j]
+        totals = totals + (total,)
+    return totals
+
+
+@triton.jit
+def norm(x, y0, y1, rtol, atol):
+    """The root mean square of x over its tolerance."""
+    total = tl.zeros_like(x[0])
+    for d in tl.static_range(len(x)):
+        ratio = x[d] / (atol + rtol * tl.maximum(tl.abs(y0[d]), tl.abs(y1[d])))
+        total += ratio * ratio
+    return tl.sqrt(total / len(x))
+
+
+@triton.jit
+def interpolate(y, k, h, x, DENSE: tl.constexpr):
+    """y + h sum_j k_j sum_p DENSE[j][p] x^(p + 1)."""
+    out = y
+    for j in tl.static_range(len(k)):
+        weight = tl.zeros_like(x)
+        for p in tl.static_range(len(DENSE[j])):
+            weight = (weight + DENSE[j][len(DENSE[j]) - 1 - p]) * x
+        moved = ()
+        for d in tl.static_range(len(y)):
+            moved = moved + (out[d] + h * weight * k[j][d],)
+        out = moved
+    return out
+
+
+@triton.jit
+def choose(which, x, y):
+    out = ()
+    for d in tl.static_range(len(x)):
+        out = out + (tl.where(which, x[d], y[d]),)
+    return out
+
+
+@triton.jit
+def store_rows(pointers, y, mask):
+    for d in tl.static_range(len(y)):
+        tl.store(pointers + d, y[d], mask=mask)
+
+
+@triton.jit
+def next_step(h, ratio, previous, earlier, ORDER: tl.constexpr, CONTROL: tl.constexpr):
+    """fastnode.controllers.Controller.next_steps; CONTROL is a Control as a plain tuple."""
+    factor = power(ratio, -CONTROL[6] / ORDER) * CONTROL[0]
+    if CONTROL[7] != 0.0 or CONTROL[8] != 0.0:
+        factor *= power(at_least(previous, 1e-4), -CONTROL[7] / ORDER)
+        factor *= power(at_least(earlier, 1e-4), -CONTROL[8] / ORDER)
+    floor = tl.where(
+        ratio < 1,
+        tl.full(ratio.shape, CONTROL[3], ratio.dtype),
+        tl.full(ratio.shape, CONTROL[2], ratio.dtype),
+    )
+    factor = at_most(tl.maximum(factor, floor), CONTROL[1])
+    factor = tl.where(is_finite(ratio), factor, tl.full(ratio.shape, CONTROL[2], ratio.dtype))
+    return at_most(at_least(h * factor.to(h.dtype), CONTROL[4]), CONTROL[5])
+
+
+@triton.jit
+def first_step(
+    FIELD: tl.constexpr, t, y, f, p, span, rtol, atol, DIRECTION: tl.constexpr, ORDER: tl.constexpr
+):
+    """fastnode.controllers.initial_step."""
+    d0, d1 = norm(y, y, y, rtol, atol).to(tl.float64), norm(f, y, y, rtol, atol).to(tl.float64)
+    small = (d0 < 1e-5) | (d1 < 1e-5)
+    h = tl.where(small, tl.full(d0.shape, 1e-6, tl.float64), 0.01 * d0 / d1)
+    h = tl.minimum(h, span)
+    moved = ()
+    for d in tl.static_range(len(y)):
+        moved = moved + (y[d] + (h * DIRECTION).to(f[d].dtype) * f[d],)
+    trial = slopes(FIELD, t + h * DIRECTION, moved, p)
+    change = ()
+    for d in tl.static_range(len(y)):
+        change = change + (trial[d] - f[d],)
+    d2 = norm(change, y, y, rtol, atol).to(tl.float64) / h
+    flat = (d1 <= 1e-15) & (d2 <= 1e-15)
+    scale = (0.01 / tl.maximum(d1, d2)).to(y[0].dtype)
+    longer = tl.where(flat, at_least(h * 1e-3, 1e-6), power(scale, 1.0 / ORDER).to(tl.float64))
+    return tl.where(is_finite(d2), tl.minimum(100 * h, longer), h)
+
+
+# The step is that of fastnode.engines.per_sample.PerSampleSolve, line by line. Time and the size of
+# steps are float64 whatever the state is; their ratios, powers among them, have the state's type.
+@triton.jit
+def solve_kernel(
+    y0,
+    ts,
+    numbers,
+    ys,
+    counts,
+    status,
+    places,
+    B,
+    T,
+    rtol: tl.float64,
+    atol: tl.float64,
+    h0: tl.float64,
+    max_steps,
+    FIELD: tl.constexpr,
+    D: tl.constexpr,
+    P: tl.constexpr,
+    DIRECTION: tl.constexpr,
+    CHOOSE: tl.constexpr,
+    INSIDE: tl.constexpr,
+    C: tl.constexpr,
+    A: tl.constexpr,
+    ERROR: tl.constexpr,
+    DENSE: tl.constexpr,
+    ORDER: tl.constexpr,
+    CONTROL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    compute: tl.constexpr = y0.dtype.element_ty
+    lane = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    size = tl.cast(B, tl.int64)
+    present = lane < size
+    # tl.full, because the interpreter hands over Python floats, which have no method `to`.
+    relative, absolute = tl.full([BLOCK], rtol, compute), tl.full([BLOCK], atol, compute)
+    y = ()
+    for d in tl.static_range(D):
+        y = y + (tl.load(y0 + lane * D + d, mask=present, other=0.0),)
+    p = ()
+    for i in tl.static_range(P):
+        p = p + (tl.load(numbers + i * size + lane, mask=present, other=0.0),)
+    store_rows(ys + lane * D, y, present)
+
+    end = tl.load(ts + T - 1)
+    t = tl.zeros([BLOCK], tl.float64) + tl.load(ts)
+    f = slopes(FIELD, t, y, p)
+    failure = tl.where(all_finite(y) & all_finite(f), 0, 1)
+    running = present & (failure == 0)
+    evaluations = tl.full([BLOCK], 1, tl.int32)
+    if CHOOSE:
+        h = first_step(FIELD, t, y, f, p, tl.abs(end - t), relative, absolute, DIRECTION, ORDER)
+        evaluations += running.to(tl.int32)
+    else:
+        h = tl.full([BLOCK], h0, tl.float64)
+    h = at_most(at_least(h, CONTROL[4]), CONTROL[5])
+    held = running & (t + h * DIRECTION == t)
+    failure = tl.where(held, tl.where(is_finite(h), 2, 1), failure)
+    running = running & ~held
+
+    accepts, rejects = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.int32)
+    pending = tl.full([BLOCK], 1, tl.int32)
+    previous, earlier = tl.full([BLOCK], 1.0, compute), tl.full([BLOCK], 1.0, compute)
+    while is_any(running):
+        room = tl.where(running, tl.abs(end - t), 0.0)
+        taken = tl.minimum(h, room)
+        t1 = tl.where(running, tl.where(h < room, t + h * DIRECTION, end), t)
+        signed = t1 - t
+        step = signed.to(compute)
+        k = (f,)
+        y1 = y
+        for s in tl.static_range(1, len(A)):
+            y1 = combine(y, k, step, A, s)
+            if C[s] == 1.0:
+                at = before(t1.to(compute), DIRECTION)
+            else:
+                at = (t + signed * C[s]).to(compute)
+            k = k + (slopes(FIELD, at, y1, p),)
+        error = ()
+        for d in tl.static_range(D):
+            error = error + (step * weigh_slopes(k, ERROR, 0)[d],)
+        ratio = norm(error, y, y1, relative, absolute)
+        following = next_step(taken, ratio, previous, earlier, ORDER, CONTROL)
+        kept = (ratio <= 1) | ((taken <= CONTROL[4]) & is_finite(ratio))
+        accepted, rejected = running & kept, running & ~kept
+        accepts += accepted.to(tl.int32)
+        rejects += rejected.to(tl.int32)
+
+        if INSIDE:
+            time = tl.load(ts + pending, mask=accepted & (pending < T), other=0.0)
+            due = accepted & (pending < T) & ((time - t1) * DIRECTION <= 0)
+            while is_any(due):
+                x = ((time - t) / signed).to(compute)
+                value = choose(time == t1, y1, interpolate(y, k, step, x, DENSE))
+                store_rows(ys + (pending * size + lane) * D, value, due)
+                pending += due.to(tl.int32)
+                time = tl.load(ts + pending, mask=due & (pending < T), other=0.0)
+                due = due & (pending < T) & ((time - t1) * DIRECTION <= 0)
+
+        grown = tl.where(taken < h, tl.maximum(following, h), following)
+        stuck = rejected & (following >= taken)
+        h = tl.where(accepted, grown, tl.where(rejected, following, h))
+        earlier = tl.where(accepted, previous, earlier)
+        previous = tl.where(accepted, ratio, previous)
+        t = tl.where(accepted, t1, t)
+        y = choose(accepted, y1, y)
+        f = choose(accepted, k[len(A) - 1], f)
+        running = running & (t != end)
+        held = running & (stuck | (t + h * DIRECTION == t))
+        out = running & ~held & (accepts + rejects >= max_steps)
+        failure = tl.where(held, tl.where(is_finite(ratio), 2, 1), tl.where(out, 3, failure))
+        running = running & ~held & ~out
+
+    nothing = ()
+    for _ in tl.static_range(D):
+        nothing = nothing + (tl.full([BLOCK], float("nan"), compute),)
+    if INSIDE:
+        left = present & (pending < T)
+        while is_any(left):
+            store_rows(ys + (pending * size + lane) * D, nothing, left)
+            pending += left.to(tl.int32)
+            left = left & (pending < T)
+    else:
+        store_rows(ys + (size + lane) * D, choose(failure == 0, y, nothing), present)
+    evaluations += (len(A) - 1) * (accepts + rejects)
+    tl.store(counts + lane, evaluations.to(tl.int64), mask=present)
+    tl.store(counts + size + lane, accepts.to(tl.int64), mask=present)
+    tl.store(counts + 2 * size + lane, rejects.to(tl.int64), mask=present)
+    tl.store(status + lane, failure.to(tl.int8), mask=present)
+    if places is not None:
+        tl.store(places + lane, t, mask=present)
+        tl.store(places + size + lane, h * DIRECTION, mask=present)
+
+
+def solve_trajectories(
+    field: triton.JITFunction,
+    y0: torch.Tensor,
+    ts: torch.Tensor,
+    params: torch.Tensor,
+    direction: int,
+    rtol: float,
+    atol: float,
+    first_step: float | None,
+    max_num_steps: int,
+    method: Method,
+    control: Control,
+    with_places: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Solves for B trajectories and T >= 2 times; no argument is checked.
+
+    y0: [B, D]; params: [P, B]; both contiguous, one dtype. ts: [T], float64, contiguous, strictly
+    monotone in ``direction``, 1 or -1.
+
+    Returns ys [T, B, D], NaN where a trajectory did not get; counts [3, B], int64: evaluations,
+    accepted and rejected steps; status [B], int8, numbers of engines.failures.Failure; and places
+    [2, B], float64, the time at which each stands and its next signed step, if asked for.
+    """
+    B, D = y0.shape
+    T = ts.numel()
+    ys = y0.new_empty(T, B, D)
+    counts = torch.empty(3, B, dtype=torch.int64, device=y0.device)
+    status = torch.empty(B, dtype=torch.int8, device=y0.device)
+    places = y0.new_empty(2, B, dtype=torch.float64) if with_places else None
+    with torch.cuda.device_of(y0):
+        solve_kernel[(ceil_div(B, LANES),)](
+            y0,
+            ts,
+            params,
+            ys,
+            counts,
+            status,
+            places,
+            B,
+            T,
+            rtol,
+            atol,
+            0.0 if first_step is None else first_step,
+            max_num_steps,
+            field,
+            D,
+            params.shape[0],
+            direction,
+            first_step is None,
+            T > 2,
+            method.c,
+            method.a,
+            (method.error,),
+            method.dense,
+            method.order,
+            tuple(control),
+            LANES,
+            num_warps=WARPS,
+        )
+    return ys, counts, status, places
