@@ -18,7 +18,7 @@ from ratio import compare
 import fastnode
 
 SIZE = (64, 128, 128)
-MEMORY_SIZE, ENDS = (64, 128, 1024), (1.0, 8.0, 64.0)
+MEMORY_SIZE, ENDS = (64, 128, 1024), (1.0, 4.0, 16.0)
 
 
 @torch.no_grad()
