@@ -48,15 +48,19 @@ def trained(field: torch.nn.Module, solve, y0: torch.Tensor):
     return run
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize(
-    ("threads", "part", "activation"),
+    ("threads", "part", "activation", "size"),
     [
-        *product([2], ["forward", "forward + backward"], ACTIVATIONS),
-        (1, "forward", "tanh"),
-        pytest.param(1, "forward + backward", "tanh", marks=pytest.mark.full),
+        *product([2], ["forward", "forward + backward"], ACTIVATIONS, SIZES),
+        (1, "forward", "tanh", SIZES[-1]),
+        *(
+            pytest.param(1, part, "tanh", size, marks=pytest.mark.full)
+            for part, sizes in (("forward", SIZES[:-1]), ("forward + backward", SIZES))
+            for size in sizes
+        ),
     ],
     indirect=["threads"],
+    ids=str,
 )
 def test_fused(benchmark, threads, part, activation, size):
     state, hidden, batch = size

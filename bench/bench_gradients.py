@@ -94,7 +94,7 @@ def test_gradient(benchmark, request, adjoint, size):
         str(size),
         lambda: gradients(adjoint, field, y0, 1.0),
         {name: lambda name=name: gradients(name, field, y0, 1.0) for name in names},
-        rounds=3 if size == LARGEST else 10,
+        rounds=2 if size == LARGEST else 10,
         warm=1 if size == LARGEST else 3,
         errors={name: error(name, size) for name in (adjoint, *names)},
         megabytes={

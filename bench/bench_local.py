@@ -14,7 +14,7 @@ import sys
 import pytest
 import torch
 from memory import in_own_processes, peak_megabytes
-from ratio import compare
+from ratio import compare, full
 
 import fastnode
 from fastnode.nn import MLPField
@@ -72,9 +72,7 @@ def one_thread():
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("mode", ["unbiased", "biased"])
 @pytest.mark.parametrize("fused", [False, True], ids=["module", "fused"])
-@pytest.mark.parametrize(
-    "name", ["784-100-784", pytest.param("64-128-128-64", marks=pytest.mark.full)]
-)
+@pytest.mark.parametrize("name", ["784-100-784", *full("64-128-128-64")])
 def test_time(benchmark, name, fused, mode):
     parts = make(name, fused)
     regularizer = Local(mode, generator=torch.Generator().manual_seed(0))

@@ -105,7 +105,7 @@ def test_van_der_pol(benchmark, method, outputs):
         f"van der Pol, {SAMPLES}, {outputs} times",
         ours,
         references,
-        rounds=5,
+        rounds=3,
         warm=1,
         errors={name: (end - exact).abs().max().item() for name, end in ends.items()},
         evaluations=evaluations,

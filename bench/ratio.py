@@ -8,9 +8,15 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pytest
 import torch
 
 Call = Callable[[], Any]
+
+
+def full(*values: Any) -> list[Any]:
+    """Parameters of a benchmark that tell little more than others: measured with --full alone."""
+    return [pytest.param(value, marks=pytest.mark.full) for value in values]
 
 
 def seconds(call: Call, iterations: int) -> float:
