@@ -13,9 +13,12 @@ import statistics
 
 import pytest
 import torch
+import torch.nn.functional as F
 from bench_flow import by_hand, kernels, opaque, ours, plain, step
 from ratio import compare, seconds
 from torch import Tensor
+
+from fastnode.flow import Linear, flow_loss, linear_flow_loss
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 SHAPES = [(65536, 512), (4096, 3072)]
@@ -138,3 +141,70 @@ def test_each_op_reaches_the_bandwidth_of_a_copy(benchmark, op, shape, dtype):
     compare(benchmark, f"{op}, {dtype}", str(shape), run, {}, rounds=8, copy_bandwidth=bandwidth)
     spent = 1e-6 * benchmark.extra_info["microseconds"]
     benchmark.extra_info["share_of_copy_bandwidth"] = PASSES[op] * size / spent / bandwidth
+
+
+def last_layer(function, sets):
+    """Loss and all gradients of a linear layer on a path; the layer's input needs one too."""
+
+    def call():
+        z0, z1, t, h, weight, bias = leaves = next(sets)
+        for x in leaves:
+            x.grad = None
+        loss = function(h, weight, bias, z0, z1, t)
+        loss.backward()
+        return [loss.detach(), *(x.grad for x in (z0, z1, h, weight, bias))]
+
+    return call
+
+
+@dtypes
+@shapes
+def test_last_layer_and_loss(benchmark, shape, dtype):
+    kind, hidden = DTYPES[dtype], 2048
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+
+    def make(seed: int):
+        z0, z1, t, _ = batch(shape, kind, seed)
+        sizes = ((shape[0], hidden), (shape[1], hidden), (shape[1],))
+        scales = (1.0, hidden**-0.5, 1.0)
+        layer = (
+            (scale * torch.randn(size, device="cuda")).to(kind).requires_grad_()
+            for size, scale in zip(sizes, scales, strict=True)
+        )
+        return z0, z1, t, *layer
+
+    def fused(h, weight, bias, z0, z1, t):
+        _, target = Linear().interpolate(z0, z1, t, extrapolate=True)
+        return linear_flow_loss(h, weight, bias, target)
+
+    def apart(h, weight, bias, z0, z1, t):
+        _, target = Linear().interpolate(z0, z1, t, extrapolate=True)
+        return flow_loss(F.linear(h, weight, bias), target)
+
+    def eager(h, weight, bias, z0, z1, t):
+        return ((F.linear(h, weight, bias) - (z1 - z0)).float() ** 2).mean()
+
+    torch._dynamo.reset()
+    contestants = {
+        "apart": apart,
+        "eager": eager,
+        "compile": torch.compile(eager, dynamic=False),
+    }
+    sets = rotated(make, 3 * shape[0] * shape[1] * kind.itemsize)
+    first = itertools.repeat(next(sets))
+    want = [x.clone() for x in last_layer(apart, first)()]
+    got = last_layer(fused, first)()
+    for ours_, theirs in zip(got, want, strict=True):
+        size = theirs.double().abs().max().item()
+        # Products of TF32 and of bfloat16 are rounded at the eighth to eleventh bit.
+        torch.testing.assert_close(ours_.double(), theirs.double(), rtol=0.02, atol=0.02 * size)
+    compare(
+        benchmark,
+        f"last layer and loss, {dtype}",
+        str((*shape, hidden)),
+        last_layer(fused, sets),
+        {name: last_layer(function, sets) for name, function in contestants.items()},
+        rounds=5,
+    )
+    torch.set_float32_matmul_precision(before)

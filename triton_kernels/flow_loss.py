@@ -62,7 +62,12 @@ def flow_loss_fwd_kernel(
 @triton.jit
 def sum_partials_kernel(partials, loss, loss_scale: tl.float64, n, BLOCK: tl.constexpr):
     slots = tl.arange(0, BLOCK)
-    total = tl.sum(tl.load(partials + slots, mask=slots < n, other=0.0), axis=0)
+    sums = tl.load(partials + slots, mask=slots < n, other=0.0)
+    slots += BLOCK
+    while tl.min(slots, axis=0) < n:
+        sums += tl.load(partials + slots, mask=slots < n, other=0.0)
+        slots += BLOCK
+    total = tl.sum(sums, axis=0)
     tl.store(loss, total * tl.full([], loss_scale, total.dtype))
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastnode.flow.paths import Target
 from fastnode.ops import flow_loss as ops
+from fastnode.ops import linear_flow_loss as linear_ops
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -50,3 +52,64 @@ def flow_loss(v: Tensor, target: Target | Tensor, reduction: str = "mean") -> Te
         return residual.square()
     total = residual.to(torch.promote_types(v.dtype, torch.float32)).square()
     return total.mean() if reduction == "mean" else total.sum()
+
+
+def linear_flow_loss(
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Target | Tensor,
+    reduction: str = "mean",
+) -> Tensor:
+    """The flow loss of a field whose last layer is linear, from that layer's input.
+
+    Equivalent to ``flow_loss(torch.nn.functional.linear(h, weight, bias), target, reduction)``. On
+    a GPU with Triton the layer's output is not stored: the loss and the residual, which every
+    gradient needs, come out of the matrix product. That is for a :class:`Target`, states [B, D] of
+    bfloat16, float16, or float32 where TF32 is allowed, and rows that are multiples of 16 bytes;
+    everything else, and every other device, does the two one after the other.
+
+    Args:
+        h: the layer's input, [B, ..., K].
+        weight, bias: of the layer, [D, K] and [D] or None.
+        target, reduction: as in :func:`flow_loss`, for velocities [B, ..., D].
+
+    Returns:
+        As :func:`flow_loss`. Differentiable to any order in h, weight, bias and in what the target
+        is made of.
+
+    Raises:
+        ValueError: shapes or devices differ, or the reduction is unknown.
+        TypeError: dtypes differ.
+
+    Source: as for :func:`flow_loss`.
+    """
+    if isinstance(target, Target) and reduction in ("mean", "sum"):
+        z0, z1 = target.z0, target.z1
+        x, w, b = h, weight, bias
+        if torch.is_autocast_enabled(z0.device.type):
+            x, w, b = h.to(z0.dtype), weight.to(z0.dtype), None if bias is None else bias.to(z0)
+        if linear_ops.runs_fused(x, w, b, z0):
+            _check_layer(x, w, b, z0)
+            mean = reduction == "mean"
+            return linear_ops.linear_flow_loss(x, w, b, target.stand_in, z0, z1, target.coef, mean)
+    return flow_loss(F.linear(h, weight, bias), target, reduction)
+
+
+def _check_layer(h: Tensor, weight: Tensor, bias: Tensor | None, z0: Tensor) -> None:
+    inputs = h.shape[1]
+    expected = [
+        ("h", h, (z0.shape[0], inputs)),
+        ("weight", weight, (z0.shape[1], inputs)),
+        ("bias", bias, z0.shape[1:]),
+    ]
+    for name, x, shape in expected:
+        if x is None:
+            continue
+        if x.shape != shape:
+            raise ValueError(
+                f"{name} must have shape {tuple(shape)} for a target {tuple(z0.shape)}, got "
+                f"{tuple(x.shape)}"
+            )
+        if x.device != z0.device:
+            raise ValueError(f"{name} must be on the target's device {z0.device}, got {x.device}")

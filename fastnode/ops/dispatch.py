@@ -65,3 +65,22 @@ def register(name: str, other_devices: Callable, fake: Callable) -> None:
 def register_fake(name: str, fake: Callable) -> None:
     """Gives an op that no other device has its fake kernel."""
     torch.library.register_fake(f"fastnode::{name}", fake, lib=_library)
+
+
+def define(
+    schema: str,
+    every_device: Callable,
+    fake: Callable,
+    autograd: tuple[Callable, Callable] | None = None,
+) -> None:
+    """Defines an op that has no C++: what runs it, its fake kernel, and if it has a gradient the
+    backward function and the one that saves what that needs."""
+    name = schema[: schema.index("(")]
+    _library.define(schema)
+    _library.impl(name, every_device, "CompositeExplicitAutograd")
+    register_fake(name, fake)
+    if autograd is not None:
+        backward, setup_context = autograd
+        torch.library.register_autograd(
+            f"fastnode::{name}", backward, setup_context=setup_context, lib=_library
+        )

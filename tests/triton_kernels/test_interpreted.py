@@ -21,6 +21,7 @@ HERE = Path(__file__).parent
 )
 def test_kernels_agree_with_plain_torch_under_the_interpreter(tmp_path):
     files = ["test_interpolant.py", "test_flow_loss.py", "test_tiling.py", "test_trajectories.py"]
+    files.append("test_linear_flow_loss.py")
     environment = os.environ | {
         "TRITON_INTERPRET": "1",
         "CUDA_VISIBLE_DEVICES": "",
