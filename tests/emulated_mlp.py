@@ -17,31 +17,31 @@ from fastnode.stiffness import Stiffness
 from fastnode.tableaus import METHODS
 
 JOINT, BY_SAMPLE, FIXED = range(3)
-_DTYPES = [torch.float32, torch.float64]
-_DOUBLES = POINTER(c_double)
+DTYPES = [torch.float32, torch.float64]
+DOUBLES = POINTER(c_double)
 
 
-class _Problem(ctypes.Structure):
+class Problem(ctypes.Structure):
     _fields_ = [
         *((name, c_int) for name in ("dtype", "kind", "layers", "activation")),
         ("parameters", POINTER(c_void_p)),
         ("sizes", POINTER(c_int)),
         *((name, c_int) for name in ("stages", "further", "fsal", "order", "degree")),
-        *((name, _DOUBLES) for name in ("rows", "fractions", "solution", "error")),
-        *((name, _DOUBLES) for name in ("slopes", "states", "dense")),
+        *((name, DOUBLES) for name in ("rows", "fractions", "solution", "error")),
+        *((name, DOUBLES) for name in ("slopes", "states", "dense")),
         ("stability", c_double),
         *((name, c_int64) for name in ("batch", "dim", "outputs", "max_num_steps", "capacity")),
         ("grid_count", c_int64),
         *((name, c_int) for name in ("all_together", "perturb")),
         *((name, c_void_p) for name in ("y0", "ys")),
-        *((name, _DOUBLES) for name in ("times", "control", "grid")),
+        *((name, DOUBLES) for name in ("times", "control", "grid")),
         *((name, c_double) for name in ("rtol", "atol", "first_step")),
-        *((name, _DOUBLES) for name in ("rtols", "atols", "directions", "first_steps")),
+        *((name, DOUBLES) for name in ("rtols", "atols", "directions", "first_steps")),
         ("room", c_int64),
-        *((name, _DOUBLES) for name in ("ends", "errors", "stiffness")),
+        *((name, DOUBLES) for name in ("ends", "errors", "stiffness")),
         ("kept", c_void_p),
         ("counts", POINTER(c_int64)),
-        ("ended", _DOUBLES),
+        ("ended", DOUBLES),
         *((name, POINTER(c_int64)) for name in ("launches", "plan")),
     ]
 
@@ -64,7 +64,7 @@ class Result:
         return getattr(self, name)[: self.counts[row][0], row]
 
 
-def _method(name: str) -> dict[str, Any]:
+def method_of(name: str) -> dict[str, Any]:
     tableau = METHODS[name]
     stages, further = len(tableau.a), tableau.further_stages
     total = stages + len(further)
@@ -99,6 +99,23 @@ def _method(name: str) -> dict[str, Any]:
     }
 
 
+def layers_of(field: Any) -> tuple[dict[str, Any], list[Any]]:
+    """For a problem, and weights and biases, which must outlive it."""
+    layers, activation = field.perceptron()
+    held = [x if x is None else x.detach().contiguous() for w, b, _ in layers for x in (w, b)]
+    sizes = [n for w, _, column in layers for n in (w.shape[1] - (column >= 0), w.shape[0], column)]
+    return {
+        "layers": len(layers),
+        "activation": activation,
+        "parameters": (c_void_p * len(held))(*map(pointer, held)),
+        "sizes": (c_int * len(sizes))(*sizes),
+    }, held
+
+
+def kernels() -> ctypes.CDLL:
+    return library("mlp_solves.cpp", "mlp_*_cuda.cu", "kernels/mlp_plan.cpp")
+
+
 @torch.no_grad()
 def run(
     field: Any,
@@ -120,10 +137,7 @@ def run(
     keep: bool = False,
 ) -> Result | None:
     """None where the kernels do not take it. ``times`` [T], or [batch, T] by sample."""
-    layers, activation = field.perceptron()
-    held = [(w.detach().contiguous(), b if b is None else b.detach()) for w, b, _ in layers]
-    parameters = (c_void_p * (2 * len(held)))(*(pointer(x) for pair in held for x in pair))
-    sizes = [n for w, _, column in layers for n in (w.shape[1] - (column >= 0), w.shape[0], column)]
+    told, held = layers_of(field)
     batch, dim = y0.shape
     y0 = y0.contiguous()
     times = torch.as_tensor(times, dtype=torch.float64)
@@ -139,7 +153,7 @@ def run(
     parts = 1 if kind == FIXED else 2
     kept = torch.full((steps, parts, batch, dim), torch.nan, dtype=y0.dtype) if keep else None
     counts, ended = (c_int64 * (5 * rows))(), (c_double * (3 * rows))()
-    launches, plan = c_int64(), (c_int64 * 4)()
+    launches, plan = c_int64(), (c_int64 * 5)()
     by_sample: dict[str, Any] = {}
     if kind == BY_SAMPLE:
         times = times.expand(batch, outputs).contiguous()
@@ -150,14 +164,11 @@ def run(
             "first_steps": None if isinstance(first_step, float) else per_sample(first_step),
         }
         rtol, atol, first_step = 0.0, 0.0, 0.0
-    problem = _Problem(
-        dtype=_DTYPES.index(y0.dtype),
+    problem = Problem(
+        dtype=DTYPES.index(y0.dtype),
         kind=kind,
-        layers=len(held),
-        activation=activation,
-        parameters=parameters,
-        sizes=(c_int * len(sizes))(*sizes),
-        **_method(method),
+        **told,
+        **method_of(method),
         batch=batch,
         dim=dim,
         outputs=outputs,
@@ -177,7 +188,7 @@ def run(
         **by_sample,
         room=room,
         **{
-            name: ctypes.cast(pointer(x), _DOUBLES)
+            name: ctypes.cast(pointer(x), DOUBLES)
             for name, x in zip(("ends", "errors", "stiffness"), records, strict=True)
         },
         kept=pointer(kept),
@@ -186,8 +197,8 @@ def run(
         launches=ctypes.pointer(launches),
         plan=plan,
     )
-    kernels = library("mlp_solves.cpp", "mlp_*_cuda.cu", "kernels/mlp_plan.cpp")
-    error = kernels.mlp_solve(ctypes.byref(problem))
+    error = kernels().mlp_solve(ctypes.byref(problem))
+    del held
     assert error in (0, 1), error
     if error:
         return None

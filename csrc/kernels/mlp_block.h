@@ -20,14 +20,16 @@ struct alignas(Count * sizeof(T) < 16 ? Count * sizeof(T) : 16) Side {
   T of[Count];
 };
 
-// The field, on the numbers of one thread's sample.
-template <class T, bool Alone>
+// The field, on the numbers of one thread's sample. `Recording`, it leaves the derivatives of
+// activations at `slopes`, laid as the activations.
+template <class T, bool Alone, bool Recording = false>
 struct MlpEvaluation {
   const T* const weights;
   T* const parts;
   const int samples, groups, s, g;
   const Activation activation;
   const T time;
+  T* slopes = nullptr;
 
   __device__ int place(int feature) const { return feature * samples + s; }
   __device__ void meet() const {
@@ -51,10 +53,22 @@ struct MlpEvaluation {
 #pragma unroll
       for (int r = 0; r < Count; ++r) sum[r] = constant(layer, b * Count + r);
       add<Count>(layer, b * Count, 0, layer.in, x, sum);
-      if (!last) activate<Count>(activation, sum);
+      put<Count>(layer, b * Count, sum, to, last);
+    }
+  }
+
+  template <int Count>
+  __device__ void put(const DeviceLayer<T>& layer, int out, T* sum, T* to, bool last) const {
+    T before[Count];
 #pragma unroll
-      for (int r = 0; r < Count; ++r) {
-        if (b * Count + r < layer.out) to[place(b * Count + r)] = sum[r];
+    for (int r = 0; r < Count; ++r) before[r] = sum[r];
+    if (!last) activate<Count>(activation, sum);
+#pragma unroll
+    for (int r = 0; r < Count; ++r) {
+      if (out + r >= layer.out) continue;
+      to[place(out + r)] = sum[r];
+      if constexpr (Recording) {
+        slopes[place(out + r)] = derivative(activation, before[r], sum[r]);
       }
     }
   }
@@ -73,8 +87,7 @@ struct MlpEvaluation {
     if (g >= layer.out) return;
     T sum[1] = {constant(layer, g)};
     for (int i = 0; i < count; ++i) sum[0] += parts[place(i * layer.out + g)];
-    if (!last) activate<1>(activation, sum);
-    to[place(g)] = sum[0];
+    put<1>(layer, g, sum, to, last);
   }
 
   __device__ T constant(const DeviceLayer<T>& layer, int out) const {
@@ -133,12 +146,15 @@ struct MlpThread {
   MlpMemory<T> memory;
 
   __device__ explicit MlpThread(const MlpTask<T>& all, bool joint)
+      : MlpThread(all, lay(all, joint)) {}
+
+  __device__ MlpThread(const MlpTask<T>& all, const MlpMemory<T>& laid)
       : task(all),
         samples(all.plan.samples),
         groups(Alone ? 1 : all.plan.groups),
         s(Alone ? int(threadIdx.x) : int(threadIdx.x) % all.plan.samples),
-        g(Alone ? 0 : int(threadIdx.x) / all.plan.samples) {
-    memory.lay(shared_memory(), all.field, all.tableau, all.plan, joint);
+        g(Alone ? 0 : int(threadIdx.x) / all.plan.samples),
+        memory(laid) {
     if (threadIdx.x == 0) {
       *memory.table = {all.field,
                        samples,
@@ -172,9 +188,15 @@ struct MlpThread {
     mlp_evaluate<T, Alone>(time, offset(x), offset(out));
   }
 
- private:
   __device__ static int offset(const T* pointer) {
     return int(reinterpret_cast<const unsigned char*>(pointer) - shared_memory());
+  }
+
+ private:
+  __device__ static MlpMemory<T> lay(const MlpTask<T>& all, bool joint) {
+    MlpMemory<T> memory;
+    memory.lay(shared_memory(), all.field, all.tableau, all.plan, joint);
+    return memory;
   }
 
   // For each kRows outputs [in, kRows]; then all biases and the weights of the time.

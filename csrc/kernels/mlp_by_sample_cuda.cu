@@ -183,9 +183,10 @@ struct BySample : MlpSteps<T, Alone> {
     const bool moved = mine.busy && control.moved;
     const double* const outputs = times(mine.sample);
     if (task.tableau.further > 0 && Steps::any(moved && Steps::inside(control, outputs))) {
-      Steps::take_further_stages(control.course);
+      Steps::take_further_stages(control.course.t_before, control.course.t);
     }
     if (moved) {
+      Steps::keep(control.course, mine.sample);
       Steps::save(control, outputs, mine.sample);
       Steps::move_on();
     }

@@ -134,14 +134,9 @@ struct Joint : MlpSteps<T, false> {
     meet();
     if (!control.moved) return;
     const Course& course = control.course;
-    if (task.kept != nullptr && real) {
-      const int64_t rows = task.batch, step = course.accepted - 1 - task.records.base;
-      T* const to = task.kept + 2 * step * rows * task.field.dim;
-      Steps::store(memory.y, to, sample);
-      Steps::store(slope(0), to, rows + sample);
-    }
+    if (real) Steps::keep(course, sample);
     const bool inside = Steps::inside(control, task.times);
-    if (inside) Steps::take_further_stages(course);
+    if (inside) Steps::take_further_stages(course.t_before, course.t);
     if (real) Steps::save(control, task.times, sample);
     Steps::move_on();
   }

@@ -1,8 +1,6 @@
 // The shared memory of a block that solves perceptrons: what lies in it, and where.
 #pragma once
 
-#include <type_traits>
-
 #include "kernels/mlp_solve_cuda.h"
 
 namespace fastnode {
@@ -41,6 +39,18 @@ struct MlpTable {
   int samples, groups, weights, first, second, parts;
 };
 
+// Hands out memory in pieces of 16 bytes.
+struct MlpPieces {
+  unsigned char* base;
+  size_t used = 0;
+
+  template <class X>
+  FASTNODE_HD void take(X*& out, int64_t count) {
+    out = reinterpret_cast<X*>(base + used);
+    used += (size_t(count) * sizeof(X) + 15) / 16 * 16;
+  }
+};
+
 // The shared memory of a block. Numbers of a tile are [feature, samples]: the threads of a warp,
 // who have samples side by side, meet no bank twice, and read the same weights.
 template <class T>
@@ -54,29 +64,26 @@ struct MlpMemory {
   // The bytes it takes from `base` on.
   FASTNODE_HD size_t lay(unsigned char* base, const DeviceField<T>& of,
                          const DeviceTableau& tableau, const MlpPlan& plan, bool joint) {
-    size_t used = 0;
-    const auto take = [&](auto*& out, int64_t count) {
-      out = reinterpret_cast<std::remove_reference_t<decltype(out)>>(base + used);
-      used += (size_t(count) * sizeof(*out) + 15) / 16 * 16;
-    };
+    MlpPieces pieces{base};
     const int64_t state = int64_t(of.dim) * plan.samples;
-    take(table, 1);
-    take(slots, joint ? 1 : plan.samples);
-    take(next, 1);
-    take(sums, plan.alone ? 0 : 6 * (joint ? kMlpThreads / 32 : sharing(of, plan) * plan.samples));
-    take(weights, plan.weights);
-    take(y, state);
-    take(y1, state);
+    pieces.take(table, 1);
+    pieces.take(slots, joint ? 1 : plan.samples);
+    pieces.take(next, 1);
+    const int sums_of = joint ? kMlpThreads / 32 : sharing(of, plan) * plan.samples;
+    pieces.take(sums, plan.alone ? 0 : 6 * sums_of);
+    pieces.take(weights, plan.weights);
+    pieces.take(y, state);
+    pieces.take(y1, state);
     stage = further = y1;
-    if (!tableau.fsal) take(stage, state);
+    if (!tableau.fsal) pieces.take(stage, state);
     further = stage;
-    if (tableau.fsal && tableau.further > 0) take(further, state);
-    take(k, (tableau.stages + tableau.further) * state);
+    if (tableau.fsal && tableau.further > 0) pieces.take(further, state);
+    pieces.take(k, (tableau.stages + tableau.further) * state);
     const int64_t between = int64_t(of.widest) * plan.samples;
-    take(first, of.count > 1 ? between : 0);
-    take(second, of.count > 2 ? between : 0);
-    take(parts, plan.alone ? 0 : plan.samples * plan.groups);
-    return used;
+    pieces.take(first, of.count > 1 ? between : 0);
+    pieces.take(second, of.count > 2 ? between : 0);
+    pieces.take(parts, plan.alone ? 0 : plan.samples * plan.groups);
+    return pieces.used;
   }
 
   // Threads of a sample that have features of its state.

@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "kernels/mlp_memory.h"
+#include "kernels/mlp_backward.h"
 
 namespace fastnode {
 namespace {
@@ -21,6 +21,22 @@ int groups_for(int samples, int features, int most) {
   while (groups < features && samples * groups < kEnoughThreads) groups *= 2;
   while (samples * groups > most) groups /= 2;
   return std::max({groups, 1, 32 / samples});
+}
+
+// With the parameters' gradients beside all else, or in device memory. Blocks are no more than the
+// device holds at once, as each has gradients of its own.
+template <class T>
+bool back_fits(const DeviceField<T>& field, const DeviceTableau& tableau, const MlpDevice& device,
+               MlpPlan& plan) {
+  for (const bool shared : {true, false}) {
+    plan.sums_shared = shared;
+    plan.shared = MlpBackMemory<T>().lay(nullptr, field, tableau, plan);
+    if (plan.shared > device.shared) continue;
+    const int resident = int(std::min<size_t>(device.shared / plan.shared, kMlpBackBlocks<T>));
+    plan.blocks = std::min(plan.blocks, device.processors * resident);
+    return true;
+  }
+  return false;
 }
 
 }  // namespace
@@ -46,6 +62,7 @@ bool mlp_plan(MlpKind kind, DeviceField<T>& field, const DeviceTableau& tableau,
     plan.groups = groups;
     plan.alone = alone;
     plan.blocks = int(std::min<int64_t>((batch + samples - 1) / samples, 1 << 30));
+    if (kind == MlpKind::kBackward) return back_fits(field, tableau, device, plan);
     plan.shared = MlpMemory<T>().lay(nullptr, field, tableau, plan, kind != MlpKind::kBySample);
     return plan.shared <= device.shared;
   };

@@ -51,9 +51,10 @@ struct DeviceField {
 // with the other `groups` - 1 threads of its kind, each with features of its own.
 struct MlpPlan {
   int samples, groups, blocks;
-  int64_t weights;  // numbers
-  size_t shared;    // bytes
-  bool alone;       // groups == 1 and no thread ever waits for another
+  int64_t weights;   // numbers
+  size_t shared;     // bytes
+  bool alone;        // groups == 1 and no thread ever waits for another
+  bool sums_shared;  // backwards: the parameters' gradients are in shared memory too
 };
 
 struct MlpDevice {
@@ -61,7 +62,7 @@ struct MlpDevice {
   size_t shared;  // that one block may have
 };
 
-enum class MlpKind { kJoint, kBySample, kFixed };
+enum class MlpKind { kJoint, kBySample, kFixed, kBackward };
 
 // A course and what else a solve, or one of its samples, leaves behind.
 struct MlpState {
@@ -100,7 +101,9 @@ struct MlpTask {
   double rtol, atol, first_step;
   double* partial;          // [2, 3, blocks]
   unsigned long long* met;  // zero
-  T* kept;                  // [capacity, 2, batch, dim] or null
+
+  // Where accepted steps began, for the way back: states and slopes. Null where nobody asks.
+  T* kept;  // joint and by sample [capacity, 2, batch, dim]
 
   // By sample: [batch]; first_steps may be null.
   const double *rtols, *atols, *directions, *first_steps;

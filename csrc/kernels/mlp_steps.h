@@ -63,10 +63,10 @@ struct MlpSteps : MlpThread<T, Alone> {
     if (!tableau.fsal) combine(tableau.solution, tableau.stages, course.step, memory.y1);
   }
 
-  // Those that only dense output needs, of the step from t_before to t.
-  __device__ void take_further_stages(const Course& course) const {
+  // Those that only dense output needs, of a step from t to t1.
+  __device__ void take_further_stages(double t, double t1) const {
     const DeviceTableau& tableau = task.tableau;
-    const double t = course.t_before, step = course.t - t;
+    const double step = t1 - t;
     for (int i = tableau.stages; i < tableau.stages + tableau.further; ++i) {
       combine(tableau.row(i), i, step, memory.further);
       meet();
@@ -125,6 +125,15 @@ struct MlpSteps : MlpThread<T, Alone> {
         to[sample * task.field.dim + d] = sum;
       });
     }
+  }
+
+  // Where the step that was accepted last began, if somebody asks.
+  __device__ void keep(const Course& course, int64_t sample) const {
+    if (task.kept == nullptr) return;
+    const int64_t step = course.accepted - 1 - task.records.base;
+    T* const to = task.kept + 2 * step * task.batch * task.field.dim;
+    store(memory.y, to, sample);
+    store(slope(0), to, task.batch + sample);
   }
 
   // Where a step that was accepted ends, another one begins.

@@ -66,6 +66,16 @@ FASTNODE_HD double dense_weight(const Dense& dense, int j, double t0, double t1,
   return h * total;
 }
 
+// p_j'(x): the weight of a stage in the slope of the dense output there.
+template <class Dense>
+FASTNODE_HD double dense_slope_weight(const Dense& dense, int j, double t0, double t1,
+                                      double time) {
+  const double x = (time - t0) / (t1 - t0);
+  double total = 0;
+  for (int p = dense.degree - 1; p >= 0; --p) total = total * x + double(p + 1) * dense.a[j][p];
+  return total;
+}
+
 // The largest of the norms of a state's parts; NaN if one of them is.
 template <class A>
 FASTNODE_HD double worst(const A* norms, int parts) {

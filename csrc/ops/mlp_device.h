@@ -36,23 +36,31 @@ inline at::Tensor upload(const std::vector<double>& numbers, at::Device device) 
   return out.to(device);
 }
 
-// What all kinds of solves are told; `layers` and `times` must outlive the task.
+// What solves and the way back are told alike; `layers` must outlive the task.
+template <class T>
+void describe(MlpTask<T>& task, MlpKind kind, const std::vector<LayerTensors>& layers,
+              Activation activation, const Tableau& tableau,
+              const std::optional<StiffnessPair>& pair, const at::Tensor& state) {
+  const int64_t dim = state.size(-1);
+  const auto field = device_field<T>(layers, dim, activation);
+  const auto method = device_tableau(tableau, pair);
+  MlpDevice device{};
+  check_launch(mlp_device(state.device().index(), &device));
+  TORCH_CHECK_VALUE(field && method, "layers or stages are more than a GPU's solve takes");
+  task.field = *field;
+  task.tableau = *method;
+  task.batch = state.numel() / dim;
+  TORCH_CHECK_VALUE(mlp_plan<T>(kind, task.field, task.tableau, task.batch, device, task.plan),
+                    "layers, states and slopes do not fit into the shared memory of this GPU");
+}
+
+// What all kinds of solves are told.
 template <class T>
 MlpTask<T> make_task(MlpKind kind, const std::vector<LayerTensors>& layers, Activation activation,
                      const Tableau& tableau, const std::optional<StiffnessPair>& pair,
                      const at::Tensor& y0, const at::Tensor& ys) {
   MlpTask<T> task{};
-  const int64_t dim = y0.size(-1);
-  const auto field = device_field<T>(layers, dim, activation);
-  const auto method = device_tableau(tableau, pair);
-  MlpDevice device{};
-  check_launch(mlp_device(y0.device().index(), &device));
-  TORCH_CHECK_VALUE(field && method, "layers or stages are more than a GPU's solve takes");
-  task.field = *field;
-  task.tableau = *method;
-  task.batch = y0.numel() / dim;
-  TORCH_CHECK_VALUE(mlp_plan<T>(kind, task.field, task.tableau, task.batch, device, task.plan),
-                    "layers, states and slopes do not fit into the shared memory of this GPU");
+  describe(task, kind, layers, activation, tableau, pair, y0);
   task.output_count = ys.size(0);
   task.y0 = y0.const_data_ptr<T>();
   task.ys = ys.mutable_data_ptr<T>();

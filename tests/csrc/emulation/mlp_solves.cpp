@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "fused/mlp_device.h"
+#include "kernels/mlp_backward.h"
 
 using namespace fastnode;
 
@@ -37,6 +38,18 @@ struct Problem {
   int64_t* plan;
 };
 
+// The way back: MlpBackTask and, for each layer, the gradients of weight and bias.
+struct Way {
+  const void *of_ys, *kept;
+  const double* edges;
+  int64_t steps;
+  const int64_t* offsets;
+  void* gy0;
+  void** gradients;
+  double* rates;
+  int no_parameters, sums_apart;
+};
+
 Weights weights_of(const double* row, int count) {
   Weights weights;
   for (int i = 0; i < count; ++i) {
@@ -63,15 +76,12 @@ Tableau tableau_of(const Problem& p) {
   return tableau;
 }
 
+// What solves and the way back are told alike, and whether it fits.
 template <class T>
-int solve(const Problem& p) {
+bool tell(const Problem& p, MlpKind kind, MlpTask<T>& task) {
   std::optional<StiffnessPair> pair;
   const int all = p.stages + p.further;
   if (p.stability != 0) pair = {weights_of(p.slopes, all), weights_of(p.states, all), p.stability};
-  const auto kind = MlpKind(p.kind);
-  const bool by_sample = kind == MlpKind::kBySample;
-  const int64_t rows = by_sample ? p.batch : 1, size = p.batch * p.dim;
-  MlpTask<T> task{};
   task.tableau = device_tableau(tableau_of(p), pair).value();
   DeviceField<T>& field = task.field;
   field.count = p.layers;
@@ -85,18 +95,31 @@ int solve(const Problem& p) {
                        p.sizes[3 * l + 2],
                        0};
   }
-  MlpDevice device;
-  mlp_device(0, &device);
-  if (!mlp_plan<T>(kind, field, task.tableau, p.batch, device, task.plan)) return 1;
-  const MlpPlan& plan = task.plan;
-  const int64_t found[] = {plan.samples, plan.groups, plan.blocks, plan.alone};
-  std::copy_n(found, 4, p.plan);
-  const double* const n = p.control;
   task.batch = p.batch;
   task.output_count = p.outputs;
+  task.times = p.times;
+  task.directions = p.directions;
+  task.perturb = p.perturb;
+  MlpDevice device;
+  mlp_device(0, &device);
+  if (!mlp_plan<T>(kind, field, task.tableau, p.batch, device, task.plan)) return false;
+  const MlpPlan& plan = task.plan;
+  const int64_t found[] = {plan.samples, plan.groups, plan.blocks, plan.alone, plan.sums_shared};
+  std::copy_n(found, 5, p.plan);
+  return true;
+}
+
+template <class T>
+int solve(const Problem& p) {
+  const auto kind = MlpKind(p.kind);
+  const bool by_sample = kind == MlpKind::kBySample;
+  const int64_t rows = by_sample ? p.batch : 1, size = p.batch * p.dim;
+  MlpTask<T> task{};
+  if (!tell(p, kind, task)) return 1;
+  const MlpPlan& plan = task.plan;
+  const double* const n = p.control;
   task.y0 = static_cast<const T*>(p.y0);
   task.ys = static_cast<T*>(p.ys);
-  task.times = p.times;
   task.controller = {n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], p.order};
   task.max_num_steps = p.max_num_steps;
   task.all_together = p.all_together;
@@ -105,11 +128,9 @@ int solve(const Problem& p) {
   task.first_step = p.first_step;
   task.rtols = p.rtols;
   task.atols = p.atols;
-  task.directions = p.directions;
   task.first_steps = p.first_steps;
   task.grid = p.grid;
   task.grid_count = p.grid_count;
-  task.perturb = p.perturb;
   task.kept = static_cast<T*>(p.kept);
   if (kind == MlpKind::kFixed) return mlp_fixed_cuda(task, nullptr);
   std::vector<T> y(size), f(size);
@@ -153,7 +174,41 @@ int solve(const Problem& p) {
   return 0;
 }
 
+template <class T>
+int follow(const Problem& p, const Way& way) {
+  MlpBackTask<T> task{};
+  if (!tell(p, MlpKind::kBackward, task)) return 1;
+  MlpPlan& plan = task.plan;
+  if (way.sums_apart && plan.sums_shared) {
+    plan.sums_shared = false;
+    plan.shared = MlpBackMemory<T>().lay(nullptr, task.field, task.tableau, plan);
+  }
+  task.adaptive = MlpKind(p.kind) != MlpKind::kFixed;
+  task.of_ys = static_cast<const T*>(way.of_ys);
+  task.kept = static_cast<const T*>(way.kept);
+  task.edges = way.edges;
+  task.steps = way.steps;
+  task.offsets = way.offsets;
+  task.gy0 = static_cast<T*>(way.gy0);
+  std::vector<T> sums(plan.blocks * mlp_numbers(task.field), T(NAN));
+  std::vector<double> rates(plan.blocks * p.outputs, NAN);
+  if (!way.no_parameters) task.sums = sums.data();
+  if (way.rates) task.output_rates = rates.data();
+  if (const int error = mlp_backward_cuda(task, nullptr)) return error;
+  MlpTotals<T> totals{task.field, task.sums, task.output_rates, plan.blocks, p.outputs,
+                      {},         {},        way.rates};
+  for (int l = 0; l < p.layers; ++l) {
+    totals.weights[l] = static_cast<T*>(way.gradients[2 * l]);
+    totals.biases[l] = static_cast<T*>(way.gradients[2 * l + 1]);
+  }
+  return mlp_totals_cuda(totals, nullptr);
+}
+
 }  // namespace
+
+extern "C" int mlp_solve_backward(const Problem* problem, const Way* way) {
+  return problem->dtype == 0 ? follow<float>(*problem, *way) : follow<double>(*problem, *way);
+}
 
 extern "C" int mlp_solve(const Problem* problem) {
   return problem->dtype == 0 ? solve<float>(*problem) : solve<double>(*problem);
