@@ -108,11 +108,12 @@ py::object solve(const std::vector<LayerTuple>& layers, int64_t activation, py::
   if (!mlp_fits(read, state) || !mlp_times(times, numbers)) return py::none();
   graph = graph && at::GradMode::is_enabled();
   if (on_gpu) {
+    const Tableau& tableau = *mlp_method(method).tableau;
+    const auto fits = [&](MlpKind kind) { return mlp_fits_on_chip(read, state, tableau, kind); };
     const auto kind = controller.empty() ? MlpKind::kFixed : MlpKind::kJoint;
     // By name alone while nobody has measured it.
-    if (!forced || graph || !mlp_fits_on_chip(read, state, *mlp_method(method).tableau, kind)) {
-      return py::none();
-    }
+    if (!forced || !fits(kind)) return py::none();
+    if (graph && (slots || !fits(MlpKind::kBackward))) return py::none();
   } else if (!forced && !mlp_pays(read, state, graph)) {
     return py::none();
   }

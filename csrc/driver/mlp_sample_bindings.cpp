@@ -1,6 +1,7 @@
 // fastnode._C.mlp_solve_samples, which fastnode.engines.per_sample_fused calls.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
 
 #include <cstring>
 #include <limits>
@@ -11,6 +12,7 @@
 #include "driver/rows.h"
 #include "fused/mlp_samples.h"
 #include "fused/sample_gradient.h"
+#include "ops/mlp_backward_cuda.h"
 #include "ops/mlp_samples_cuda.h"
 #include "ops/mlp_solve.h"
 
@@ -91,7 +93,8 @@ py::tuple solve_on_gpu(const std::vector<LayerTensors>& layers, int activation, 
   }
   return py::make_tuple(wrap(found.ys), wrap(found.evaluations), wrap(found.accepted),
                         wrap(found.rejected), found.status, wrap(found.t1), wrap(found.error),
-                        wrap(found.stiffness), py::none());
+                        wrap(found.stiffness),
+                        control.keep_states ? wrap(found.kept) : py::object(py::none()));
 }
 
 // The first fields of fastnode.engines.rows.Trace in their order, status in numbers, then what
@@ -107,10 +110,11 @@ py::object solve(const std::vector<LayerTuple>& layers, int activation, const Te
   std::vector<LayerTensors> tensors;
   if (!read_layers(layers, tensors) || !mlp_fits(tensors, y0)) return py::none();
   const bool on_gpu = y0.is_cuda();
-  if (on_gpu ? !forced || keep || !mlp_fits_on_chip(tensors, y0, *tableau, MlpKind::kBySample)
-             : !forced && !mlp_pays(tensors, y0, keep)) {
-    return py::none();
-  }
+  const auto fits = [&](MlpKind kind) { return mlp_fits_on_chip(tensors, y0, *tableau, kind); };
+  const bool taken = on_gpu
+                         ? forced && fits(MlpKind::kBySample) && (!keep || fits(MlpKind::kBackward))
+                         : forced || mlp_pays(tensors, y0, keep);
+  if (!taken) return py::none();
   for (const Tensor& each : {ts, direction, rtol, atol, first_step.value_or(ts)}) {
     TORCH_CHECK_VALUE(each.device() == y0.device(), "numbers of samples must be on ", y0.device(),
                       ", got ", each.device());
@@ -173,6 +177,23 @@ py::object solve(const std::vector<LayerTuple>& layers, int activation, const Te
       wrap(joined(records, &SampleRecord::stiffness)), keep ? wrap(kept) : py::object(py::none()));
 }
 
+DeviceGradients backward_on_gpu(const std::vector<LayerTensors>& layers, int activation,
+                                const Tensor& of_ys, const Tensor& ts, const Tensor& direction,
+                                std::shared_ptr<Tableau> tableau, const Tensor& accepted,
+                                const Tensor& t1, const Tensor& kept, bool of_parameters) {
+  const Tensor offsets = at::zeros({accepted.numel() + 1}, accepted.options());
+  offsets.narrow(0, 1, accepted.numel()).copy_(accepted.cumsum(0));
+  const DevicePath path{std::move(tableau), true, false, ts, kept, t1, offsets, direction};
+  return mlp_gradients_on_gpu(contiguous(layers), Activation(activation), path, of_ys.contiguous(),
+                              of_parameters, false);
+}
+
+py::list wrap_all(const std::vector<Tensor>& tensors) {
+  py::list all;
+  for (const Tensor& each : tensors) all.append(wrap(each));
+  return all;
+}
+
 // From of_ys [T, B, D] the gradient of y0, and of weights and biases in the order of the layers if
 // they are wanted; `kept`, `accepted` and `t1` are those of the solve with `keep`.
 py::tuple backward(const std::vector<LayerTuple>& layers, int activation, const Tensor& of_ys,
@@ -182,6 +203,15 @@ py::tuple backward(const std::vector<LayerTuple>& layers, int activation, const 
   std::vector<LayerTensors> tensors;
   const bool read = read_layers(layers, tensors);
   TORCH_CHECK_TYPE(read, "layers must be plain tensors");
+  if (of_ys.is_cuda()) {
+    DeviceGradients found;
+    {
+      const py::gil_scoped_release release;
+      found = backward_on_gpu(tensors, activation, of_ys, ts, direction, tableau, accepted, t1,
+                              kept, of_parameters);
+    }
+    return py::make_tuple(wrap(found.y0), wrap_all(found.parameters));
+  }
   Tensor gy0;
   std::vector<Tensor> gradients;
   {
@@ -213,9 +243,7 @@ py::tuple backward(const std::vector<LayerTuple>& layers, int activation, const 
       }
     });
   }
-  py::list found;
-  for (const Tensor& each : gradients) found.append(wrap(each));
-  return py::make_tuple(wrap(gy0), found);
+  return py::make_tuple(wrap(gy0), wrap_all(gradients));
 }
 
 }  // namespace

@@ -22,6 +22,8 @@ using at::Tensor;
 
 // Records of accepted steps that a launch has room for, for each sample and in bytes for all.
 constexpr int64_t kMostRoom = 256, kLeastRoom = 16, kRecordBytes = int64_t(1) << 29;
+// The same of states that are kept.
+constexpr int64_t kLeastKept = 8, kBytesKept = int64_t(1) << 28;
 static_assert(sizeof(MlpState) % 8 == 0);
 
 // One member of all samples' states.
@@ -92,17 +94,30 @@ SampleTensors solve(const std::vector<LayerTensors>& layers, Activation activati
   task.directions = control.direction;
   task.first_steps = control.first_step;
   int64_t room = std::clamp(kRecordBytes / (24 * batch), kLeastRoom, kMostRoom);
-  std::vector<Tensor> records;
+  const int64_t bytes = 2 * y0.numel() * int64_t(sizeof(T));
+  if (control.keep_states) room = std::min(room, std::max(kLeastKept, kBytesKept / bytes));
+  std::vector<Tensor> records, kept;
   bool failed = false;
   while (true) {
     const Tensor& here = records.emplace_back(at::empty({3, room, batch}, numbers));
     double* const to = here.mutable_data_ptr<double>();
     task.records = {to, to + room * batch, to + 2 * room * batch, task.records.base, room, batch};
+    if (control.keep_states) {
+      kept.push_back(at::empty({room, 2, batch, y0.size(1)}, y0.options()));
+      task.kept = kept.back().mutable_data_ptr<T>();
+    }
     check_launch(mlp_by_sample_cuda(task, stream));
     const Tensor flags =
-        at::stack({states.running().ne(0).any(), states.failure().ne(0).any()}).cpu();
-    failed = flags.const_data_ptr<bool>()[1];
-    if (!flags.const_data_ptr<bool>()[0]) break;
+        at::stack({states.running().ne(0).any().to(at::kLong),
+                   states.failure().ne(0).any().to(at::kLong), states.accepted().max()})
+            .cpu();
+    const int64_t* const numbers_of = flags.const_data_ptr<int64_t>();
+    failed = numbers_of[1] != 0;
+    if (numbers_of[0] == 0) {
+      const int64_t rest = std::max<int64_t>(numbers_of[2] - task.records.base, 0);
+      if (control.keep_states) kept.back() = kept.back().narrow(0, 0, rest);
+      break;
+    }
     task.records.base += room;
     task.resumed = true;
     room *= 2;
@@ -118,6 +133,7 @@ SampleTensors solve(const std::vector<LayerTensors>& layers, Activation activati
   out.t1 = all.select(0, 0).masked_select(taken);
   out.error = all.select(0, 1).masked_select(taken);
   out.stiffness = all.select(0, 2).masked_select(taken);
+  if (control.keep_states) out.kept = kept.size() == 1 ? kept[0] : at::cat(kept);
   out.status.assign(size_t(batch), 0);
   if (failed) {
     out.failed = failures(states);

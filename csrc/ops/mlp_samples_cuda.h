@@ -11,6 +11,9 @@ namespace fastnode {
 // steps, of all samples, if one of them failed.
 struct SampleTensors {
   at::Tensor ys, evaluations, accepted, rejected, t1, error, stiffness;
+  // With keep_states [most steps, 2, batch, dim]: where each sample's steps begin, its slopes
+  // there.
+  at::Tensor kept;
   std::vector<int> status;
   std::vector<SampleRecord> failed;
 };

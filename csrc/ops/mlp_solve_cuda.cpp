@@ -1,4 +1,4 @@
-// CUDA implementation of `mlp_solve`, without gradients.
+// CUDA implementation of `mlp_solve`.
 #ifdef FASTNODE_WITH_CUDA
 
 #include <ATen/ops/cat.h>

@@ -30,8 +30,9 @@ LIMITS = (
     "float32 or float64 whose last dimension is the field's, numbers as tolerances and explicit "
     "Runge-Kutta methods, and knows no args, events, stops, norms or controllers of the caller's "
     "making, adjoints but backprop, checkpoint and revolve, torch.func transforms, or with fixed "
-    "steps times inside of a step; on a GPU no gradients, and no layers and states that do not fit "
-    "into its shared memory"
+    "steps times inside of a step; on a GPU no gradients of local errors, no revolve, and no "
+    "layers and states that do not fit into its shared memory, with gradients beside what these "
+    "need"
 )
 
 #: The best instruction set of this machine, or the one that tests force.
@@ -218,6 +219,8 @@ def solve(
     errors of its steps have gradients if asked for; ``take_states`` is called with the times at
     which accepted steps begin and the states there, [steps, *y0.shape], without a graph."""
     if tableau.error is None or not isinstance(rtol, (int, float)):
+        return None
+    if errors_with_graph and isinstance(y0, Tensor) and y0.is_cuda:
         return None
     if not isinstance(atol, (int, float)) or not (rtol >= 0 and atol >= 0) or not runs_here():
         return None
