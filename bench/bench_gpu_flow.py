@@ -91,6 +91,38 @@ def test_training_step(benchmark, shape, dtype):
 
 @dtypes
 @shapes
+def test_training_step_with_its_times(benchmark, shape, dtype):
+    """As above, with the drawing of times and the rule for t = 0 in every contestant."""
+    sets = [batch(shape, DTYPES[dtype], seed)[:2] for seed in range(3)]
+    torch._dynamo.reset()
+
+    def drawn(a: Tensor, b: Tensor, t: None) -> Tensor:
+        _, zt, target = Linear().draw(a, b)
+        return flow_loss(opaque(zt), target)
+
+    def drawn_plainly(a: Tensor, b: Tensor, t: None) -> Tensor:
+        time, chance = torch.rand(2, a.shape[0], device=a.device)
+        return plain(a, b, torch.where(chance < 0.1, 0.0, time).to(a.dtype), opaque)
+
+    references = {
+        "eager": drawn_plainly,
+        "compile": torch.compile(drawn_plainly, dynamic=False),
+    }
+    turns = itertools.cycle(sets)
+    losses = [step(f, *sets[0], None)[0].item() for f in (drawn, *references.values())]
+    assert max(losses) < 1.2 * min(losses)
+    compare(
+        benchmark,
+        f"flow step with times, {dtype}",
+        str(shape),
+        lambda: step(drawn, *next(turns), None),
+        {name: lambda f=f: step(f, *next(turns), None) for name, f in references.items()},
+        rounds=8,
+    )
+
+
+@dtypes
+@shapes
 @torch.no_grad()
 def test_kernels_reach_the_bandwidth_of_a_copy(benchmark, shape, dtype):
     kind = DTYPES[dtype]

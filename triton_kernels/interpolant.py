@@ -39,6 +39,57 @@ def interpolant_fwd_kernel(
 
 
 @triton.jit
+def coefficients_at(t, KIND: tl.constexpr):
+    """a, b, a', b' of a built-in path (fastnode/flow/paths.py) at t."""
+    HALF_PI: tl.constexpr = 1.5707963267948966
+    if KIND == 0:
+        one = tl.full(t.shape, 1.0, t.dtype)
+        return 1 - t, t, -one, one
+    else:
+        cosine, sine = tl.cos(t * HALF_PI), tl.sin(t * HALF_PI)
+        if KIND == 1:
+            return cosine, sine, -HALF_PI * sine, HALF_PI * cosine
+        else:
+            return 1 - sine, 1 - cosine, -HALF_PI * cosine, HALF_PI * sine
+
+
+@triton.jit
+def sampled_interpolant_fwd_kernel(
+    z0,
+    z1,
+    seed,
+    t,
+    coef,
+    zt,
+    zero_probability: tl.float64,
+    B,
+    D,
+    KIND: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ALIGN: tl.constexpr,
+):
+    index = tl.program_id(0)
+    rows, offsets, mask = locate_tile(index, B, D, BLOCK_B, BLOCK_D, ALIGN)
+    x0 = tl.load(z0 + offsets, mask=mask)
+    x1 = tl.load(z1 + offsets, mask=mask)
+    # Every tile of a row draws the numbers of that row anew: the same for the same seed.
+    time, chance, _, _ = tl.rand4x(tl.load(seed), rows)
+    time = tl.where(chance < zero_probability, 0.0, time)
+    a, b, da, db = coefficients_at(time, KIND)
+    z = a[:, None] * x0.to(tl.float32) + b[:, None] * x1.to(tl.float32)
+    tl.store(zt + offsets, z.to(zt.dtype.element_ty), mask=mask)
+    if index % tl.cdiv(D, BLOCK_D) == 0:
+        size = tl.cast(B, tl.int64)
+        present = rows < size
+        tl.store(t + rows, time, mask=present)
+        tl.store(coef + rows, a, mask=present)
+        tl.store(coef + size + rows, b, mask=present)
+        tl.store(coef + 2 * size + rows, da, mask=present)
+        tl.store(coef + 3 * size + rows, db, mask=present)
+
+
+@triton.jit
 def interpolant_bwd_kernel(
     g_zt,
     g_u,
@@ -94,6 +145,29 @@ def interpolant(
             z0, z1, coef, zt, ut, B, D, *tiling, num_warps=WARPS
         )
     return zt, ut
+
+
+def sampled_interpolant(
+    z0: torch.Tensor, z1: torch.Tensor, seed: torch.Tensor, kind: int, zero_probability: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random times, their coefficients and the interpolant there, in one pass.
+
+    z0, z1: [B, ...], contiguous, not empty, one dtype, not float64. seed: 0-dim, int64, on their
+    device. kind: that of a built-in path. Equivalent to::
+
+        t = where(rand(B) < zero_probability, 0, rand(B))       # float32, of the seed and the row
+        coef = path.coefficients(t)                             # [4, B], float32
+        zt = coef[0] * z0 + coef[1] * z1
+    """
+    B, D = rows_and_columns(z0)
+    t = z0.new_empty(B, dtype=torch.float32)
+    coef, zt = t.new_empty(4, B), torch.empty_like(z0)
+    tiling = choose_tiling(B, D, z0.element_size())
+    with torch.cuda.device_of(z0):
+        sampled_interpolant_fwd_kernel[(count_tiles(B, D, tiling),)](
+            z0, z1, seed, t, coef, zt, zero_probability, B, D, kind, *tiling, num_warps=WARPS
+        )
+    return t, coef, zt
 
 
 def interpolant_backward(

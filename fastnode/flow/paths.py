@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastnode.ops import interpolant as ops
+from fastnode.ops import sampled_interpolant as sampled
 
 Coefficient: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -119,6 +120,44 @@ class Path:
         z0, z1, coef = self._prepare(z0, z1, t, extrapolate)
         return ops.interpolant(z0, z1, coef, store_target=True)
 
+    def draw(
+        self,
+        z0: Tensor,
+        z1: Tensor,
+        zero_probability: float = 0.1,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor, Target]:
+        """Training times, the states there and the target velocity, as by :func:`sample_time` and
+        :meth:`interpolate`.
+
+        For a built-in path on a GPU with Triton, times come out of the kernel of the interpolant:
+        others than those of :func:`sample_time`, but the same for the same state of the generator.
+
+        Args:
+            z0, z1: end points as in :meth:`interpolate`.
+            zero_probability, generator: as in :func:`sample_time`.
+
+        Returns:
+            t [B] in float32 (float64 for float64), ``z_t`` and the :class:`Target`.
+
+        Raises:
+            ValueError, TypeError: as :func:`sample_time` and :meth:`interpolate`.
+        """
+        _check_probability(zero_probability)
+        if self._kind is not None and sampled.runs_fused(z0, z1):
+            t, coef, zt, stand_in = sampled.sampled_interpolant(
+                z0, z1, self._kind, zero_probability, generator
+            )
+            return t, zt, Target(stand_in, z0, z1, coef)
+        if not isinstance(z0, Tensor):
+            raise TypeError(f"z0 must be a tensor, got {type(z0).__name__}")
+        dtype = torch.promote_types(z0.dtype, torch.float32)
+        t = sample_time(
+            len(z0), zero_probability, device=z0.device, dtype=dtype, generator=generator
+        )
+        return t, *self.interpolate(z0, z1, t, extrapolate=True)
+
     def _prepare(
         self, z0: Tensor, z1: Tensor, t: Tensor, extrapolate: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -219,9 +258,13 @@ def sample_time(
     """
     if batch < 0:
         raise ValueError(f"batch must be at least 0, got {batch}")
-    if not 0 <= zero_probability <= 1:
-        raise ValueError(f"zero_probability must lie in [0, 1], got {zero_probability}")
+    _check_probability(zero_probability)
     if not dtype.is_floating_point:
         raise TypeError(f"dtype must be floating, got {dtype}")
     draws = torch.rand(2, batch, device=device, generator=generator, dtype=dtype)
     return torch.where(draws[1] < zero_probability, 0.0, draws[0])
+
+
+def _check_probability(zero_probability: float) -> None:
+    if not 0 <= zero_probability <= 1:
+        raise ValueError(f"zero_probability must lie in [0, 1], got {zero_probability}")

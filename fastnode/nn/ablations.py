@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastnode.flow import flow_loss, sample_time
+from fastnode.flow import flow_loss
 from fastnode.nn.fields import check_positive
 from fastnode.nn.node import check_module, full_precision
 from fastnode.nn.simfree import LossParts, SimulationFreeNODE
@@ -64,10 +64,8 @@ class AutoencodedNODE(SimulationFreeNODE):
         if not y.is_floating_point():
             y = F.one_hot(y.long(), self.num_classes or 0).to(z0.dtype)
         z1 = full_precision(self.label_encoder(y))
-        t = sample_time(
-            len(z0), self.zero_probability, device=z0.device, dtype=z0.dtype, generator=generator
-        )
-        zt, target = self.path.interpolate(z0.detach(), z1.detach(), t, extrapolate=True)
+        ends = z0.detach(), z1.detach()
+        t, zt, target = self.path.draw(*ends, self.zero_probability, generator=generator)
         flow = flow_loss(self.field(t, zt), target)
         noise = torch.randn(z1.shape, dtype=z1.dtype, device=z1.device, generator=generator)
         label = F.mse_loss(self.decoder(torch.add(z1, noise, alpha=self.label_noise)), y)

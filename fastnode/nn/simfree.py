@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastnode.flow import Path, flow_loss, get_path, sample_time
+from fastnode.flow import Path, flow_loss, get_path
 from fastnode.nn.fields import check_positive
 from fastnode.nn.node import EncodedODE, check_module, full_precision
 
@@ -97,10 +97,7 @@ class SimulationFreeNODE(EncodedODE):
             y = F.one_hot(y.long(), self.num_classes or 0).to(z0.dtype)
         z1 = full_precision(self.label_encoder(y))
         precise = torch.promote_types(z0.dtype, torch.float32)
-        t = sample_time(
-            len(z0), self.zero_probability, device=z0.device, dtype=precise, generator=generator
-        )
-        zt, target = self.path.interpolate(z0, z1, t, extrapolate=True)
+        t, zt, target = self.path.draw(z0, z1, self.zero_probability, generator=generator)
         flow = flow_loss(self.field(t, zt).to(z0.dtype), target)
         noise = torch.randn(z1.shape, dtype=z1.dtype, device=z1.device, generator=generator)
         decoded = self.decoder(torch.add(z1, noise, alpha=self.label_noise))

@@ -271,3 +271,30 @@ def test_bad_time_samples_are_refused():
         sample_time(3, 1.5)
     with pytest.raises(TypeError, match="dtype must be floating, got torch.int32"):
         sample_time(3, dtype=torch.int32)
+
+
+def test_drawing_is_sampling_times_and_interpolating_there():
+    z0, z1 = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    path = Path(torch.cos, torch.sin, lambda t: -torch.sin(t), torch.cos)
+    for each, dtype in (
+        (Linear(), torch.float64),
+        (Convex(), torch.bfloat16),
+        (path, torch.float32),
+    ):
+        a, b = z0.to(dtype), z1.to(dtype)
+        t, zt, target = each.draw(a, b, 0.5, generator=torch.Generator().manual_seed(1))
+        wide = torch.promote_types(dtype, torch.float32)
+        same = torch.Generator().manual_seed(1)
+        assert torch.equal(t, sample_time(5, 0.5, dtype=wide, generator=same))
+        want, velocity = each.interpolate(a, b, t)
+        assert torch.equal(zt, want) and torch.equal(target.velocity(), velocity.velocity())
+
+
+def test_bad_draws_are_named():
+    z = torch.randn(5, 3)
+    with pytest.raises(ValueError, match="zero_probability must lie in"):
+        Linear().draw(z, z, 1.5)
+    with pytest.raises(ValueError, match="z0 and z1 must have one shape"):
+        Linear().draw(z, z[:, :2])
+    with pytest.raises(TypeError, match="z0 must be a tensor"):
+        Linear().draw([1.0], z)

@@ -44,6 +44,20 @@ def test_helper_ops_pass_opcheck():
         opcheck(torch.ops.fastnode.interpolant_backward.default, backward)
 
 
+def test_sampled_interpolant_passes_opcheck():
+    z0, z1, _, _ = arguments()
+    op = torch.ops.fastnode.sampled_interpolant.default
+    opcheck(op, (z0, z1, torch.tensor(7), 1, 0.2))
+    t, coef, zt, stand_in = op(z0, z1, torch.tensor(7), 1, 0.2)
+    assert not t.requires_grad and not coef.requires_grad
+    weights = torch.randn_like(zt)
+    first = torch.autograd.grad((zt * weights + 2 * stand_in).sum(), (z0, z1), create_graph=True)
+    ours = coef[0][:, None] * weights - 2 * coef[2][:, None]
+    torch.testing.assert_close(first[0], ours)
+    again = torch.autograd.grad((op(z0, z1, torch.tensor(7), 1, 0.2)[2] * weights).sum(), z1)
+    torch.testing.assert_close(again[0], coef[1][:, None] * weights)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", [0, 1, 2])
 def test_kernels_agree_with_their_references(dtype, kind):

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.skipif(
 )
 on_both_parts = pytest.mark.parametrize("capability", [80, 90], ids=["sm_80", "sm_90"])
 
-SCALARS = {"sign", "grad_scale", "loss_scale"}
-ACCUMULATED = {"coef", "partials", "loss", "g"}
+SCALARS = {"sign", "grad_scale", "loss_scale", "zero_probability"}
+ACCUMULATED = {"coef", "partials", "loss", "g", "t"}
 ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2, "fp64": 8}
 
 # Kernel, arguments that are None, and how many tensors of states it reads and writes.
@@ -45,6 +45,8 @@ def build(kernel, dtype, capability, sizes, constants, aligned):
             return "constexpr"
         if name in sizes:
             return "i32" if sizes[name] < 2**31 else "i64"
+        if name == "seed":
+            return "*i64"
         if name in SCALARS:
             return kernel.params[names.index(name)].annotation_type
         return "*fp32" if name in ACCUMULATED and dtype != "fp64" else f"*{dtype}"
@@ -137,6 +139,19 @@ def test_columns_of_one_move_in_vectors_along_the_batch(case, tmp_path):
 )
 def test_states_without_alignment_spill_nothing(B, D, dtype, case, tmp_path):
     disassemble(build_tiled(case, dtype, 80, B, D, aligned=False), tmp_path)
+
+
+@on_both_parts
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_drawing_times_takes_no_bandwidth_from_states(dtype, capability, tmp_path):
+    B, D = 4096, 3072
+    constants = tiling.choose_tiling(B, D, ITEMSIZE[dtype])._asdict() | {"KIND": 0}
+    kernel = interpolant.sampled_interpolant_fwd_kernel
+    compiled = build(kernel, dtype, capability, {"B": B, "D": D}, constants, aligned=True)
+    registers, instructions = disassemble(compiled, tmp_path)
+    assert registers <= 64
+    assert count(instructions, "LDG", ".128") == 2 * tiling.VECTORS
+    assert count(instructions, "STG", ".128") >= tiling.VECTORS
 
 
 @on_both_parts

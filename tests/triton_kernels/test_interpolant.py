@@ -5,7 +5,13 @@ import torch
 
 pytest.importorskip("triton")
 
-from fastnode.triton_kernels.interpolant import interpolant, interpolant_backward  # noqa: E402
+from fastnode.flow import Concave, Convex, Linear, flow_loss  # noqa: E402
+from fastnode.ops import dispatch  # noqa: E402
+from fastnode.triton_kernels.interpolant import (  # noqa: E402
+    interpolant,
+    interpolant_backward,
+    sampled_interpolant,
+)
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
@@ -128,3 +134,50 @@ def test_nothing_is_written_outside_the_results(random, monkeypatch):
     assert len(buffers) == 4
     for buffer in buffers:
         assert (buffer[:2048] == 7).all() and (buffer[-2048:] == 7).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind, path", enumerate((Linear(), Concave(), Convex())))
+def test_sampled_times_and_states_belong_together(kind, path, dtype, random, device):
+    z0, z1 = random(9, 1030, dtype=dtype), random(9, 1030, dtype=dtype)
+    seed = torch.tensor(3, device=device)
+    t, coef, zt = sampled_interpolant(z0, z1, seed, kind, 0.3)
+    assert t.dtype == coef.dtype == torch.float32
+    torch.testing.assert_close(coef, path.coefficients(t), rtol=1e-6, atol=1e-6)
+    assert torch.equal(zt, interpolant(z0, z1, coef, False)[0])
+    again = sampled_interpolant(z0[:, :5].contiguous(), z1[:, :5].contiguous(), seed, kind, 0.3)
+    assert torch.equal(again[0], t)
+
+
+def test_sampled_times_are_uniform_but_for_those_at_zero(random, device):
+    z = random(4000, 1, dtype=torch.float32)
+    seeds = (torch.tensor(s, device=device) for s in (1, 2**62 + 1))
+    first, second = (sampled_interpolant(z, z, seed, 0, 0.25)[0].double() for seed in seeds)
+    assert not torch.equal(first, second)
+    for t in (first, second):
+        assert (t >= 0).all() and (t < 1).all()
+        at_zero = t == 0
+        assert abs(at_zero.double().mean() - 0.25) < 0.03
+        inner = t[~at_zero]
+        shares = torch.histc(inner.cpu(), 10, 0, 1) / inner.numel()
+        assert (shares - 0.1).abs().max() < 0.03
+    z = z[:99]
+    assert (sampled_interpolant(z, z, torch.tensor(0, device=device), 0, 1.0)[0] == 0).all()
+    assert (sampled_interpolant(z, z, torch.tensor(0, device=device), 0, 0.0)[0] > 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_drawing_gives_the_gradients_of_interpolating_there(dtype, random, device, monkeypatch):
+    monkeypatch.setattr(dispatch, "use_triton", lambda x: True)
+    ends = [random(6, 33, dtype=dtype).requires_grad_() for _ in range(2)]
+    generator = torch.Generator(device).manual_seed(5)
+    t, zt, target = Concave().draw(*ends, generator=generator)
+    assert not t.requires_grad
+    (zt.float().square().sum() + flow_loss(2 * zt, target)).backward()
+    again = [x.detach().clone().requires_grad_() for x in ends]
+    zt, target = Concave().interpolate(*again, t)
+    (zt.float().square().sum() + flow_loss(2 * zt, target)).backward()
+    for x, y in zip(ends, again, strict=True):
+        torch.testing.assert_close(x.grad, y.grad)
+    repeated = Concave().draw(*ends, generator=generator.manual_seed(5))[0]
+    assert torch.equal(repeated, t)
