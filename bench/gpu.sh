@@ -54,6 +54,7 @@ step flow 120 "${pytest[@]}" bench/bench_gpu_flow.py --benchmark-json="$out/flow
 step lorenz 60 "${pytest[@]}" bench/bench_gpu_lorenz.py --benchmark-json="$out/lorenz.json"
 step memcheck 60 "$sanitizer" --tool memcheck --error-exitcode 1 "${pytest[@]}" "${kernels[@]}"
 step racecheck 60 "$sanitizer" --tool racecheck --error-exitcode 1 "${pytest[@]}" "${kernels[@]}"
+step tiles 100 "${pytest[@]}" bench/bench_gpu_tiles.py --benchmark-json="$out/tiles.json"
 rm -f "$out/step.txt"
 printf '[%s]\n' "$(IFS=,; echo "${steps[*]}")" > "$out/steps.json"
 "$python" -m bench.gpu_summary "$out" 2>&1 | tee "$out/summary.txt"

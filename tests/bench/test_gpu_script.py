@@ -50,7 +50,7 @@ def test_a_step_that_hangs_or_fails_does_not_lose_the_others(tmp_path):
     assert steps["odeint"] == steps["flow"] == steps["memcheck"] == "skipped"
     assert "odeint: not finished" in result.stdout
     lines = (tmp_path / "out" / "summary.txt").read_text().splitlines()
-    assert lines[-1].startswith("racecheck") and result.stdout.endswith(lines[-1] + "\n")
+    assert lines[-1].startswith("tiles") and result.stdout.endswith(lines[-1] + "\n")
 
 
 def test_folder_must_be_named():
