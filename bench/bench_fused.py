@@ -100,7 +100,7 @@ def test_fused(benchmark, threads, part, activation, size):
         str(size),
         own,
         references,
-        rounds=2 if state > 100 else 6,
+        rounds=3 if state > 100 else 10,
         warm=1 if state > 100 else 3,
         evaluations={"fastnode": solution.nfe, "torchdiffeq": nfe},
         least_microseconds=least_microseconds(size, activation, solution.nfe, threads, gradient),

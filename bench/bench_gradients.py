@@ -1,16 +1,11 @@
-"""Gradients: time and memory of every adjoint, with the gradient's error in the same row.
+"""Gradients: time of every adjoint, with the gradient's error in the same row.
 
 The field is Linear - tanh - Linear. Times are of one forward and backward pass against
-torchdiffeq's, interleaved. Memory, at the largest size, is the largest resident set of a process of
-its own above what it held before, after a small solve that loads all code; LONG is the interval on
-which dopri5 at 1e-5 takes 62 evaluations there.
+torchdiffeq's, interleaved. Memory is measured in bench_work.py.
 """
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Sequence
 from functools import cache
 from itertools import product
 
@@ -18,13 +13,11 @@ import pytest
 import torch
 import torchdiffeq
 from bench_odeint import Field, initial
-from memory import in_own_processes, peak_megabytes
 from ratio import compare
 
 import fastnode
 
-SIZES = [(2, 64, 32), (64, 128, 128), (512, 512, 1024)]
-LARGEST, LONG = SIZES[-1], 16.0
+SIZES = [(2, 64, 32), (64, 128, 128), (256, 256, 1024)]
 TOLERANCE = {"method": "dopri5", "rtol": 1e-5, "atol": 1e-5}
 ADJOINTS = {
     "backprop": "backprop",
@@ -49,31 +42,21 @@ def gradients(name: str, field: torch.nn.Module, y0: torch.Tensor, end: float) -
 
 
 @cache
-def exact(size: tuple[int, int, int], end: float) -> list[torch.Tensor]:
+def exact(size: tuple[int, int, int]) -> list[torch.Tensor]:
     """The gradients of a far more accurate solve in float64."""
     state, hidden, batch = size
     field, y0 = Field(state, hidden).double(), initial(state, batch).double().requires_grad_()
-    t = torch.tensor([0.0, end], dtype=torch.float64)
+    t = torch.tensor([0.0, 1.0], dtype=torch.float64)
     y1 = fastnode.solve(field, y0, t, method="dopri8", rtol=1e-9, atol=1e-9).ys[-1]
     return list(torch.autograd.grad(y1.square().sum(), [y0, *field.parameters()]))
 
 
-def error(name: str, size: tuple[int, int, int], end: float = 1.0) -> float:
+def error(name: str, size: tuple[int, int, int]) -> float:
     """Largest relative distance to the exact gradient."""
     state, hidden, batch = size
-    found = gradients(name, Field(state, hidden), initial(state, batch), end)
-    pairs = zip(found, exact(size, end), strict=True)
+    found = gradients(name, Field(state, hidden), initial(state, batch), 1.0)
+    pairs = zip(found, exact(size), strict=True)
     return max(((a.double() - b).norm() / b.norm()).item() for a, b in pairs)
-
-
-@pytest.fixture(scope="module")
-def memory() -> dict[tuple[str, float], float]:
-    """Megabytes by name and interval."""
-    if not sys.platform.startswith("linux"):
-        return {}
-    runs = [(name, 4 * LONG) for name in ("reversible", "revolve(4)")]
-    runs += [(name, LONG) for name in ("torchdiffeq backprop", *ADJOINTS)]
-    return dict(sorted(zip(runs, megabytes(runs, LARGEST), strict=True)))
 
 
 @pytest.mark.parametrize(
@@ -82,41 +65,18 @@ def memory() -> dict[tuple[str, float], float]:
     [*product(ADJOINTS, SIZES), ("continuous", (512, 512, 1))],
     ids=str,
 )
-def test_gradient(benchmark, request, adjoint, size):
+def test_gradient(benchmark, adjoint, size):
     state, hidden, batch = size
     field, y0 = Field(state, hidden), initial(state, batch)
     rival = "torchdiffeq adjoint" if adjoint == "continuous" else "torchdiffeq backprop"
     names = [rival] if adjoint == "backprop" else [rival, "backprop"]
-    measured = request.getfixturevalue("memory") if size == LARGEST else {}
     compare(
         benchmark,
         f"gradient, {adjoint}",
         str(size),
         lambda: gradients(adjoint, field, y0, 1.0),
         {name: lambda name=name: gradients(name, field, y0, 1.0) for name in names},
-        rounds=2 if size == LARGEST else 10,
-        warm=1 if size == LARGEST else 3,
+        rounds=4 if size == SIZES[-1] else 10,
+        warm=1 if size == SIZES[-1] else 3,
         errors={name: error(name, size) for name in (adjoint, *names)},
-        megabytes={
-            f"{name}, t = {end:g}": value
-            for (name, end), value in measured.items()
-            if name in (adjoint, "torchdiffeq backprop")
-        },
     )
-
-
-def megabytes(runs: Sequence[tuple[str, float]], size: tuple[int, int, int]) -> list[float]:
-    """For each name and interval, measured in a process of its own."""
-    return in_own_processes(__file__, [(name, end, json.dumps(size)) for name, end in runs])
-
-
-def measure(name: str, end: float, size: tuple[int, int, int]) -> float:
-    torch.set_num_threads(1)
-    state, hidden, batch = size
-    field, y0 = Field(state, hidden), initial(state, batch)
-    gradients(name, field, y0[:2], 1.0)
-    return peak_megabytes(lambda: gradients(name, field, y0, end))
-
-
-if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1], float(sys.argv[2]), json.loads(sys.argv[3]))))

@@ -1,18 +1,21 @@
 """Error over time, memory over the interval, and ratios over state and batch: the reports' plots.
 
 The field is Linear - tanh - Linear, called from Python but for "fused". ``--full`` takes a finer
-grid of states and batches.
+grid of states and batches. Memory is the largest resident set of a process of its own above what it
+held before, after a small solve that loads all code.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
 import torch
 import torchdiffeq
-from bench_gradients import ADJOINTS, megabytes
+from bench_gradients import ADJOINTS, gradients
 from bench_odeint import TIMES, TOLERANCE, Field, initial
+from memory import in_own_processes, peak_megabytes
 from ratio import compare
 
 import fastnode
@@ -82,7 +85,7 @@ def test_state_and_batch(benchmark, state, batch):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("name", ["torchdiffeq backprop", *ADJOINTS])
 def test_memory_over_interval(benchmark, name):
-    values = megabytes([(name, end) for end in ENDS], MEMORY_SIZE)
+    values = in_own_processes(__file__, [(name, end) for end in ENDS])
     benchmark.pedantic(lambda: None)
     benchmark.extra_info.update(
         subject="memory over interval",
@@ -91,3 +94,15 @@ def test_memory_over_interval(benchmark, name):
         microseconds=0.0,
         megabytes={f"t = {end:g}": value for end, value in zip(ENDS, values, strict=True)},
     )
+
+
+def measure(name: str, end: float) -> float:
+    torch.set_num_threads(1)
+    state, hidden, batch = MEMORY_SIZE
+    field, y0 = Field(state, hidden), initial(state, batch)
+    gradients(name, field, y0[:2], 1.0)
+    return peak_megabytes(lambda: gradients(name, field, y0, end))
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[1], float(sys.argv[2]))))

@@ -102,17 +102,10 @@ def adjoint_one_sample(results: Results) -> str:
 
 @source
 def adjoint_memory(results: Results) -> str:
-    case = "(512, 512, 1024)"
-    found: dict[str, float] = {}
-    for name in ADJOINTS:
-        found |= results.facts("gradients", f"gradient, {name}", case).get("megabytes", {})
-    head = [*ADJOINTS, "torchdiffeq backprop"]
-    rows = []
-    ends = {float(key.partition("t = ")[2]) for key in found}
-    for end in map("{:g}".format, sorted(ends)):
-        cells = [found.get(f"{each}, t = {end}") for each in head]
-        rows.append([end, *("" if x is None else f"{x:.0f}" for x in cells)])
-    return table(["end", *head], rows)
+    names = (*ADJOINTS, "torchdiffeq backprop")
+    found = [results.facts("work", "memory over interval", name)["megabytes"] for name in names]
+    rows = [[end.removeprefix("t = "), *(f"{each[end]:.0f}" for each in found)] for end in found[0]]
+    return table(["end", *names], rows)
 
 
 CONTRACTED = ("image from reverse solve", "checkpoint", "Revolve(slots=4)", "reversible")
