@@ -114,9 +114,19 @@ inline void run_blocks(unsigned first, unsigned count, unsigned threads, size_t 
       makecontext(&fiber.context, enter, 0);
     }
   }
+  // Threads take their turns in an order that changes, and is the same in every run: what lacks a
+  // barrier goes wrong sooner or later.
+  std::vector<unsigned> order(count * threads);
+  for (unsigned i = 0; i < order.size(); ++i) order[i] = i;
+  static unsigned long long seed = 12345;
   for (bool any = true; any;) {
     any = false;
-    for (unsigned i = 0; i < count * threads; ++i) {
+    for (unsigned i = order.size(); i-- > 1;) {
+      seed = seed * 6364136223846793005ull + 1442695040888963407ull;
+      std::swap(order[i], order[(seed >> 33) % (i + 1)]);
+    }
+    for (unsigned j = 0; j < count * threads; ++j) {
+      const unsigned i = order[j];
       self = &fibers[i];
       if (self->done) continue;
       thread.x = self->thread;
