@@ -26,7 +26,7 @@ mutations: build
 # A quarter of an hour; FULL=--full takes finer grids. `python -m bench.keep` keeps the results.
 bench: build
 	mkdir -p out
-	$(PY) -m pytest bench --timeout=900 --benchmark-json=out/bench.json $(FULL)
+	$(PY) -m pytest bench --timeout=900 --durations=15 --benchmark-json=out/bench.json $(FULL)
 
 # The papers' tables into docs/reproduction.md, in hours: each row is kept, a broken run goes on.
 # FULL=--full takes the papers' sizes, for a GPU; FASTNODE_DATA names the folder with the data.

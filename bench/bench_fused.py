@@ -13,7 +13,7 @@ import fma_peak
 import pytest
 import torch
 import torchdiffeq
-from bench_odeint import ACTIVATIONS, TIMES, TOLERANCE, Field, evaluations, initial, solver
+from bench_odeint import TIMES, TOLERANCE, Field, evaluations, initial, solver
 from fused_bound import least_microseconds
 from ratio import compare
 from rivals import absent, with_diffrax
@@ -24,6 +24,7 @@ from fastnode.engines import fused
 from fastnode.tableaus import METHODS
 
 SIZES = [(2, 16, 1), (2, 64, 32), (16, 64, 128), (64, 128, 128), (64, 128, 1024), (512, 512, 1024)]
+PARTS = ["forward", "forward + backward"]
 pytestmark = pytest.mark.skipif(not extension.AVAILABLE, reason=extension.REASON)
 
 
@@ -51,12 +52,14 @@ def trained(field: torch.nn.Module, solve, y0: torch.Tensor):
 @pytest.mark.parametrize(
     ("threads", "part", "activation", "size"),
     [
-        *product([2], ["forward", "forward + backward"], ACTIVATIONS, SIZES),
-        (1, "forward", "tanh", SIZES[-1]),
+        *product([2], PARTS, ["tanh"], SIZES),
+        *product([2], PARTS, ["silu"], [SIZES[1], SIZES[3]]),
         *(
-            pytest.param(1, part, "tanh", size, marks=pytest.mark.full)
-            for part, sizes in (("forward", SIZES[:-1]), ("forward + backward", SIZES))
-            for size in sizes
+            pytest.param(*case, marks=pytest.mark.full)
+            for case in (
+                *product([2], PARTS, ["silu"], [SIZES[0], SIZES[2], *SIZES[4:]]),
+                *product([1], PARTS, ["tanh"], SIZES),
+            )
         ),
     ],
     indirect=["threads"],

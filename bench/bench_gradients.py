@@ -76,7 +76,7 @@ def test_gradient(benchmark, adjoint, size):
         str(size),
         lambda: gradients(adjoint, field, y0, 1.0),
         {name: lambda name=name: gradients(name, field, y0, 1.0) for name in names},
-        rounds=4 if size == SIZES[-1] else 10,
+        rounds=3 if size == SIZES[-1] else 10,
         warm=1 if size == SIZES[-1] else 3,
         errors={name: error(name, size) for name in (adjoint, *names)},
     )

@@ -84,7 +84,7 @@ def test_time(benchmark, name, fused, mode):
         name,
         lambda: train(*parts, regularizer),
         {"without": lambda: train(*parts)},
-        rounds=15,
+        rounds=11,
         warm=1,
         evaluations=dict(zip(("without", "with"), evaluations, strict=True)),
     )

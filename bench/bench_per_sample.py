@@ -15,7 +15,7 @@ import math
 
 import pytest
 import torch
-from ratio import compare
+from ratio import compare, full
 
 import fastnode
 
@@ -78,7 +78,7 @@ def with_torchode(field, method: str, outputs: int, compiled: bool):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("outputs", [2, 101])
+@pytest.mark.parametrize("outputs", [*full(2), 101])
 @pytest.mark.parametrize("method", METHODS)
 def test_van_der_pol(benchmark, method, outputs):
     ours = with_fastnode(oscillators, method, outputs)
@@ -118,7 +118,7 @@ def test_van_der_pol(benchmark, method, outputs):
     assert evaluations["fastnode"] <= evaluations["torchode"]
 
 
-@pytest.mark.parametrize("activation", ["tanh", "silu"])
+@pytest.mark.parametrize("activation", ["tanh", *full("silu")])
 @pytest.mark.parametrize("state, hidden, batch", [(2, 64, 32), (64, 128, 128), (64, 128, 1024)])
 def test_perceptrons_with_gradients(benchmark, state, hidden, batch, activation):
     """Forward and backward pass of a perceptron, each sample over an interval of its own."""

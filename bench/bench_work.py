@@ -60,7 +60,7 @@ def pytest_generate_tests(metafunc):
     if "state" in metafunc.fixturenames:
         full = metafunc.config.getoption("--full")
         states = (1, 2, 8, 32, 64, 128, 256, 512) if full else (2, 16, 64, 256)
-        batches = (1, 8, 32, 128, 512, 2048) if full else (1, 32, 256, 1024)
+        batches = (1, 8, 32, 128, 512, 2048) if full else (1, 32, 1024)
         metafunc.parametrize("batch", batches)
         metafunc.parametrize("state", states)
 

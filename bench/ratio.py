@@ -47,7 +47,9 @@ def compare(
 
     After ``warm`` calls of each and one more, every round times every contestant once for about
     ``budget`` seconds, so that a slow moment of the machine falls on all of them. Returns how many
-    times longer the median reference takes; ratios and ``facts`` are kept in the JSON.
+    times longer a reference takes, the median of the rounds' ratios: where the machine changes its
+    pace between rounds, that of two medians would compare different moments. Ratios and ``facts``
+    are kept in the JSON.
     """
     calls = {"fastnode": ours, **references}
     iterations = {
@@ -68,7 +70,10 @@ def compare(
     benchmark.pedantic(run, setup=setup, rounds=rounds, warmup_rounds=1)
     own_median = statistics.median(own[1:])
     medians = {name: statistics.median(values[1:]) for name, values in times.items()}
-    ratios = {name: median / own_median for name, median in medians.items()}
+    ratios = {
+        name: statistics.median(a / b for a, b in zip(values[1:], own[1:], strict=True))
+        for name, values in times.items()
+    }
     benchmark.extra_info.update(
         subject=subject,
         case=case,
