@@ -213,42 +213,47 @@ def _simfree(found: Found) -> list[str]:
 def _uci(found: Found) -> str:
     """RMSE by one and by two Euler steps, means over the splits that all methods ended."""
     methods = list(dict.fromkeys(row.group.split()[1] for row, _ in found))
+    own = [each for each in methods if each.startswith("simfree")]
     by_key = {(*row.group.split(), row.index): content for row, content in found if _ended(content)}
     names = list(dict.fromkeys(row.group.split()[0] for row, _ in found))
     splits = sorted({row.index for row, _ in found})
     lines = [
         f"| set | splits | Euler 1: {' / '.join(methods)} | Euler 2: the same | dopri5: the same "
-        "| seconds: the same | samples/s: the same | simfree first |",
+        f"| seconds: the same | samples/s: the same | {' / '.join(own)} first |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    first = counted = 0
+    first, counted = dict.fromkeys(own, 0), 0
     for name in names:
         done = [s for s in splits if all((name, method, s) in by_key for method in methods)]
         if not done:
             lines.append(f"| {name} | 0 of {len(splits)} | {NOT_RUN} | | | | | |")
             continue
         cells = [name, f"{len(done)} of {len(splits)}"]
-        best = []
+        best = {each: 0 for each in own}
         for solver in ("euler-1", "euler-2", "dopri5"):
-            scores = [
-                mean(by_key[name, m, s]["results"]["solvers"][solver]["rmse"] for s in done)
+            scores = {
+                m: mean(by_key[name, m, s]["results"]["solvers"][solver]["rmse"] for s in done)
                 for m in methods
-            ]
-            best.append(scores[0] == min(scores))
-            cells.append(" / ".join(f"{score:.4g}" for score in scores))
+            }
+            least = min(score for m, score in scores.items() if m not in own)
+            for each in own if solver != "dopri5" else ():
+                best[each] += scores[each] < least
+            cells.append(" / ".join(f"{score:.4g}" for score in scores.values()))
         for what in ("seconds", "samples_per_second"):
             means = [mean(by_key[name, m, s][what] for s in done) for m in methods]
             cells.append(" / ".join(f"{each:,.0f}" for each in means))
         counted += 1
-        first += best[0] and best[1]
-        cells.append("both" if best[0] and best[1] else "one" if best[0] or best[1] else "no")
+        for each in own:
+            first[each] += best[each] == 2
+        cells.append(" / ".join(("no", "one", "both")[best[each]] for each in own))
         lines.append(f"| {' | '.join(cells)} |")
     ended = [content for _, content in found if content is not None and _ended(content)]
     most = sorted({content["config"]["steps"] for content in ended}, reverse=True)
     steps = f"at most {', '.join(map(str, most))} steps of 64" if ended else NOT_RUN
+    held = " and ".join(f"{each} on {first[each]}" for each in own)
     lines += [
         "",
-        f"RMSE in units of y; {steps}, the best of them by validation. Simulation-free is"
-        f" first by one and by two Euler steps on {first} of {counted} sets.",
+        f"RMSE in units of y; {steps}, the best of them by validation. First against training"
+        f" through the solver, by one and by two Euler steps: {held} of {counted} sets.",
     ]
     return "\n".join(lines)
