@@ -13,12 +13,26 @@ from torch import Tensor
 
 from fastnode.controllers import Controller
 from fastnode.engines import native
+from fastnode.nn import MLPField
 from fastnode.stiffness import Stiffness
 from fastnode.tableaus import METHODS
 
 JOINT, BY_SAMPLE, FIXED = range(3)
+TIMES = [0.0, 0.3, 0.31, 1.1, 2.0]
 DTYPES = [torch.float32, torch.float64]
 DOUBLES = POINTER(c_double)
+
+
+def make(
+    dim=3, hidden=16, depth=2, activation="tanh", time="every", dtype=torch.float64, bias=True
+):
+    """A field that bends more than a new one, always the same."""
+    torch.manual_seed(0)
+    field = MLPField(dim, hidden, depth, activation, time, bias).to(dtype)
+    with torch.no_grad():
+        for each in field.parameters():
+            each *= 1.5
+    return field
 
 
 class Problem(ctypes.Structure):

@@ -1,7 +1,6 @@
 """The first step of a solve of a perceptron in one native call, and its local error's gradient.
 
-What local regularisation adds to a training step. By torch that took 12 % of a solve of 152
-evaluations of 64-128-128-64 on one thread (AMD EPYC, Zen 4), by this 6 % (bench/bench_local.py).
+What local regularisation adds to a training step, and what that costs: bench/bench_local.py.
 """
 
 from __future__ import annotations

@@ -44,6 +44,16 @@ def flow_loss(
     return _flow_loss(v, stand_in, z0, z1, coef, mean, with_grad)[0]
 
 
+def slopes(dtype: torch.dtype, numel: int, mean: bool) -> tuple[float, float]:
+    """d loss / d v and what the op's grad holds, both as multiples of the residual.
+
+    In float16 grad is the residual itself, which a mean's slope could flush to zero (as in
+    csrc/ops/flow_loss.cpp).
+    """
+    slope = (2 / numel if numel else float("inf")) if mean else 2.0
+    return slope, 1.0 if dtype == torch.float16 else slope
+
+
 def _flow_loss_any(
     v: Tensor,
     stand_in: Tensor,
@@ -53,9 +63,7 @@ def _flow_loss_any(
     mean: bool,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    slope = (2 / v.numel() if v.numel() else float("inf")) if mean else 2.0
-    # As in the C++ op: in float16 the residual itself, which a mean's slope could flush to zero.
-    grad_scale = 1.0 if v.dtype == torch.float16 else slope
+    slope, grad_scale = slopes(v.dtype, v.numel(), mean)
     if dispatch.use_triton(v):
         from fastnode.triton_kernels.flow_loss import flow_loss as launch
 

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnode.ops import dispatch
-from fastnode.ops.flow_loss import flow_loss_reference
+from fastnode.ops.flow_loss import flow_loss_reference, slopes
 from fastnode.ops.interpolant import combine
+
+_TAKEN = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def linear_flow_loss_reference(
@@ -45,9 +47,6 @@ def runs_fused(h: Tensor, weight: Tensor, bias: Tensor | None, z0: Tensor) -> bo
     return all(x.shape[1] * x.element_size() % 16 == 0 for x in (h, z0))
 
 
-_TAKEN = (torch.float32, torch.bfloat16, torch.float16)
-
-
 def _precision() -> str:
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
@@ -69,17 +68,6 @@ def linear_flow_loss(
     return op(h, weight, bias, stand_in, z0, z1, coef, mean, with_grad)[0]
 
 
-def _slope(numel: int, mean: bool) -> float:
-    """d loss / d v = slope * residual."""
-    return 2 / numel if mean else 2.0
-
-
-def _grad_scale(dtype: torch.dtype, numel: int, mean: bool) -> float:
-    """What grad holds, as a multiple of the residual: in float16 the residual itself, which a
-    mean's slope could flush to zero (as in flow_loss)."""
-    return 1.0 if dtype == torch.float16 else _slope(numel, mean)
-
-
 def _forward(
     h: Tensor,
     weight: Tensor,
@@ -91,7 +79,7 @@ def _forward(
     mean: bool,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    slope, scale = _slope(z0.numel(), mean), _grad_scale(h.dtype, z0.numel(), mean)
+    slope, scale = slopes(h.dtype, z0.numel(), mean)
     if dispatch.use_triton(h):
         from fastnode.triton_kernels.linear_flow_loss import linear_flow_loss as launch
 
@@ -183,11 +171,11 @@ def _backward(ctx: Any, g: Tensor | None, g_grad: Tensor | None) -> tuple[Tensor
     if g is None and g_grad is None:
         return (None,) * 9
     dv = None
-    scale = _grad_scale(grad.dtype, grad.numel(), ctx.mean)
+    slope, scale = slopes(grad.dtype, grad.numel(), ctx.mean)
     if g is not None:
         # grad is a multiple of the residual, and a result as well as a saved tensor, so that every
         # higher derivative follows from this formula.
-        factor = g * (_slope(grad.numel(), ctx.mean) / scale)
+        factor = g * (slope / scale)
         if g_grad is None and _may_overwrite(grad):
             dv = grad.detach()
             torch.ops.fastnode.scale_.default(dv, factor)

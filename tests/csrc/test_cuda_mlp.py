@@ -8,30 +8,17 @@ import math
 import pytest
 import torch
 from cuda_emulation import COMPILER
-from emulated_mlp import BY_SAMPLE, FIXED, run
+from emulated_mlp import BY_SAMPLE, FIXED, TIMES, make, run
 
 import fastnode
 from fastnode import extension
 from fastnode.controllers import Controller
-from fastnode.nn import MLPField
 from fastnode.nn.fields import ACTIVATIONS
 
 pytestmark = [
     pytest.mark.skipif(COMPILER is None, reason="no C++ compiler"),
     pytest.mark.skipif(not extension.AVAILABLE, reason="C++ extension not built"),
 ]
-TIMES = [0.0, 0.3, 0.31, 1.1, 2.0]
-
-
-def make(
-    dim=3, hidden=16, depth=2, activation="tanh", time="every", dtype=torch.float64, bias=True
-):
-    torch.manual_seed(0)
-    field = MLPField(dim, hidden, depth, activation, time, bias).to(dtype)
-    with torch.no_grad():
-        for each in field.parameters():
-            each *= 1.5
-    return field
 
 
 def start(batch, dim=3, dtype=torch.float64):

@@ -6,12 +6,11 @@ from __future__ import annotations
 import pytest
 import torch
 from cuda_emulation import COMPILER
-from emulated_mlp import BY_SAMPLE, FIXED, JOINT, run
+from emulated_mlp import BY_SAMPLE, FIXED, JOINT, TIMES, make, run
 from emulated_mlp_backward import back
 
 from fastnode import extension
 from fastnode.engines import fused, native
-from fastnode.nn import MLPField
 from fastnode.nn.fields import ACTIVATIONS
 from fastnode.tableaus import METHODS
 
@@ -19,19 +18,7 @@ pytestmark = [
     pytest.mark.skipif(COMPILER is None, reason="no C++ compiler"),
     pytest.mark.skipif(not extension.AVAILABLE, reason="C++ extension not built"),
 ]
-TIMES = [0.0, 0.3, 0.31, 1.1, 2.0]
 GRID = [0.0, 0.3, 0.6, 0.9, 1.2, 1.5, 1.8, 2.0]
-
-
-def make(
-    dim=3, hidden=16, depth=2, activation="tanh", time="every", dtype=torch.float64, bias=True
-):
-    torch.manual_seed(0)
-    field = MLPField(dim, hidden, depth, activation, time, bias).to(dtype)
-    with torch.no_grad():
-        for each in field.parameters():
-            each *= 1.5
-    return field
 
 
 def random(*shape, dtype=torch.float64, seed=1):

@@ -24,6 +24,34 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(before)
 
 
+class Part:
+    """What a launch asks of the driver before it compiles, without a GPU."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self):
+        return self.capability
+
+    def get_current_stream(self, device):
+        return 0
+
+
+@pytest.fixture(params=[80, 90], ids=["sm_80", "sm_90"])
+def part(request, monkeypatch):
+    """Launches compile for this part, and tensors may be anywhere."""
+    from triton.runtime import driver
+
+    monkeypatch.setattr(driver, "_active", Part(request.param))
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: torch.no_grad())
+    return request.param
+
+
 @pytest.fixture
 def random(device):
     """``random(*shape, dtype=, offset=)``: normal, ``offset`` elements into its storage."""

@@ -9,9 +9,6 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.runtime import driver  # noqa: E402
-
 from fastnode.triton_kernels import linear_flow_loss as module  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
@@ -21,31 +18,8 @@ SHAPE = (65536, 512, 2048)
 UNITS = {80: "HMMA", 90: "HGMMA"}
 
 
-class Part:
-    """What a launch asks of the driver before it compiles."""
-
-    def __init__(self, capability):
-        self.capability = capability
-
-    def get_current_target(self):
-        return GPUTarget("cuda", self.capability, 32)
-
-    def get_current_device(self):
-        return self.capability
-
-    def get_current_stream(self, device):
-        return 0
-
-
 class Compiled(Exception):
     """Instead of a launch."""
-
-
-@pytest.fixture(params=[80, 90], ids=["sm_80", "sm_90"])
-def part(request, monkeypatch):
-    monkeypatch.setattr(driver, "_active", Part(request.param))
-    monkeypatch.setattr(torch.cuda, "device_of", lambda x: torch.no_grad())
-    return request.param
 
 
 @pytest.fixture

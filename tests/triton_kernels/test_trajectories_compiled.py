@@ -9,9 +9,6 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.runtime import driver  # noqa: E402
-
 from fastnode.controllers import CONTROLLERS  # noqa: E402
 from fastnode.solve_triton import plain_method, plain_numbers  # noqa: E402
 from fastnode.tableaus import METHODS  # noqa: E402
@@ -30,27 +27,6 @@ def lorenz(t, x, y, z, sigma, rho, beta):
 @triton.jit
 def forced(t, x, v):
     return v, t * t - x
-
-
-class Part:
-    """What a launch asks of the driver before it compiles."""
-
-    def __init__(self, capability):
-        self.capability = capability
-
-    def get_current_target(self):
-        return GPUTarget("cuda", self.capability, 32)
-
-    def get_current_device(self):
-        return self.capability
-
-    def get_current_stream(self, device):
-        return 0
-
-
-@pytest.fixture(params=[80, 90], ids=["sm_80", "sm_90"])
-def part(request, monkeypatch):
-    monkeypatch.setattr(driver, "_active", Part(request.param))
 
 
 def compiled(field, width, parameters, dtype, times, method="tsit5", controller="I"):
