@@ -17,7 +17,7 @@ from ratio import compare
 
 import fastnode
 
-SIZES = [(2, 64, 32), (64, 128, 128), (256, 256, 1024)]
+SIZES = [(2, 64, 32), (64, 128, 128), (256, 256, 256)]
 TOLERANCE = {"method": "dopri5", "rtol": 1e-5, "atol": 1e-5}
 ADJOINTS = {
     "backprop": "backprop",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import cache
 
 import pytest
 import torch
@@ -90,12 +91,17 @@ def test_time(benchmark, name, fused, mode):
     )
 
 
+@cache
+def peaks(mode: str) -> dict[float, float]:
+    """Megabytes by the end of the interval."""
+    ends = (LONG, 4 * LONG)
+    return dict(zip(ends, in_own_processes(__file__, [(mode, end) for end in ends]), strict=True))
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("mode", ["unbiased", "biased"])
 def test_memory(benchmark, mode):
-    ends = (LONG, 4 * LONG)
-    values = in_own_processes(__file__, [(name, end) for name in (mode, "none") for end in ends])
-    found, without = (dict(zip(ends, half, strict=True)) for half in (values[:2], values[2:]))
+    found, without = peaks(mode), peaks("none")
     field, y0, _ = make("784-100-784", False)
     steps = {end: fastnode.solve(field, y0, torch.tensor([0.0, end]), **TOLERANCE) for end in found}
     benchmark.pedantic(lambda: None)

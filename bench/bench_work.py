@@ -79,7 +79,7 @@ def test_state_and_batch(benchmark, state, batch):
         return fastnode.odeint(perceptron, y0, TIMES, **TOLERANCE)[-1]
 
     torch.testing.assert_close(ours(), calls["torchdiffeq"](), rtol=1e-3, atol=1e-3)
-    compare(benchmark, "state and batch, fused", f"({state}, {batch})", ours, calls, rounds=4)
+    compare(benchmark, "state and batch, fused", f"({state}, {batch})", ours, calls, rounds=3)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

@@ -123,11 +123,13 @@ def fused_bound(results: Results) -> str:
             smallest = results.facts("fused", subject, "(2, 16, 1)")["microseconds"]
             theirs = found["reference_microseconds"]["torchdiffeq"]
             least = smallest + (found["least_microseconds"] if case != "(2, 16, 1)" else 0)
-            row += [number(theirs / found["microseconds"]), number(theirs / least)]
+            products = found["reference_microseconds"]["its products alone, by torch"]
+            row += [number(theirs / x) for x in (found["microseconds"], least, products)]
         rows.append(row)
     found = results.facts("fused", "forward + backward tanh, 2 threads", "(2, 16, 1)")
     layer = found["reference_microseconds"]["one layer of torch, without a solve"]
-    head = ["(state, hidden, batch)", "forward", "at most", "with backward", "at most"]
+    bounds = ["at most", "products by torch"]
+    head = ["(state, hidden, batch)", "forward", *bounds, "with backward", *bounds]
     return (
         f"{table(head, rows)}\n\nForward and backward pass of the first row take "
         f"{found['microseconds']:.0f} us, those of one linear layer of the same size in torch "
