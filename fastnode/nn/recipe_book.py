@@ -93,7 +93,7 @@ def _cifar10(name: str) -> Recipe:
 
 def _cifar10_small(name: str) -> Recipe:
     nets = partial(recipe_nets.small_image_nets, 128, 512, 48, 10)
-    return _flow(name, nets, 1.0, 1e-3, 20_000, 128)
+    return _flow(name, nets, 1.0, 1e-3, 12_000, 128)
 
 
 def _mnist_ode(name: str) -> Recipe:
