@@ -38,19 +38,21 @@ def compare(
     ours: Call,
     references: Mapping[str, Call],
     *,
-    rounds: int = 20,
+    rounds: int = 12,
     budget: float = 0.02,
     warm: int = 3,
     **facts: Any,
 ) -> dict[str, float]:
     """Times ``ours`` by pytest-benchmark and each reference in the setup of every round.
 
-    After ``warm`` calls of each and one more, every round times every contestant once for about
-    ``budget`` seconds, so that a slow moment of the machine falls on all of them. Returns how many
-    times longer a reference takes, the median of the rounds' ratios: where the machine changes its
-    pace between rounds, that of two medians would compare different moments. Ratios and ``facts``
-    are kept in the JSON.
+    After ``warm`` calls of each and, where they are more than one, a round that does not count,
+    every round times every contestant once for about ``budget`` seconds, so that a slow moment of
+    the machine falls on all of them. Returns how many times longer a reference takes, the median of
+    the rounds' ratios: where the machine changes its pace between rounds, that of two medians would
+    compare different moments. Ratios and ``facts`` are kept in the JSON.
     """
+    # Calls so long that one warms up are those of which a round more would take longest.
+    uncounted = int(warm > 1)
     calls = {"fastnode": ours, **references}
     iterations = {
         name: max(1, int(budget / max(seconds(call, warm), 1e-7))) for name, call in calls.items()
@@ -67,11 +69,13 @@ def compare(
     def run() -> None:
         own.append(seconds(ours, iterations["fastnode"]))
 
-    benchmark.pedantic(run, setup=setup, rounds=rounds, warmup_rounds=1)
-    own_median = statistics.median(own[1:])
-    medians = {name: statistics.median(values[1:]) for name, values in times.items()}
+    benchmark.pedantic(run, setup=setup, rounds=rounds, warmup_rounds=uncounted)
+    own_median = statistics.median(own[uncounted:])
+    medians = {name: statistics.median(values[uncounted:]) for name, values in times.items()}
     ratios = {
-        name: statistics.median(a / b for a, b in zip(values[1:], own[1:], strict=True))
+        name: statistics.median(
+            a / b for a, b in zip(values[uncounted:], own[uncounted:], strict=True)
+        )
         for name, values in times.items()
     }
     benchmark.extra_info.update(
