@@ -85,7 +85,7 @@ def test_time(benchmark, name, fused, mode):
         name,
         lambda: train(*parts, regularizer),
         {"without": lambda: train(*parts)},
-        rounds=9,
+        rounds=15,
         warm=1,
         evaluations=dict(zip(("without", "with"), evaluations, strict=True)),
     )

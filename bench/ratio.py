@@ -19,9 +19,11 @@ def full(*values: Any) -> list[Any]:
     return [pytest.param(value, marks=pytest.mark.full) for value in values]
 
 
-def seconds(call: Call, iterations: int) -> float:
-    # One call untimed, so that the heap is as this contestant leaves it, and not as its rival did.
-    call()
+def seconds(call: Call, iterations: int, settle: bool = True) -> float:
+    """Of one call; to ``settle`` is to call once untimed, so that the heap is as this contestant
+    leaves it, and not as its rival did."""
+    if settle:
+        call()
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     wait()
     start = time.perf_counter()
@@ -54,20 +56,21 @@ def compare(
     # Calls so long that one warms up are those of which a round more would take longest.
     uncounted = int(warm > 1)
     calls = {"fastnode": ours, **references}
-    iterations = {
-        name: max(1, int(budget / max(seconds(call, warm), 1e-7))) for name, call in calls.items()
-    }
+    each = {name: seconds(call, warm) for name, call in calls.items()}
+    iterations = {name: max(1, int(budget / max(each[name], 1e-7))) for name in calls}
+    # What takes long takes little of it for the heap, and the time is better spent on rounds.
+    settles = {name: each[name] < 5 * budget for name in calls}
     times: dict[str, list[float]] = {name: [] for name in references}
 
     def setup() -> None:
         gc.collect()
         for name, call in references.items():
-            times[name].append(seconds(call, iterations[name]))
+            times[name].append(seconds(call, iterations[name], settles[name]))
 
     own: list[float] = []
 
     def run() -> None:
-        own.append(seconds(ours, iterations["fastnode"]))
+        own.append(seconds(ours, iterations["fastnode"], settles["fastnode"]))
 
     benchmark.pedantic(run, setup=setup, rounds=rounds, warmup_rounds=uncounted)
     own_median = statistics.median(own[uncounted:])

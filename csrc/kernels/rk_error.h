@@ -38,4 +38,20 @@ FASTNODE_DECLARE_RK_ERROR(Half)
 
 int64_t rk_error_cuda_partials(int64_t rows, int64_t dim);
 
+// Gradients of the norm of N elements: of each stage, and of y0 and y1 unless they are null.
+template <class T>
+struct ErrorGradients {
+  T *y0, *y1;
+  T* k[kMaxTerms];
+};
+
+// Those of the elements [begin, end) on the CPU, in one pass; `slope` is the gradient that reaches
+// the norm over N times the norm.
+#define FASTNODE_DECLARE_RK_ERROR_BACK(T)                                                   \
+  void rk_error_back_range(const T* y0, const T* y1, const Terms<T>& terms, T rtol, T atol, \
+                           T slope, int64_t begin, int64_t end, const ErrorGradients<T>& to);
+FASTNODE_DECLARE_RK_ERROR_BACK(float)
+FASTNODE_DECLARE_RK_ERROR_BACK(double)
+#undef FASTNODE_DECLARE_RK_ERROR_BACK
+
 }  // namespace fastnode

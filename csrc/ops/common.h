@@ -2,7 +2,9 @@
 #pragma once
 
 #include <ATen/Parallel.h>
+#include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
 
 #include "kernels/scalar.h"
 
@@ -37,6 +39,16 @@ void dispatch_floating(at::ScalarType dtype, const char* op, F&& f) {
 
 inline at::ScalarType accumulate_type(at::ScalarType dtype) {
   return dtype == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// Whether a backward pass may compute on the memory of these tensors: on the CPU, outside of
+// torch.func's transforms, and if nobody asks for its own derivative.
+inline bool may_read(at::TensorList tensors) {
+  if (at::GradMode::is_enabled()) return false;
+  for (const at::Tensor& each : tensors) {
+    if (!each.is_cpu() || at::isTensorSubclassLike(each)) return false;
+  }
+  return true;
 }
 
 template <class T>

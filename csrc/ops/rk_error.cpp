@@ -13,6 +13,7 @@
 #include "ops/cuda_stream.h"
 #include "ops/error_norm.h"
 #include "ops/norm_gradients.h"
+#include "ops/result_pool.h"
 #include "ops/terms.h"
 
 namespace fastnode {
@@ -98,6 +99,36 @@ Tensor call_rk_error(const Tensor& y0, const Tensor& y1, at::TensorList k, at::A
   return op.call(y0, y1, k, c, rtol, atol, per_sample);
 }
 
+// All gradients in one pass over the state. Nothing for norms of samples, and narrow types.
+bool gradients_at_once(const variable_list& saved, const Tensor& upstream,
+                       const std::vector<double>& c, double rtol, double atol, bool for_states,
+                       variable_list& grads) {
+  const Tensor &norm = saved[0], &y0 = saved[1];
+  if (norm.dim() != 0 || norm.scalar_type() != y0.scalar_type()) return false;
+  if (!may_read(saved) || !may_read({upstream})) return false;
+  const Tensor before = y0.contiguous(), after = saved[2].contiguous();
+  const ContiguousTerms terms(at::TensorList(saved).slice(3), c);
+  for (size_t j = 0; j < c.size(); ++j) grads[2 + j] = empty_result(before);
+  if (for_states) grads[0] = empty_result(before), grads[1] = empty_result(before);
+  const double size = norm.item<double>();
+  const double slope = size == 0 ? 0 : upstream.item<double>() / size / double(y0.numel());
+  const auto run = [&]<class T>(T*) {
+    ErrorGradients<T> to{mutable_data<T>(grads[0]), mutable_data<T>(grads[1]), {}};
+    for (size_t j = 0; j < c.size(); ++j) to.k[j] = mutable_data<T>(grads[2 + j]);
+    const Terms<T> typed = terms.as<T>();
+    at::parallel_for(0, y0.numel(), kGrain, [&](int64_t begin, int64_t end) {
+      rk_error_back_range(data<T>(before), data<T>(after), typed, T(rtol), T(atol), T(slope), begin,
+                          end, to);
+    });
+  };
+  if (y0.scalar_type() == at::kDouble) {
+    run(static_cast<double*>(nullptr));
+  } else {
+    run(static_cast<float*>(nullptr));
+  }
+  return true;
+}
+
 struct RkError : torch::autograd::Function<RkError> {
   static Tensor forward(AutogradContext* ctx, const Tensor& y0, const Tensor& y1, at::TensorList k,
                         at::ArrayRef<double> c, double rtol, double atol, bool per_sample) {
@@ -122,12 +153,13 @@ struct RkError : torch::autograd::Function<RkError> {
     const double rtol = ctx->saved_data["rtol"].toDouble();
     const double atol = ctx->saved_data["atol"].toDouble();
     const bool per_sample = ctx->saved_data["per_sample"].toBool();
+    const bool for_states = rtol != 0 && (ctx->needs_input_grad(0) || ctx->needs_input_grad(1));
+    if (gradients_at_once(saved, upstream[0], c, rtol, atol, for_states, grads)) return grads;
     const auto wide = saved[0].scalar_type();
     const Tensor y0 = saved[1].to(wide), y1 = saved[2].to(wide);
 
     Tensor error = at::zeros_like(y0);
     for (size_t j = 0; j < c.size(); ++j) error = error + saved[3 + j].to(wide) * c[j];
-    const bool for_states = rtol != 0 && (ctx->needs_input_grad(0) || ctx->needs_input_grad(1));
     const NormGradients made =
         norm_gradients(saved[0], upstream[0], y0, y1, error, rtol, atol, per_sample, for_states);
     const auto narrow = saved[1].scalar_type();

@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "kernels/rk_adjoint.h"
 #include "ops/cuda_stream.h"
 #include "ops/result_pool.h"
 #include "ops/terms.h"
@@ -56,6 +57,20 @@ Tensor call_rk_stage(const Tensor& y, at::TensorList k, at::ArrayRef<double> c) 
   return op.call(y, k, c);
 }
 
+// c g in memory that the next backward pass finds again: fresh pages would cost ten times the
+// multiplication (see result_pool.h).
+Tensor scaled_result(const Tensor& g, double c) {
+  const Tensor from = g.contiguous();
+  Tensor out = empty_result(from);
+  dispatch_floating(g.scalar_type(), "rk_stage", [&]<class T>(T*) {
+    const Terms<T> term{{data<T>(from)}, {acc_t<T>(c)}, 1};
+    at::parallel_for(0, g.numel(), kGrain, [&](int64_t begin, int64_t end) {
+      rk_adjoint_range(static_cast<const T*>(nullptr), term, begin, end, mutable_data<T>(out));
+    });
+  });
+  return out;
+}
+
 struct RkStage : torch::autograd::Function<RkStage> {
   static Tensor forward(AutogradContext* ctx, const Tensor& y, at::TensorList k,
                         at::ArrayRef<double> c) {
@@ -65,15 +80,16 @@ struct RkStage : torch::autograd::Function<RkStage> {
     return call_rk_stage(y, k, c);
   }
 
-  // Linear in everything, so torch's own products, which know their derivatives, will do.
+  // Linear in everything: where derivatives of this are asked for, torch's own products know them.
   static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
     const std::vector<double> c = ctx->saved_data["c"].toDoubleVector();
     const Tensor& g = upstream[0];
     variable_list grads(c.size() + 2);
     if (!g.defined()) return grads;
     if (ctx->needs_input_grad(0)) grads[0] = g;
+    const bool plain = may_read({g});
     for (size_t j = 0; j < c.size(); ++j) {
-      if (ctx->needs_input_grad(1 + j)) grads[1 + j] = g * c[j];
+      if (ctx->needs_input_grad(1 + j)) grads[1 + j] = plain ? scaled_result(g, c[j]) : g * c[j];
     }
     return grads;
   }

@@ -98,6 +98,25 @@ def test_first_and_second_derivatives(per_sample):
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_gradients_in_one_pass_are_those_that_have_derivatives(dtype):
+    y0, y1, k, c = make((5, 4000), dtype)
+    # Of one size, zero, and transposed in memory.
+    y1[0], y1[1], y0[2], y1[2] = y0[0], -y0[1], 0, 0
+    k[1] = k[1].t().contiguous().t()
+    inputs = [x.requires_grad_() for x in (y0, y1, *k)]
+    norm = rk_error(inputs[0], inputs[1], inputs[2:], c, RTOL, ATOL)
+    wanted = torch.autograd.grad(3 * norm, inputs, create_graph=True)
+    found = torch.autograd.grad(3 * norm, inputs, retain_graph=True)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b.detach(), rtol=1e-4, atol=1e-12)
+    upstream = torch.tensor([1.0, 2.0], dtype=norm.dtype)
+    both = torch.autograd.grad(norm, inputs, upstream, is_grads_batched=True)
+    for a, b in zip(both, found, strict=True):
+        torch.testing.assert_close(a[1], b * (2 / 3), rtol=1e-4, atol=1e-12)
+
+
 @pytest.mark.parametrize("implementation", [rk_error, rk_error_reference])
 def test_gradient_of_a_vanishing_error_is_zero(implementation):
     y0, y1, k, c = make((4,), terms=1)
