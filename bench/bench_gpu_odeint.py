@@ -20,8 +20,9 @@ from fastnode.methods import ADAPTIVE
 from fastnode.samples import make_samples, sample_tolerances
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-# (state, hidden, batch): overhead alone, both, arithmetic alone.
-SIZES = [(2, 64, 128), (64, 128, 1024), (512, 512, 8192)]
+# (state, hidden, batch): overhead alone, both, both with more weights than shared memory holds,
+# arithmetic alone.
+SIZES = [(2, 64, 128), (64, 128, 1024), (512, 512, 1024), (512, 512, 8192)]
 ENGINES = [name for name in ("native", "graph", "fused") if name in NAMES]
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 

@@ -57,6 +57,7 @@ class Problem(ctypes.Structure):
         ("counts", POINTER(c_int64)),
         ("ended", DOUBLES),
         *((name, POINTER(c_int64)) for name in ("launches", "plan")),
+        ("far", c_int),
     ]
 
 
@@ -73,6 +74,10 @@ class Result:
     kept: Tensor | None
     launches: int
     plan: list[int]
+
+    @property
+    def far(self) -> bool:
+        return bool(self.plan[5])
 
     def steps(self, name: str, row: int = 0) -> Tensor:
         return getattr(self, name)[: self.counts[row][0], row]
@@ -149,8 +154,10 @@ def run(
     capacity: int = 128,
     room: int = 512,
     keep: bool = False,
+    far: bool = False,
 ) -> Result | None:
-    """None where the kernels do not take it. ``times`` [T], or [batch, T] by sample."""
+    """None where the kernels do not take it. ``times`` [T], or [batch, T] by sample; ``far``:
+    weights in device memory although there is room for them in shared memory."""
     told, held = layers_of(field)
     batch, dim = y0.shape
     y0 = y0.contiguous()
@@ -167,7 +174,7 @@ def run(
     parts = 1 if kind == FIXED else 2
     kept = torch.full((steps, parts, batch, dim), torch.nan, dtype=y0.dtype) if keep else None
     counts, ended = (c_int64 * (5 * rows))(), (c_double * (3 * rows))()
-    launches, plan = c_int64(), (c_int64 * 5)()
+    launches, plan = c_int64(), (c_int64 * 6)()
     by_sample: dict[str, Any] = {}
     if kind == BY_SAMPLE:
         times = times.expand(batch, outputs).contiguous()
@@ -210,6 +217,7 @@ def run(
         ended=ended,
         launches=ctypes.pointer(launches),
         plan=plan,
+        far=far,
     )
     error = kernels().mlp_solve(ctypes.byref(problem))
     del held

@@ -61,9 +61,11 @@ def back(
     rates: bool = False,
     parameters: bool = True,
     sums_apart: bool = False,
+    far: bool = False,
 ) -> Gradients | None:
     """The way back of a solve from the gradient of its solution; ``edges`` of its steps, or by
-    sample a list of where each sample's end. None where the kernels do not take it."""
+    sample a list of where each sample's end; ``far`` as that of ``run``. None where the kernels do
+    not take it."""
     told, held = layers_of(field)
     outputs, batch, dim = of_ys.shape
     of_ys = of_ys.contiguous()
@@ -79,7 +81,7 @@ def back(
     gy0 = torch.full((batch, dim), torch.nan, dtype=of_ys.dtype)
     found = [x if x is None else torch.full_like(x, torch.nan) for x in held]
     of_times = torch.full((outputs,), torch.nan, dtype=torch.float64) if rates else None
-    plan = (c_int64 * 5)()
+    plan = (c_int64 * 6)()
     problem = Problem(
         dtype=DTYPES.index(of_ys.dtype),
         kind=kind,
@@ -92,6 +94,7 @@ def back(
         times=numbers(times),
         **by_sample,
         plan=plan,
+        far=far,
     )
     way = _Way(
         of_ys=pointer(of_ys),

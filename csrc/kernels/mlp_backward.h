@@ -13,9 +13,12 @@
 
 namespace fastnode {
 
-// Blocks of a processor, by their registers.
+// Blocks of a processor, by their registers. One that reads weights from `far` has few beside it
+// in any case, as its states fill the shared memory, and many registers to wait for weights with.
 template <class T>
-constexpr int kMlpBackBlocks = sizeof(T) == 4 ? 2 : 1;
+constexpr int mlp_back_blocks(bool far) {
+  return sizeof(T) == 4 && !far ? 2 : 1;
+}
 
 template <class T>
 struct MlpBackTask : MlpTask<T> {
@@ -101,7 +104,7 @@ struct MlpBackMemory : MlpMemory<T> {
     pieces.take(ways, samples);
     pieces.take(this->next, 1);
     pieces.take(this->sums, 2 * kMlpApart / 32);
-    pieces.take(this->weights, plan.weights);
+    pieces.take(this->weights, weights_here<T>(plan));
     for (T** each : {&this->y, &gy, &carried, &g, &this->stage}) pieces.take(*each, state);
     this->further = this->stage;
     // Written in passing by the stages, before there is a gradient.

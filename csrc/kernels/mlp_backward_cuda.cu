@@ -9,9 +9,9 @@
 namespace fastnode {
 namespace {
 
-template <class T>
-struct Backward : MlpSteps<T, false> {
-  using Steps = MlpSteps<T, false>;
+template <class T, bool Far>
+struct Backward : MlpSteps<T, false, Far> {
+  using Steps = MlpSteps<T, false, Far>;
   using Steps::each;
   using Steps::g;
   using Steps::groups;
@@ -161,7 +161,7 @@ struct Backward : MlpSteps<T, false> {
   __device__ void pull(T time, int j) const {
     if (leads) own.times[s] = time;
     meet();
-    mlp_pull(time, offset(memory.stage), offset(own.g), offset(slope(j)));
+    mlp_pull<T, Far>(time, offset(memory.stage), offset(own.g), offset(slope(j)));
   }
 
   // What reaches the slope of stage j: from the outputs, from the stages after it up to `rows`, and
@@ -247,19 +247,25 @@ struct Backward : MlpSteps<T, false> {
   }
 };
 
-template <class T>
-__global__ void __launch_bounds__(kMlpApart, kMlpBackBlocks<T>)
+template <class T, bool Far>
+__global__ void __launch_bounds__(kMlpApart, mlp_back_blocks<T>(Far))
     mlp_backward_kernel(const __grid_constant__ MlpBackTask<T> task) {
-  Backward<T>(task).run();
+  Backward<T, Far>(task).run();
+}
+
+template <class T>
+int backward(const MlpBackTask<T>& task, void* cuda_stream) {
+  const auto kernel = task.plan.far ? mlp_backward_kernel<T, true> : mlp_backward_kernel<T, false>;
+  return launch_blocks(kernel, task, task.plan.blocks, cuda_stream);
 }
 
 }  // namespace
 
 int mlp_backward_cuda(const MlpBackTask<float>& task, void* cuda_stream) {
-  return launch_blocks(mlp_backward_kernel<float>, task, task.plan.blocks, cuda_stream);
+  return backward(task, cuda_stream);
 }
 int mlp_backward_cuda(const MlpBackTask<double>& task, void* cuda_stream) {
-  return launch_blocks(mlp_backward_kernel<double>, task, task.plan.blocks, cuda_stream);
+  return backward(task, cuda_stream);
 }
 
 }  // namespace fastnode

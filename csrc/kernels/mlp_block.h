@@ -1,10 +1,8 @@
 // A block of threads and the field on the samples that it holds.
 #pragma once
 
-#include <cuda_runtime.h>
-
-#include "kernels/mlp_memory.h"
 #include "kernels/mlp_scalar.h"
+#include "kernels/mlp_weights.h"
 
 namespace fastnode {
 
@@ -15,14 +13,9 @@ __device__ __forceinline__ unsigned char* shared_memory() { return mlp_shared; }
 inline unsigned char* shared_memory() { return emulation::shared(); }
 #endif
 
-template <int Count, class T>
-struct alignas(Count * sizeof(T) < 16 ? Count * sizeof(T) : 16) Side {
-  T of[Count];
-};
-
 // The field, on the numbers of one thread's sample. `Recording`, it leaves the derivatives of
-// activations at `slopes`, laid as the activations.
-template <class T, bool Alone, bool Recording = false>
+// activations at `slopes`, laid as the activations. `Far`: see side_at.
+template <class T, bool Alone, bool Far, bool Recording = false>
 struct MlpEvaluation {
   const T* const weights;
   T* const parts;
@@ -93,7 +86,8 @@ struct MlpEvaluation {
   __device__ T constant(const DeviceLayer<T>& layer, int out) const {
     const int rows = padded_rows(layer);
     const T* const bias = weights + layer.at + rows * padded_inputs(layer);
-    return layer.time_column < 0 ? bias[out] : bias[out] + bias[rows + out] * time;
+    const T alone = side_at<Far, 1>(bias + out).of[0];
+    return layer.time_column < 0 ? alone : alone + side_at<Far, 1>(bias + rows + out).of[0] * time;
   }
 
   template <int Count>
@@ -102,9 +96,9 @@ struct MlpEvaluation {
     const T* w = weights + layer.at + out % kRows;
     w += ((out / kRows) * padded_inputs(layer) + begin) * kRows;
     x += place(begin);
-#pragma unroll 4
+#pragma unroll(Far ? kSidesAhead<Count, T> : 4)
     for (int i = begin; i < end; ++i, w += kRows, x += samples) {
-      const Side<Count, T> side = *reinterpret_cast<const Side<Count, T>*>(w);
+      const Side<Count, T> side = side_at<Far, Count>(w);
       const T number = *x;
 #pragma unroll
       for (int r = 0; r < Count; ++r) sum[r] += side.of[r] * number;
@@ -115,20 +109,20 @@ struct MlpEvaluation {
 // A function of its own, as half a dozen copies of all activations would be in each kernel; it is
 // told places, not pointers, so that it knows that what it reads is shared memory. Who calls has
 // met since x was written; all have met when it returns.
-template <class T, bool Alone>
+template <class T, bool Alone, bool Far>
 __device__ __noinline__ void mlp_evaluate(T time, int x, int out) {
   unsigned char* const base = shared_memory();
   const MlpTable<T>& table = *reinterpret_cast<const MlpTable<T>*>(base);
   const auto at = [&](int place) { return reinterpret_cast<T*>(base + place); };
   const int thread = int(threadIdx.x);
-  const MlpEvaluation<T, Alone> evaluation{at(table.weights),
-                                           at(table.parts),
-                                           table.samples,
-                                           Alone ? 1 : table.groups,
-                                           Alone ? thread : thread % table.samples,
-                                           Alone ? 0 : thread / table.samples,
-                                           table.field.activation,
-                                           time};
+  const MlpEvaluation<T, Alone, Far> evaluation{weights_by<Far>(at(table.weights)),
+                                                at(table.parts),
+                                                table.samples,
+                                                Alone ? 1 : table.groups,
+                                                Alone ? thread : thread % table.samples,
+                                                Alone ? 0 : thread / table.samples,
+                                                table.field.activation,
+                                                time};
   for (int l = 0; l < table.field.count; ++l) {
     const bool last = l + 1 == table.field.count;
     const int to = last ? out : l % 2 ? table.second : table.first;
@@ -138,8 +132,10 @@ __device__ __noinline__ void mlp_evaluate(T time, int x, int out) {
   }
 }
 
-// One thread of a block. An `Alone` one has a sample to itself and waits for nobody.
-template <class T, bool Alone>
+// One thread of a block. An `Alone` one has a sample to itself and waits for nobody. `Far` is
+// plan.far, known to the compiler: many reads under way at once take registers, of which blocks
+// that have their weights nearby keep fewer and lie more to a processor.
+template <class T, bool Alone, bool Far>
 struct MlpThread {
   const MlpTask<T>& task;
   const int samples, groups, s, g;
@@ -164,7 +160,13 @@ struct MlpThread {
                        offset(memory.second),
                        offset(memory.parts)};
     }
-    for (int l = 0; l < all.field.count; ++l) load_weights(all.field.layers[l]);
+    if constexpr (Far) {
+      if (threadIdx.x == 0) *reinterpret_cast<const T**>(memory.weights) = all.packed;
+    } else {
+      for (int l = 0; l < all.field.count; ++l) {
+        pack_layer(all.field.layers[l], memory.weights, int(threadIdx.x), samples * groups);
+      }
+    }
     __syncthreads();
   }
 
@@ -185,7 +187,7 @@ struct MlpThread {
 
   // slope = field(time, x).
   __device__ void evaluate(T time, const T* x, T* out) const {
-    mlp_evaluate<T, Alone>(time, offset(x), offset(out));
+    mlp_evaluate<T, Alone, Far>(time, offset(x), offset(out));
   }
 
   __device__ static int offset(const T* pointer) {
@@ -197,24 +199,6 @@ struct MlpThread {
     MlpMemory<T> memory;
     memory.lay(shared_memory(), all.field, all.tableau, all.plan, joint);
     return memory;
-  }
-
-  // For each kRows outputs [in, kRows]; then all biases and the weights of the time.
-  __device__ void load_weights(const DeviceLayer<T>& layer) const {
-    const int rows = padded_rows(layer), stride = padded_inputs(layer);
-    const int column = layer.time_column, width = layer.in + (column >= 0);
-    T *const to = memory.weights + layer.at, *const bias = to + rows * stride;
-    for (int i = threadIdx.x; i < rows * layer.in; i += samples * groups) {
-      const int out = i / layer.in, in = i % layer.in;
-      const int from = column < 0 || in < column ? in : in + 1;
-      to[((out / kRows) * stride + in) * kRows + out % kRows] =
-          out < layer.out ? layer.weight[int64_t(out) * width + from] : T(0);
-    }
-    for (int i = threadIdx.x; i < rows; i += samples * groups) {
-      const bool real = i < layer.out;
-      bias[i] = real && layer.bias != nullptr ? layer.bias[i] : T(0);
-      bias[rows + i] = real && column >= 0 ? layer.weight[int64_t(i) * width + column] : T(0);
-    }
   }
 };
 

@@ -12,9 +12,9 @@
 namespace fastnode {
 namespace {
 
-template <class T, bool Alone>
-struct BySample : MlpSteps<T, Alone> {
-  using Steps = MlpSteps<T, Alone>;
+template <class T, bool Alone, bool Far>
+struct BySample : MlpSteps<T, Alone, Far> {
+  using Steps = MlpSteps<T, Alone, Far>;
   using Steps::evaluate;
   using Steps::full;
   using Steps::g;
@@ -223,16 +223,18 @@ struct BySample : MlpSteps<T, Alone> {
   }
 };
 
-template <class T, bool Alone>
+template <class T, bool Alone, bool Far>
 __global__ void __launch_bounds__(kMlpApart, 1)
     mlp_by_sample_kernel(const __grid_constant__ MlpTask<T> task) {
-  BySample<T, Alone>(task).run();
+  BySample<T, Alone, Far>(task).run();
 }
 
 template <class T>
 int by_sample(const MlpTask<T>& task, void* cuda_stream) {
-  if (task.plan.alone) return launch_apart(mlp_by_sample_kernel<T, true>, task, cuda_stream);
-  return launch_apart(mlp_by_sample_kernel<T, false>, task, cuda_stream);
+  const auto kernel = task.plan.alone ? mlp_by_sample_kernel<T, true, false>
+                      : task.plan.far ? mlp_by_sample_kernel<T, false, true>
+                                      : mlp_by_sample_kernel<T, false, false>;
+  return launch_apart(kernel, task, cuda_stream);
 }
 
 }  // namespace

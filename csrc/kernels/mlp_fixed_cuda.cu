@@ -5,9 +5,9 @@
 namespace fastnode {
 namespace {
 
-template <class T>
-struct Fixed : MlpSteps<T, false> {
-  using Steps = MlpSteps<T, false>;
+template <class T, bool Far>
+struct Fixed : MlpSteps<T, false, Far> {
+  using Steps = MlpSteps<T, false, Far>;
   using Steps::memory;
   using Steps::slope;
   using Steps::Steps;
@@ -55,23 +55,29 @@ struct Fixed : MlpSteps<T, false> {
   }
 };
 
-template <class T>
+template <class T, bool Far>
 __global__ void __launch_bounds__(kMlpApart, 1)
     mlp_fixed_kernel(const __grid_constant__ MlpTask<T> task) {
-  const Fixed<T> fixed(task, true);
+  const Fixed<T, Far> fixed(task, true);
   const int64_t stride = int64_t(gridDim.x) * fixed.samples;
   for (int64_t first = int64_t(blockIdx.x) * fixed.samples; first < task.batch; first += stride) {
     fixed.run(first + fixed.s);
   }
 }
 
+template <class T>
+int fixed(const MlpTask<T>& task, void* cuda_stream) {
+  if (task.plan.far) return launch_apart(mlp_fixed_kernel<T, true>, task, cuda_stream);
+  return launch_apart(mlp_fixed_kernel<T, false>, task, cuda_stream);
+}
+
 }  // namespace
 
 int mlp_fixed_cuda(const MlpTask<float>& task, void* cuda_stream) {
-  return launch_apart(mlp_fixed_kernel<float>, task, cuda_stream);
+  return fixed(task, cuda_stream);
 }
 int mlp_fixed_cuda(const MlpTask<double>& task, void* cuda_stream) {
-  return launch_apart(mlp_fixed_kernel<double>, task, cuda_stream);
+  return fixed(task, cuda_stream);
 }
 
 int mlp_device(int index, MlpDevice* device) {

@@ -7,9 +7,9 @@
 namespace fastnode {
 namespace {
 
-template <class T>
-struct Joint : MlpSteps<T, false> {
-  using Steps = MlpSteps<T, false>;
+template <class T, bool Far>
+struct Joint : MlpSteps<T, false, Far> {
+  using Steps = MlpSteps<T, false, Far>;
   using Steps::combine;
   using Steps::evaluate;
   using Steps::full;
@@ -187,19 +187,25 @@ struct Joint : MlpSteps<T, false> {
   }
 };
 
-template <class T>
+template <class T, bool Far>
 __global__ void __launch_bounds__(kMlpThreads, 1)
     mlp_joint_kernel(const __grid_constant__ MlpTask<T> task) {
-  Joint<T>(task).run();
+  Joint<T, Far>(task).run();
+}
+
+template <class T>
+int joint(const MlpTask<T>& task, void* cuda_stream) {
+  if (task.plan.far) return launch_together(mlp_joint_kernel<T, true>, task, cuda_stream);
+  return launch_together(mlp_joint_kernel<T, false>, task, cuda_stream);
 }
 
 }  // namespace
 
 int mlp_joint_cuda(const MlpTask<float>& task, void* cuda_stream) {
-  return launch_together(mlp_joint_kernel<float>, task, cuda_stream);
+  return joint(task, cuda_stream);
 }
 int mlp_joint_cuda(const MlpTask<double>& task, void* cuda_stream) {
-  return launch_together(mlp_joint_kernel<double>, task, cuda_stream);
+  return joint(task, cuda_stream);
 }
 
 }  // namespace fastnode

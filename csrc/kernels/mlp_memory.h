@@ -39,6 +39,12 @@ struct MlpTable {
   int samples, groups, weights, first, second, parts;
 };
 
+// What a block has of the weights: all numbers, or room of a few for a pointer to them.
+template <class T>
+FASTNODE_HD int64_t weights_here(const MlpPlan& plan) {
+  return plan.far ? int64_t(16 / sizeof(T)) : plan.weights;
+}
+
 // Hands out memory in pieces of 16 bytes.
 struct MlpPieces {
   unsigned char* base;
@@ -71,7 +77,7 @@ struct MlpMemory {
     pieces.take(next, 1);
     const int sums_of = joint ? kMlpThreads / 32 : sharing(of, plan) * plan.samples;
     pieces.take(sums, plan.alone ? 0 : 6 * sums_of);
-    pieces.take(weights, plan.weights);
+    pieces.take(weights, weights_here<T>(plan));
     pieces.take(y, state);
     pieces.take(y1, state);
     stage = further = y1;

@@ -8,6 +8,10 @@ namespace {
 // Samples from which a thread each fills a processor: four warps for each of its four schedulers.
 constexpr int64_t kManySamples = 512;
 constexpr int kFewestSamples = 8, kMostOfTile = 32, kEnoughThreads = 256;
+// Places among the weights are ints.
+constexpr int64_t kMostWeights = int64_t(1) << 30;
+// Bytes of device memory for the gradients of all blocks.
+constexpr int64_t kSumsBytes = int64_t(1) << 30;
 
 int power_at_least(int64_t n) {
   int power = 1;
@@ -24,7 +28,7 @@ int groups_for(int samples, int features, int most) {
 }
 
 // With the parameters' gradients beside all else, or in device memory. Blocks are no more than the
-// device holds at once, as each has gradients of its own.
+// device holds at once, as each has gradients of its own, nor than these have room for.
 template <class T>
 bool back_fits(const DeviceField<T>& field, const DeviceTableau& tableau, const MlpDevice& device,
                MlpPlan& plan) {
@@ -32,8 +36,10 @@ bool back_fits(const DeviceField<T>& field, const DeviceTableau& tableau, const 
     plan.sums_shared = shared;
     plan.shared = MlpBackMemory<T>().lay(nullptr, field, tableau, plan);
     if (plan.shared > device.shared) continue;
-    const int resident = int(std::min<size_t>(device.shared / plan.shared, kMlpBackBlocks<T>));
-    plan.blocks = std::min(plan.blocks, device.processors * resident);
+    const size_t by_registers = mlp_back_blocks<T>(plan.far);
+    const int resident = int(std::min(device.shared / plan.shared, by_registers));
+    const int64_t room = std::max<int64_t>(kSumsBytes / (mlp_numbers(field) * sizeof(T)), 1);
+    plan.blocks = int(std::min<int64_t>({plan.blocks, device.processors * resident, room}));
     return true;
   }
   return false;
@@ -50,10 +56,11 @@ bool mlp_plan(MlpKind kind, DeviceField<T>& field, const DeviceTableau& tableau,
   field.widest = 0;
   for (int l = 0; l < field.count; ++l) {
     DeviceLayer<T>& layer = field.layers[l];
-    // Far above what any device holds, and no product overflows.
+    // States of such layers fit nowhere, and no product overflows.
     if (layer.in > 65536 || layer.out > 65536) return false;
-    layer.at = int(std::min<int64_t>(plan.weights, 1 << 30));
+    layer.at = int(plan.weights);
     plan.weights += int64_t(padded_rows(layer)) * (padded_inputs(layer) + 2);
+    if (plan.weights > kMostWeights) return false;
     if (l + 1 < field.count) field.widest = std::max(field.widest, layer.out);
     features = std::max(features, layer.out);
   }
@@ -74,11 +81,13 @@ bool mlp_plan(MlpKind kind, DeviceField<T>& field, const DeviceTableau& tableau,
   const int most = joint ? kMlpThreads : kMostOfTile;
   while (samples < most && batch > int64_t(samples) * device.processors) samples *= 2;
   if (joint && batch > int64_t(samples) * device.processors) return false;
-  for (; samples >= kFewestSamples; samples /= 2) {
-    if (fits(samples, groups_for(samples, features, joint ? kMlpThreads : kMlpApart), false))
-      return true;
-    // Fewer samples a block would be more blocks than the device holds at once.
-    if (joint) return false;
+  // Fewer samples a block would be more blocks than the device holds at once.
+  const int fewest = joint ? samples : kFewestSamples;
+  for (const bool far : {false, true}) {
+    plan.far = far;
+    for (int n = samples; n >= fewest; n /= 2) {
+      if (fits(n, groups_for(n, features, joint ? kMlpThreads : kMlpApart), false)) return true;
+    }
   }
   return false;
 }

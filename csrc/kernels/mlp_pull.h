@@ -7,7 +7,7 @@
 
 namespace fastnode {
 
-template <class T>
+template <class T, bool Far>
 struct MlpPull {
   // Samples side by side that are read at once.
   static constexpr int kWide = 16 / int(sizeof(T));
@@ -78,21 +78,32 @@ struct MlpPull {
     const int stride = padded_inputs(layer) * kRows;
     const T* w = weights + layer.at + begin / kRows * stride;
     int out = begin;
-    for (; out + kRows <= end; out += kRows, w += stride) {
-      T number[kRows];
-#pragma unroll
-      for (int q = 0; q < kRows; ++q) number[q] = x[place(out + q)];
-#pragma unroll
-      for (int r = 0; r < Count; ++r) {
-        const auto side = *reinterpret_cast<const Side<kRows, T>*>(w + in[r] * kRows);
-#pragma unroll
-        for (int q = 0; q < kRows; ++q) sum[r] += side.of[q] * number[q];
-      }
+    if constexpr (Far) {
+#pragma unroll(kSidesAhead<kRows, T> / Count)
+      for (; out + kRows <= end; out += kRows, w += stride) add_rows<Count>(w, in, out, x, sum);
+    } else {
+      for (; out + kRows <= end; out += kRows, w += stride) add_rows<Count>(w, in, out, x, sum);
     }
     for (int q = 0; out + q < end; ++q) {
       const T number = x[place(out + q)];
 #pragma unroll
-      for (int r = 0; r < Count; ++r) sum[r] += w[in[r] * kRows + q] * number;
+      for (int r = 0; r < Count; ++r) {
+        sum[r] += side_at<Far, 1>(w + in[r] * kRows + q).of[0] * number;
+      }
+    }
+  }
+
+  template <int Count>
+  __device__ __forceinline__ void add_rows(const T* w, const int* in, int out, const T* x,
+                                           T* sum) const {
+    T number[kRows];
+#pragma unroll
+    for (int q = 0; q < kRows; ++q) number[q] = x[place(out + q)];
+#pragma unroll
+    for (int r = 0; r < Count; ++r) {
+      const auto side = side_at<Far, kRows>(w + in[r] * kRows);
+#pragma unroll
+      for (int q = 0; q < kRows; ++q) sum[r] += side.of[q] * number[q];
     }
   }
 
@@ -169,16 +180,17 @@ struct MlpPull {
 
 // out = J^T g at the state x; x, g and the times of the samples have been met on, and all have met
 // when it returns. A function of its own, told places, as mlp_evaluate.
-template <class T>
+template <class T, bool Far>
 __device__ __noinline__ void mlp_pull(T time, int x, int g, int out) {
   unsigned char* const base = shared_memory();
   const MlpBackTable<T>& table = *reinterpret_cast<const MlpBackTable<T>*>(base);
   const auto at = [&](int place) { return reinterpret_cast<T*>(base + place); };
   const int thread = int(threadIdx.x), samples = table.samples, count = table.field.count;
   const int unit = samples * int(sizeof(T));
-  MlpEvaluation<T, false, true> evaluation{
-      at(table.weights), at(table.parts),        samples, table.groups, thread % samples,
-      thread / samples,  table.field.activation, time};
+  const T* const weights = weights_by<Far>(at(table.weights));
+  MlpEvaluation<T, false, Far, true> evaluation{
+      weights,          at(table.parts),        samples, table.groups, thread % samples,
+      thread / samples, table.field.activation, time};
   int used = 0, from = x;
   for (int l = 0; l + 1 < count; ++l) {
     const DeviceLayer<T>& layer = table.field.layers[l];
@@ -188,8 +200,8 @@ __device__ __noinline__ void mlp_pull(T time, int x, int g, int out) {
     used += layer.out * unit;
     __syncthreads();
   }
-  const MlpPull<T> pull{at(table.weights), at(table.parts),  samples,
-                        table.groups,      thread % samples, thread / samples};
+  const MlpPull<T, Far> pull{weights,      at(table.parts),  samples,
+                             table.groups, thread % samples, thread / samples};
   T* sums = table.sums + (table.sums != nullptr ? mlp_numbers(table.field) : 0);
   for (int l = count; l-- > 0;) {
     const DeviceLayer<T>& layer = table.field.layers[l];

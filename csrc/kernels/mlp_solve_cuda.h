@@ -1,8 +1,9 @@
 // Whole solves of a perceptron's field by one kernel on a GPU: what they are told and what they
 // leave behind. Step for step the loops of csrc/fused on the CPU.
 //
-// A block holds its samples' states and slopes, and all weights, in shared memory; device memory
-// sees the initial states, the outputs and the records of steps. A step of dopri5 in torch's
+// A block holds its samples' states and slopes in shared memory, and all weights where there is
+// room for them; device memory sees the initial states, the outputs, the records of steps and,
+// where there is none, the weights, packed once a solve. A step of dopri5 in torch's
 // kernels moves a state some 30 times through device memory and launches some 40 kernels of 2 to 4
 // us each; here its cost is that of the multiplications and, with one size of steps for all
 // samples, of a meeting of all blocks, 1 to 2 us.
@@ -37,7 +38,7 @@ template <class T>
 struct DeviceLayer {
   const T *weight, *bias;
   int in, out, time_column;
-  int at;  // where its numbers begin in shared memory, by mlp_plan
+  int at;  // where its numbers begin among those of all layers, by mlp_plan
 };
 
 template <class T>
@@ -53,6 +54,7 @@ struct MlpPlan {
   int samples, groups, blocks;
   int64_t weights;   // numbers
   size_t shared;     // bytes
+  bool far;          // weights are in device memory
   bool alone;        // groups == 1 and no thread ever waits for another
   bool sums_shared;  // backwards: the parameters' gradients are in shared memory too
 };
@@ -112,19 +114,23 @@ struct MlpTask {
   const double* grid;
   int64_t grid_count;
   bool perturb;
+
+  const T* packed;  // [plan.weights], by mlp_pack_cuda; where plan.far
 };
 
-// Whether a solve fits, and how; fills in field's places in shared memory. Joint solves of more
-// samples than all processors hold at once do not fit, nor do weights that one block cannot hold.
+// Whether a solve fits, and how; fills in the places of field's layers. States and slopes of at
+// least eight samples must fit into a block's shared memory, of joint solves those of all samples
+// into that of all processors.
 template <class T>
 bool mlp_plan(MlpKind kind, DeviceField<T>& field, const DeviceTableau& tableau, int64_t batch,
               const MlpDevice& device, MlpPlan& plan);
 
 // On a CUDA stream; each gives a cudaError_t.
 int mlp_device(int index, MlpDevice* device);
-#define FASTNODE_DECLARE_MLP_SOLVE(T)                                \
-  int mlp_joint_cuda(const MlpTask<T>& task, void* cuda_stream);     \
-  int mlp_by_sample_cuda(const MlpTask<T>& task, void* cuda_stream); \
+#define FASTNODE_DECLARE_MLP_SOLVE(T)                                            \
+  int mlp_pack_cuda(const DeviceField<T>& field, T* numbers, void* cuda_stream); \
+  int mlp_joint_cuda(const MlpTask<T>& task, void* cuda_stream);                 \
+  int mlp_by_sample_cuda(const MlpTask<T>& task, void* cuda_stream);             \
   int mlp_fixed_cuda(const MlpTask<T>& task, void* cuda_stream);
 FASTNODE_DECLARE_MLP_SOLVE(float)
 FASTNODE_DECLARE_MLP_SOLVE(double)

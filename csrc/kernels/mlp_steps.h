@@ -8,9 +8,9 @@
 namespace fastnode {
 
 // Each feature of a state belongs to one thread, who alone reads and writes it here.
-template <class T, bool Alone>
-struct MlpSteps : MlpThread<T, Alone> {
-  using Base = MlpThread<T, Alone>;
+template <class T, bool Alone, bool Far>
+struct MlpSteps : MlpThread<T, Alone, Far> {
+  using Base = MlpThread<T, Alone, Far>;
   using Base::any;
   using Base::Base;
   using Base::evaluate;

@@ -43,6 +43,7 @@ DeviceGradients follow(const std::vector<LayerTensors>& layers, Activation activ
   out.y0 = at::empty(of_ys.sizes().slice(1), of_ys.options());
   MlpBackTask<T> task{};
   describe<T>(task, MlpKind::kBackward, layers, activation, *path.tableau, {}, out.y0);
+  const Tensor weights = pack_weights(task, of_ys, stream);
   task.output_count = of_ys.size(0);
   task.times = path.times.const_data_ptr<double>();
   task.perturb = path.perturb;

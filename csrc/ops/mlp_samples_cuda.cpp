@@ -81,6 +81,7 @@ SampleTensors solve(const std::vector<LayerTensors>& layers, Activation activati
                     y0.options());
   MlpTask<T> task = make_task<T>(MlpKind::kBySample, layers, activation, *control.tableau,
                                  control.pair, y0, out.ys);
+  const Tensor weights = pack_weights(task, y0, stream);
   const Tensor saved = at::empty({2, y0.numel()}, y0.options());
   const States states(batch, numbers);
   task.times = control.times;

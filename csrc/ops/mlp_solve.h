@@ -25,7 +25,7 @@ std::vector<LayerTensors> mlp_layers(at::TensorList parameters, at::IntArrayRef 
 // sizes of the layers fitting each other and y0's last dimension.
 bool mlp_fits(const std::vector<LayerTensors>& layers, const at::Tensor& y0);
 
-// Whether a solve of y0 on its GPU fits on the chip (kernels/mlp_solve_cuda.h).
+// Whether the states of a solve of y0 on its GPU fit on the chip (mlp_plan).
 #ifdef FASTNODE_WITH_CUDA
 bool mlp_fits_on_chip(const std::vector<LayerTensors>& layers, const at::Tensor& y0,
                       const Tableau& tableau, MlpKind kind);

@@ -149,6 +149,7 @@ MlpResult mlp_solve_on_cuda(const Tensor& y0, const Tensor& t, at::TensorList pa
     MlpTask<T> task = make_task<T>(kind, layers, Activation(activation), *options.tableau,
                                    options.pair, start, ys);
     task.times = times.const_data_ptr<double>();
+    const Tensor weights = pack_weights(task, start, stream);
     return options.adaptive ? solve_adaptive(task, options, start, stream)
                             : solve_fixed(task, options, start, stream);
   };

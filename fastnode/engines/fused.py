@@ -31,8 +31,8 @@ LIMITS = (
     "Runge-Kutta methods, and knows no args, events, stops, norms or controllers of the caller's "
     "making, adjoints but backprop, checkpoint and revolve, torch.func transforms, or with fixed "
     "steps times inside of a step; on a GPU no gradients of local errors, no revolve, and no "
-    "layers and states that do not fit into its shared memory, with gradients beside what these "
-    "need"
+    "states of which eight samples, or with shared steps all of them at once, do not fit into its "
+    "shared memory beside their slopes, activations and with gradients what these need"
 )
 
 #: The best instruction set of this machine, or the one that tests force.

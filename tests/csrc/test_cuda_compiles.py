@@ -40,6 +40,7 @@ REGISTERS = {
     "mlp_by_sample_kernel": 168,
     "mlp_fixed_kernel": 128,
     "mlp_joint_kernel": 128,
+    "mlp_pack_kernel": 48,
     "mlp_totals_kernel": 48,
 }
 #: Bytes of local memory: CUDA's sin and cos of numbers above 1e5 need a table there.

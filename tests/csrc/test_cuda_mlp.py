@@ -210,8 +210,18 @@ def test_samples_that_fail_leave_the_others_alone():
     assert found.counts[3][4] & 1 and found.counts[7][4] != 0
 
 
-def test_what_does_not_fit_on_the_chip_is_refused():
-    assert run(make(64, 512), start(2, 64), TIMES) is None
+@pytest.mark.parametrize("method", ["dopri5", "dopri8"])
+def test_weights_in_device_memory(method):
+    field, y0 = make(24, (200, 250), None, time="none"), start(11, 24)
+    found = run(field, y0, TIMES, method)
+    assert found.far
+    same_solve(found, on_cpu(field, y0, method=method))
+    samples = run(field, y0, TIMES, method, BY_SAMPLE)
+    assert samples.far
+    by_sample_like_cpu(samples, on_cpu(field, y0, method=method, per_sample=True))
+
+
+def test_more_samples_than_fit_on_the_chip_are_refused():
     # Two processors hold no more than 512 samples each.
     assert run(make(), start(1025), TIMES) is None
     assert run(make(), start(1024), TIMES, capacity=1, room=1, max_num_steps=0) is not None

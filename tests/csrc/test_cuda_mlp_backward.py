@@ -252,8 +252,7 @@ def test_gradients_of_samples_in_directions_of_their_own_of_which_some_failed():
     assert ours.y0.isfinite().all()
 
 
-def test_what_does_not_fit_on_the_chip_is_refused():
-    field = make(64, 512)
-    assert (
-        back(field, torch.zeros(2, 3, 64).double(), [0.0, 1.0], torch.zeros(1), [0.0, 1.0]) is None
-    )
+@pytest.mark.parametrize("kind", [JOINT, FIXED])
+def test_weights_in_device_memory(kind):
+    found = check(make(24, (200, 250), None, time="none"), random(11, 24), kind=kind)
+    assert found.plan[5] == 1

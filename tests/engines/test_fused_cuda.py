@@ -120,10 +120,18 @@ def test_errors_name_what_went_wrong():
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
-def test_gradients_and_large_layers_are_left_to_other_engines(per_sample):
+def test_weights_in_device_memory(per_sample):
+    field, y0 = make(128, 512, 3, dtype=torch.float32), 0.1 * torch.randn(256, 128)
+    options = {"rtol": 1e-5, "atol": 1e-5, "per_sample": per_sample}
+    here, there = both(field, y0, TIMES[:3], **options)
+    close(here.ys, there.ys, 1e-3)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_gradients_and_the_largest_layers_are_left_to_other_engines(per_sample):
     y0 = torch.randn(5, 64, device="cuda")
     options = {"per_sample": per_sample, **TOLERANCE}
-    small, large = (make(64, n, dtype=torch.float32).cuda() for n in (16, 1024))
+    small, large = (make(64, n, dtype=torch.float32).cuda() for n in (16, 8192))
     assert fastnode.solve(small, y0, TIMES, **options).ys.requires_grad
     with torch.no_grad():
         assert fastnode.solve(large, y0, TIMES, **options).ys.isfinite().all()

@@ -48,7 +48,10 @@ def check(field, y0, tolerance=1e-6, **options):
 @pytest.mark.parametrize("method", ["dopri5", "tsit5", "dopri8", "bosh3"])
 @pytest.mark.parametrize(
     "dim, hidden, depth, batch",
-    [(2, 64, 2, 128), (64, 64, 2, 1024), (1, 33, 3, 1), (70, 2, 4, 9), (3, 5, 1, 3000)],
+    [
+        *[(2, 64, 2, 128), (64, 64, 2, 1024), (1, 33, 3, 1), (70, 2, 4, 9), (3, 5, 1, 3000)],
+        (64, 512, 2, 100),  # weights in device memory
+    ],
 )
 def test_gradients_are_those_of_the_cpu(dim, hidden, depth, batch, method):
     check(make(dim, hidden, depth), torch.randn(batch, dim).double(), method=method, **TOLERANCE)
@@ -125,4 +128,4 @@ def test_what_has_no_gradient_there_is_refused_with_the_reason():
         field = make(64, dtype=torch.float32).cuda()
         fastnode.solve(field, y0, TIMES, engine="fused", adjoint=fastnode.Revolve(3))
     with pytest.raises(ValueError, match="shared memory"):
-        fastnode.solve(make(64, 1024, dtype=torch.float32).cuda(), y0, TIMES, engine="fused")
+        fastnode.solve(make(64, 8192, dtype=torch.float32).cuda(), y0, TIMES, engine="fused")

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <utility>
 #include <vector>
@@ -200,6 +201,20 @@ inline void __nanosleep(unsigned) { emulation::yield(); }
 template <class A>
 A __ldcg(const A* from) {
   return *from;
+}
+struct uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+// What was written as numbers of another type.
+template <class A>
+A __ldg(const A* from) {
+  if (reinterpret_cast<uintptr_t>(from) % sizeof(A) != 0) std::abort();
+  A read;
+  memcpy(&read, from, sizeof(read));
+  return read;
 }
 template <class A>
 A atomicAdd(A* to, A value) {

@@ -28,7 +28,8 @@ struct Problem {
   double rtol, atol, first_step;
   const double *rtols, *atols, *directions, *first_steps;
   // Found: [room, rows] of records; states kept [room, ...]; for each row accepted, rejected,
-  // evaluations, failure, seen; t, h, ratio. `plan`: samples, groups, blocks, alone.
+  // evaluations, failure, seen; t, h, ratio. `plan`: samples, groups, blocks, alone, sums_shared,
+  // far.
   int64_t room;
   double *ends, *errors, *stiffness;
   void* kept;
@@ -36,6 +37,7 @@ struct Problem {
   double* ended;
   int64_t* launches;
   int64_t* plan;
+  int far;  // weights in device memory although there is room
 };
 
 // The way back: MlpBackTask and, for each layer, the gradients of weight and bias.
@@ -103,10 +105,27 @@ bool tell(const Problem& p, MlpKind kind, MlpTask<T>& task) {
   MlpDevice device;
   mlp_device(0, &device);
   if (!mlp_plan<T>(kind, field, task.tableau, p.batch, device, task.plan)) return false;
-  const MlpPlan& plan = task.plan;
-  const int64_t found[] = {plan.samples, plan.groups, plan.blocks, plan.alone, plan.sums_shared};
-  std::copy_n(found, 5, p.plan);
+  MlpPlan& plan = task.plan;
+  if (p.far && !plan.alone) {
+    const bool joint = kind != MlpKind::kBySample;
+    plan.far = true;
+    plan.shared = kind == MlpKind::kBackward
+                      ? MlpBackMemory<T>().lay(nullptr, field, task.tableau, plan)
+                      : MlpMemory<T>().lay(nullptr, field, task.tableau, plan, joint);
+  }
+  const int64_t found[] = {plan.samples, plan.groups,      plan.blocks,
+                           plan.alone,   plan.sums_shared, plan.far};
+  std::copy_n(found, 6, p.plan);
   return true;
+}
+
+// Weights for all blocks, which must outlive the solve.
+template <class T>
+std::vector<T> pack(MlpTask<T>& task) {
+  std::vector<T> packed(task.plan.far ? task.plan.weights : 0, T(NAN));
+  if (task.plan.far) mlp_pack_cuda(task.field, packed.data(), nullptr);
+  task.packed = packed.data();
+  return packed;
 }
 
 template <class T>
@@ -117,6 +136,7 @@ int solve(const Problem& p) {
   MlpTask<T> task{};
   if (!tell(p, kind, task)) return 1;
   const MlpPlan& plan = task.plan;
+  const std::vector<T> packed = pack(task);
   const double* const n = p.control;
   task.y0 = static_cast<const T*>(p.y0);
   task.ys = static_cast<T*>(p.ys);
@@ -183,6 +203,7 @@ int follow(const Problem& p, const Way& way) {
     plan.sums_shared = false;
     plan.shared = MlpBackMemory<T>().lay(nullptr, task.field, task.tableau, plan);
   }
+  const std::vector<T> packed = pack(task);
   task.adaptive = MlpKind(p.kind) != MlpKind::kFixed;
   task.of_ys = static_cast<const T*>(way.of_ys);
   task.kept = static_cast<const T*>(way.kept);
