@@ -192,6 +192,21 @@ struct Adjoint : StepBack<T> {
     if (path.adaptive) arithmetic.load(frame, from + row, k[0]);
   }
 
+  // Of `count` numbers e: their gradients in their place, those of y and y1 added.
+  void follow_scaled(const T* before, const T* after, int64_t count, T factor, T* e, T* to_before,
+                     T* to_after) const {
+    const T rtol = T(path.rtol), atol = T(path.atol);
+    for (int64_t i = 0; i < count; ++i) {
+      const T size = std::abs(before[i]), size1 = std::abs(after[i]);
+      const T scale = atol + rtol * std::max(size, size1);
+      const T ratio = e[i] / scale, back = factor * ratio / scale, of_size = -back * ratio * rtol;
+      const T first = size > size1 ? of_size : T(0), last = size > size1 ? T(0) : of_size;
+      to_before[i] += before[i] < 0 ? -first : first;
+      to_after[i] += after[i] < 0 ? -last : last;
+      e[i] = back;
+    }
+  }
+
   // What comes from the step's local error E = rms(e / s), e = h sum_j w_j k_j, s = atol + rtol
   // max(|y|, |y1|), the root mean square over all samples: dE = e / (s^2 N E) (de - e / s ds).
   void take_error(size_t n, double h) {
@@ -203,20 +218,12 @@ struct Adjoint : StepBack<T> {
       y1 = output;
     }
     arithmetic.combine(frame, nullptr, k, tableau.error, h, gk);
-    for (int64_t s = 0; s < frame.samples; ++s) {
-      for (int64_t d = 0; d < dim(); ++d) {
-        const int64_t i = frame.place(d, s, dim());
-        const double before = std::abs(double(y[i])), after = std::abs(double(y1[i]));
-        const double scale = path.atol + path.rtol * std::max(before, after);
-        const double ratio = double(gk[i]) / scale, back = factor * ratio / scale;
-        const double of_scale = -back * ratio * path.rtol;
-        if (before > after) {
-          gx[all][i] += T(std::copysign(of_scale, of_scale * double(y[i])));
-        } else {
-          gy[i] += T(std::copysign(of_scale, of_scale * double(y1[i])));
-        }
-        gk[i] = T(back);
-      }
+    // What only fills vectors up stays as it is: nothing of it may reach the parameters.
+    const Extent extent = frame.extent(dim());
+    const int64_t valid = frame.by_sample ? dim() : frame.samples;
+    for (int64_t r = 0; r < extent.rows; ++r) {
+      const int64_t at = r * extent.stride;
+      follow_scaled(y + at, y1 + at, valid, T(factor), gk + at, gx[all] + at, gy + at);
     }
     if (!frame.by_sample) {
       for (int64_t d = 0; d < dim(); ++d) {
