@@ -23,7 +23,8 @@ coverage: build
 mutations: build
 	$(PY) -m bench.mutations --out bench/results/cpu/mutations.json
 
-# A quarter of an hour with every rival installed; FULL=--full takes finer grids. `python -m bench.keep` keeps the results.
+# A quarter of an hour with every rival installed; FULL=--full takes finer grids. Results are kept by
+# `python -m bench.keep`.
 bench: build
 	mkdir -p out
 	$(PY) -m pytest bench --timeout=900 --durations=15 --benchmark-json=out/bench.json $(FULL)

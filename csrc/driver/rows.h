@@ -5,15 +5,9 @@
 
 #include "driver/arithmetic.h"
 #include "kernels/terms.h"
+#include "ops/common.h"
 
 namespace fastnode {
-
-// Calls f with a null pointer of the type.
-template <class F>
-void dispatch_real(at::ScalarType dtype, F&& f) {
-  if (dtype == at::kDouble) return f(static_cast<double*>(nullptr));
-  f(static_cast<float*>(nullptr));
-}
 
 // The stages that `weights` names, `offset` elements from their beginning.
 template <class T>

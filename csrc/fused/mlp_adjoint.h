@@ -5,6 +5,7 @@
 #include "fused/mlp_gradient.h"
 #include "fused/replay.h"
 #include "fused/step_back.h"
+#include "kernels/rk_error.h"
 
 namespace fastnode {
 
@@ -192,23 +193,8 @@ struct Adjoint : StepBack<T> {
     if (path.adaptive) arithmetic.load(frame, from + row, k[0]);
   }
 
-  // Of `count` numbers e: their gradients in their place, those of y and y1 added.
-  void follow_scaled(const T* before, const T* after, int64_t count, T factor, T* e, T* to_before,
-                     T* to_after) const {
-    const T rtol = T(path.rtol), atol = T(path.atol);
-    for (int64_t i = 0; i < count; ++i) {
-      const T size = std::abs(before[i]), size1 = std::abs(after[i]);
-      const T scale = atol + rtol * std::max(size, size1);
-      const T ratio = e[i] / scale, back = factor * ratio / scale, of_size = -back * ratio * rtol;
-      const T first = size > size1 ? of_size : T(0), last = size > size1 ? T(0) : of_size;
-      to_before[i] += before[i] < 0 ? -first : first;
-      to_after[i] += after[i] < 0 ? -last : last;
-      e[i] = back;
-    }
-  }
-
-  // What comes from the step's local error E = rms(e / s), e = h sum_j w_j k_j, s = atol + rtol
-  // max(|y|, |y1|), the root mean square over all samples: dE = e / (s^2 N E) (de - e / s ds).
+  // What comes from the step's local error, e = h sum_j w_j k_j in units of the tolerances, the
+  // root mean square over all samples.
   void take_error(size_t n, double h) {
     if (path.errors[n] == 0) return;
     const double factor = upstream.errors[n] / (double(batch * dim()) * path.errors[n]);
@@ -223,7 +209,13 @@ struct Adjoint : StepBack<T> {
     const int64_t valid = frame.by_sample ? dim() : frame.samples;
     for (int64_t r = 0; r < extent.rows; ++r) {
       const int64_t at = r * extent.stride;
-      follow_scaled(y + at, y1 + at, valid, T(factor), gk + at, gx[all] + at, gy + at);
+      for (int64_t i = at; i < at + valid; ++i) {
+        const ErrorBack<T> back =
+            error_back(gk[i], y[i], y1[i], T(path.rtol), T(path.atol), T(factor));
+        gk[i] = back.error;
+        gx[all][i] += back.y0;
+        gy[i] += back.y1;
+      }
     }
     if (!frame.by_sample) {
       for (int64_t d = 0; d < dim(); ++d) {

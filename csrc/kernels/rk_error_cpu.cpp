@@ -38,36 +38,25 @@ FASTNODE_HD double rk_error_blocks(const T* __restrict__ y0, const T* __restrict
 }
 
 template <class T>
-FASTNODE_HD T sign(T x) {
-  return T(x > 0) - T(x < 0);
-}
-
-// As norm_gradients (ops/norm_gradients.h), which gives the formula.
-template <class T>
 FASTNODE_HD void rk_error_back_blocks(const T* __restrict__ y0, const T* __restrict__ y1,
                                       const Terms<T>& terms, T rtol, T atol, T slope, int64_t begin,
                                       int64_t end, const ErrorGradients<T>& to) {
-  T error[kBlock], ratio[kBlock];
+  T error[kBlock];
   for (int64_t start = begin; start < end; start += kBlock) {
     const int64_t n = std::min(kBlock, end - start);
     for (int64_t i = 0; i < n; ++i) error[i] = 0;
     add_terms(error, terms.k, terms.c, terms.count, start, n);
     for (int64_t i = 0; i < n; ++i) {
-      const T scale = atol + rtol * larger(y0[start + i], y1[start + i]);
-      ratio[i] = error[i] / scale;
-      error[i] = slope * ratio[i] / scale;
+      const ErrorBack<T> back =
+          error_back(error[i], y0[start + i], y1[start + i], rtol, atol, slope);
+      error[i] = back.error;
+      if (to.y0 == nullptr) continue;
+      to.y0[start + i] = back.y0;
+      to.y1[start + i] = back.y1;
     }
     for (int j = 0; j < terms.count; ++j) {
       T* __restrict__ const out = to.k[j] + start;
       for (int64_t i = 0; i < n; ++i) out[i] = terms.c[j] * error[i];
-    }
-    if (to.y0 == nullptr) continue;
-    for (int64_t i = 0; i < n; ++i) {
-      const T a = y0[start + i], b = y1[start + i], size0 = a < 0 ? -a : a, size1 = b < 0 ? -b : b;
-      const T of_size = -(error[i] * ratio[i] * rtol);
-      const T share = T(size0 > size1) + T(0.5) * T(size0 == size1);
-      to.y0[start + i] = of_size * share * sign(a);
-      to.y1[start + i] = of_size * (1 - share) * sign(b);
     }
   }
 }

@@ -37,6 +37,13 @@ void dispatch_floating(at::ScalarType dtype, const char* op, F&& f) {
   }
 }
 
+// The same for those that are known to be float32 or float64.
+template <class F>
+void dispatch_real(at::ScalarType dtype, F&& f) {
+  if (dtype == at::kDouble) return f(static_cast<double*>(nullptr));
+  f(static_cast<float*>(nullptr));
+}
+
 inline at::ScalarType accumulate_type(at::ScalarType dtype) {
   return dtype == at::kDouble ? at::kDouble : at::kFloat;
 }

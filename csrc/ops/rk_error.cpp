@@ -109,10 +109,10 @@ bool gradients_at_once(const variable_list& saved, const Tensor& upstream,
   const Tensor before = y0.contiguous(), after = saved[2].contiguous();
   const ContiguousTerms terms(at::TensorList(saved).slice(3), c);
   for (size_t j = 0; j < c.size(); ++j) grads[2 + j] = empty_result(before);
-  if (for_states) grads[0] = empty_result(before), grads[1] = empty_result(before);
+  for (int i = 0; for_states && i < 2; ++i) grads[i] = empty_result(before);
   const double size = norm.item<double>();
   const double slope = size == 0 ? 0 : upstream.item<double>() / size / double(y0.numel());
-  const auto run = [&]<class T>(T*) {
+  dispatch_real(y0.scalar_type(), [&]<class T>(T*) {
     ErrorGradients<T> to{mutable_data<T>(grads[0]), mutable_data<T>(grads[1]), {}};
     for (size_t j = 0; j < c.size(); ++j) to.k[j] = mutable_data<T>(grads[2 + j]);
     const Terms<T> typed = terms.as<T>();
@@ -120,12 +120,7 @@ bool gradients_at_once(const variable_list& saved, const Tensor& upstream,
       rk_error_back_range(data<T>(before), data<T>(after), typed, T(rtol), T(atol), T(slope), begin,
                           end, to);
     });
-  };
-  if (y0.scalar_type() == at::kDouble) {
-    run(static_cast<double*>(nullptr));
-  } else {
-    run(static_cast<float*>(nullptr));
-  }
+  });
   return true;
 }
 

@@ -57,7 +57,7 @@ Tensor call_rk_stage(const Tensor& y, at::TensorList k, at::ArrayRef<double> c) 
   return op.call(y, k, c);
 }
 
-// c g in memory that the next backward pass finds again: fresh pages would cost ten times the
+// c g in memory that the next backward pass finds again: fresh pages would cost more than the
 // multiplication (see result_pool.h).
 Tensor scaled_result(const Tensor& g, double c) {
   const Tensor from = g.contiguous();

@@ -76,8 +76,7 @@ def image_nets(latent: int = 256, width: int = 64, size: int = 7, classes: int =
 def small_image_nets(latent: int, hidden: int, width: int, classes: int) -> Nets:
     """For 32x32 images: convolutions with BatchNorm, of which three halve them, and the field of
     `dense_nets`, which a convolutional one without normalisation takes far longer to become as good
-    as. How often one Euler step and the flow disagree follows how often they err, so that the
-    encoder is worth most of the time."""
+    as."""
     layers: list[nn.Module] = []
     for fan_in, fan_out, kernel in (
         (3, width, 4),

@@ -15,7 +15,7 @@ pytestmark = [
     pytest.mark.skipif(not extension.AVAILABLE, reason="C++ extension not built"),
 ]
 GRID = [0.0, 0.3, 0.6, 0.9, 1.2, 1.5, 1.8, 2.0]
-PLAN_ALONE = {"max_num_steps": 0, "room": 1, "capacity": 1}
+NO_STEPS = {"max_num_steps": 0, "room": 1, "capacity": 1}
 
 
 def random(*shape, dtype=torch.float64, seed=1):
@@ -72,7 +72,7 @@ def test_solves_and_gradients_are_those_with_weights_in_shared_memory(
 
 @pytest.mark.parametrize("kind", [JOINT, BY_SAMPLE])
 def test_weights_go_to_device_memory_only_where_there_is_no_room(kind):
-    options = {"kind": kind, **PLAN_ALONE}
+    options = {"kind": kind, **NO_STEPS}
     assert not run(make(64, 100), random(2, 64), TIMES, **options).far
     assert run(make(64, 512), random(2, 64), TIMES, **options).far
     # Of half the size.
@@ -92,9 +92,9 @@ def test_states_that_do_not_fit_are_refused():
             assert run(field, random(2, field.dim), TIMES, kind=kind) is None
     # A block holds 16 samples of this field, a device of two processors 32.
     field = make(64, 512)
-    assert run(field, random(32, 64), TIMES, **PLAN_ALONE) is not None
+    assert run(field, random(32, 64), TIMES, **NO_STEPS) is not None
     assert run(field, random(33, 64), TIMES) is None
     # Derivatives of activations have to be there as well.
     field, nothing = make(2, 2000), torch.zeros(1).double()
-    assert run(field, random(2, 2), TIMES, **PLAN_ALONE).far
+    assert run(field, random(2, 2), TIMES, **NO_STEPS).far
     assert back(field, torch.zeros(2, 2, 2).double(), [0.0, 1.0], nothing, [0.0, 1.0]) is None
