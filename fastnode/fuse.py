@@ -31,6 +31,7 @@ class FusedField(nn.Module):
             for parent in module.modules()
             for name, child in parent._modules.items()
         ]
+        self._inside = list(module.modules())
 
     def forward(self, t: Tensor | float, y: Tensor) -> Tensor:
         return self.module(t, y)
@@ -47,9 +48,7 @@ class FusedField(nn.Module):
                     f"the module {name!r} of a fused field has been replaced since fastnode.fuse "
                     "read it: call fuse again"
                 )
-            if child is not None and not plain(child):
-                return None
-        if not plain(self) or not plain(self.module):
+        if not plain(self, *self._inside):
             return None
         layers: Layers = []
         for module, column in self._net.layers:

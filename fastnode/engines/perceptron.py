@@ -12,16 +12,20 @@ Layers = list[tuple[Tensor, Tensor | None, int]]
 Perceptron = tuple[Layers, int]
 
 
-def plain(module: nn.Module) -> bool:
-    """Whether calling ``module`` is calling its class's forward and nothing else."""
-    own = module.__dict__
-    return not (
-        own["_forward_hooks"]
-        or own["_forward_pre_hooks"]
-        or own["_backward_hooks"]
-        or own["_backward_pre_hooks"]
-        or "forward" in own
-    )
+def plain(*modules: nn.Module) -> bool:
+    """Whether calling each of ``modules`` is calling its class's forward and nothing else. In one
+    call: that is a tenth of what the smallest solve takes."""
+    for module in modules:
+        own = module.__dict__
+        if (
+            own["_forward_hooks"]
+            or own["_forward_pre_hooks"]
+            or own["_backward_hooks"]
+            or own["_backward_pre_hooks"]
+            or "forward" in own
+        ):
+            return False
+    return True
 
 
 def perceptron(func: Any) -> Perceptron | None:
