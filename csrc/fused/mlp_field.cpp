@@ -128,6 +128,7 @@ MlpField<T>::MlpField(const std::vector<Source>& sources, Activation activation,
         pack_left(weights + constants, 1, depth, layer.in, layer.out, kernels->block, transposed);
       }
     }
+    layer.turned = depth * round_up(layer.out, lanes) < layer.out * round_up(depth, lanes);
     layers.push_back(layer);
   }
 }
@@ -228,7 +229,7 @@ void MlpField<T>::record(const Frame& frame, const T* times, T* x, T* tape, T* o
 template <class T>
 int64_t MlpField<T>::parameter_numbers() const {
   int64_t total = 0;
-  for (const Layer<T>& layer : layers) total += layer.out * row_stride(layer);
+  for (const Layer<T>& layer : layers) total += gradient_rows(layer) * row_stride(layer);
   return total;
 }
 
@@ -236,7 +237,26 @@ template <class T>
 int64_t MlpField<T>::gradient_scratch(const Frame& frame) const {
   const int64_t half = round_up(frame.front() + frame.size(widest_), frame.lanes);
   const int64_t turned = frame.by_sample ? 0 : frame.width() * (round_up(widest_ + 2, frame.lanes));
-  return 2 * half + 2 * turned;
+  return 2 * half + turned;
+}
+
+// to += the products of the layer's inputs and constants with what comes back, g, over all samples.
+// Where samples lie side by side one factor has to be turned; the other is read across.
+template <class T>
+void MlpField<T>::add_products(const Frame& frame, const Layer<T>& layer, const T* input,
+                               const T* g, T* scratch, T* to) const {
+  const bool turned = layer.turned;
+  const int64_t width = frame.width(), rows = gradient_rows(layer), stride = row_stride(layer);
+  input -= layer.constants() * (frame.by_sample ? 1 : width);
+  const T *const left = turned ? input : g, *const right = turned ? g : input;
+  if (frame.by_sample) {
+    const int64_t of_input = frame.stride(layer.in), of_g = frame.stride(layer.out);
+    kernels->accumulate({rows, stride, frame.samples, left, turned ? of_input : of_g, right,
+                         turned ? of_g : of_input, to, stride});
+    return;
+  }
+  kernels->transpose(right, turned ? layer.out : layer.depth(), width, scratch, stride);
+  kernels->accumulate_across({rows, stride, width, left, width, scratch, stride, to, stride});
 }
 
 template <class T>
@@ -244,7 +264,6 @@ void MlpField<T>::gradient(const Frame& frame, const T* x, const T* tape, T* g, 
                            T* gradients) const {
   const int64_t half = round_up(frame.front() + frame.size(widest_), frame.lanes);
   T* const turned = scratch + 2 * half;
-  T* const turned_too = turned + frame.width() * round_up(widest_ + 2, frame.lanes);
   const T* end = tape + this->tape(frame);
   T* to = gradients ? gradients + parameter_numbers() : nullptr;
   for (size_t l = layers.size(); l-- > 0;) {
@@ -253,19 +272,9 @@ void MlpField<T>::gradient(const Frame& frame, const T* x, const T* tape, T* g, 
     end -= part;
     const T* const z = end + frame.front();
     const T* const input = l == 0 ? x : by_value(activation_) ? z : z + part / 2;
-    const int64_t constants = layer.constants(), stride = row_stride(layer);
     if (to) {
-      to -= layer.out * stride;
-      if (frame.by_sample) {
-        kernels->accumulate({layer.out, stride, frame.samples, g, frame.stride(layer.out),
-                             input - constants, frame.stride(layer.in), to, stride});
-      } else {
-        const int64_t width = frame.width(), rows = round_up(layer.out, frame.lanes);
-        kernels->transpose(g, layer.out, width, turned, rows);
-        kernels->transpose(input - constants * width, layer.depth(), width, turned_too, stride);
-        kernels->accumulate(
-            {layer.out, stride, width, turned, rows, turned_too, stride, to, stride});
-      }
+      to -= gradient_rows(layer) * row_stride(layer);
+      add_products(frame, layer, input, g, turned, to);
     }
     T* const y = l == 0 ? gx : scratch + (l % 2) * half + frame.front();
     if (frame.by_sample) {

@@ -43,6 +43,8 @@ struct MlpKernels {
   void (*multiply_right)(const Product<T>&);
   // c += a b with a[k a_stride + m]; nothing packed.
   void (*accumulate)(const Product<T>&);
+  // The same with a[m a_stride + k], where a_stride is one or two vectors.
+  void (*accumulate_across)(const Product<T>&);
 
   // a = activation(z) in place, or with z kept where `out` differs.
   void (*activate)(Activation, const T* z, T* out, const Extent&);

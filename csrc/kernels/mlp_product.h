@@ -11,11 +11,12 @@ constexpr int kParts = Rows >= 4   ? 1
                        : Rows >= 2 ? 2
                                    : 4;
 
-template <class T, int Rows, int Vectors, bool Adjacent, bool Add>
+// Row: numbers from a row of `a` to the next where it is known, else 0; 1 if they lie side by side.
+template <class T, int Rows, int Vectors, int Row, bool Add>
 INLINE void multiply_block(const Product<T>& p, const T* a, const T* b, int64_t b_stride, T* c) {
   constexpr int kCuts = kParts<Rows>;
   V<T> sum[kCuts][Rows][Vectors] = {};
-  const int64_t row = Adjacent ? 1 : p.a_stride, step = Adjacent ? p.a_stride : 1;
+  const int64_t row = Row ? Row : p.a_stride, step = Row == 1 ? p.a_stride : 1;
   int64_t k = 0;
 #pragma GCC unroll 1
   for (; k + kCuts <= p.depth; k += kCuts) {
@@ -60,27 +61,27 @@ INLINE void multiply_block(const Product<T>& p, const T* a, const T* b, int64_t 
 template <class T>
 using Block = void (*)(const Product<T>&, const T*, const T*, int64_t, T*);
 
-template <class T, int Rows, int Vectors, bool Adjacent, bool Add>
+template <class T, int Rows, int Vectors, int Row, bool Add>
 void block_function(const Product<T>& p, const T* a, const T* b, int64_t b_stride, T* c) {
-  multiply_block<T, Rows, Vectors, Adjacent, Add>(p, a, b, b_stride, c);
+  multiply_block<T, Rows, Vectors, Row, Add>(p, a, b, b_stride, c);
 }
 
 // Functions for 1 to Rows rows and one or two vectors.
-template <class T, int Rows, bool Adjacent, bool Add>
+template <class T, int Rows, int Row, bool Add>
 struct Blocks {
   Block<T> of[Rows][2];
   constexpr Blocks() : of{} { fill<Rows>(); }
   template <int R>
   constexpr void fill() {
-    of[R - 1][0] = &block_function<T, R, 1, Adjacent, Add>;
-    of[R - 1][1] = &block_function<T, R, 2, Adjacent, Add>;
+    of[R - 1][0] = &block_function<T, R, 1, Row, Add>;
+    of[R - 1][1] = &block_function<T, R, 2, Row, Add>;
     if constexpr (R > 1) fill<R - 1>();
   }
 };
 
 template <class T>
 void multiply_left(const Product<T>& p) {
-  static constexpr Blocks<T, kBlock, true, false> kBlocks;
+  static constexpr Blocks<T, kBlock, 1, false> kBlocks;
   for (int64_t n = 0; n < p.columns;) {
     const int64_t width = panel_columns(p.columns, kLanes<T>, n);
     const T* a = p.a;
@@ -99,7 +100,7 @@ void multiply_left(const Product<T>& p) {
 
 template <class T>
 void multiply_right(const Product<T>& p) {
-  static constexpr Blocks<T, kNarrow, false, false> kBlocks;
+  static constexpr Blocks<T, kNarrow, 0, false> kBlocks;
   const T* b = p.b;
   for (int64_t n = 0; n < p.columns;) {
     const int64_t width = panel_columns(p.columns, kLanes<T>, n);
@@ -114,17 +115,28 @@ void multiply_right(const Product<T>& p) {
   }
 }
 
-template <class T>
-void accumulate(const Product<T>& p) {
-  static constexpr Blocks<T, kBlock, true, true> kBlocks;
+template <class T, int Row>
+INLINE void accumulate_rows(const Product<T>& p) {
+  static constexpr Blocks<T, kBlock, Row, true> kBlocks;
   for (int64_t m = 0; m < p.rows;) {
     const int64_t size = block_rows(p.rows, kBlock, m);
     for (int64_t n = 0; n < p.columns;) {
       const int64_t width = panel_columns(p.columns, kLanes<T>, n);
-      kBlocks.of[size - 1][width > kLanes<T>](p, p.a + m, p.b + n, p.b_stride,
+      kBlocks.of[size - 1][width > kLanes<T>](p, p.a + m * Row, p.b + n, p.b_stride,
                                               p.c + m * p.c_stride + n);
       n += width;
     }
     m += size;
   }
+}
+
+template <class T>
+void accumulate(const Product<T>& p) {
+  accumulate_rows<T, 1>(p);
+}
+
+template <class T>
+void accumulate_across(const Product<T>& p) {
+  if (p.a_stride == kLanes<T>) return accumulate_rows<T, kLanes<T>>(p);
+  accumulate_rows<T, 2 * kLanes<T>>(p);
 }

@@ -13,7 +13,17 @@
 
 template <class T>
 constexpr MlpKernels<T> table() {
-  return {
-      kName,          kLanes<T>,    kBlock,     kNarrow,     &multiply_left<T>, &multiply_right<T>,
-      &accumulate<T>, &activate<T>, &derive<T>, &combine<T>, &transpose<T>,     &error<T>};
+  return {kName,
+          kLanes<T>,
+          kBlock,
+          kNarrow,
+          &multiply_left<T>,
+          &multiply_right<T>,
+          &accumulate<T>,
+          &accumulate_across<T>,
+          &activate<T>,
+          &derive<T>,
+          &combine<T>,
+          &transpose<T>,
+          &error<T>};
 }

@@ -90,21 +90,31 @@ double unpack_parameters(const MlpField<T>& field, const std::vector<LayerTensor
                          const T* total, const at::TensorOptions& options,
                          std::vector<Tensor>* out) {
   double of_start = 0;
+  std::vector<T> rows;
   for (size_t l = 0; l < layers.size(); ++l) {
     const Layer<T>& layer = field.layers[l];
-    const int64_t stride = field.row_stride(layer), constants = layer.constants();
+    const int64_t constants = layer.constants(), lanes = field.kernels->lanes;
+    const int64_t numbers = field.gradient_rows(layer) * field.row_stride(layer);
+    const int64_t stride = round_up(layer.depth(), lanes);
+    const T* found = total;
+    total += numbers;
+    if (layer.turned) {
+      rows.resize(size_t(field.row_stride(layer) * stride));
+      field.kernels->transpose(found, layer.depth(), field.row_stride(layer), rows.data(), stride);
+      found = rows.data();
+    }
     const int64_t columns = layer.in + (layer.timed ? 1 : 0), place = layers[l].time_column;
     if (layer.timed) {
       for (int64_t m = 0; m < layer.out; ++m) {
         of_start +=
-            double(layer.weights[m * layer.depth()]) * double(total[m * stride + constants - 1]);
+            double(layer.weights[m * layer.depth()]) * double(found[m * stride + constants - 1]);
       }
     }
     if (out) {
       const Tensor weight = at::empty({layer.out, columns}, options);
       T* to = weight.mutable_data_ptr<T>();
       for (int64_t m = 0; m < layer.out; ++m, to += columns) {
-        const T* const from = total + m * stride;
+        const T* const from = found + m * stride;
         const int64_t before = layer.timed ? place : layer.in;
         std::copy_n(from + constants, before, to);
         if (!layer.timed) continue;
@@ -115,11 +125,10 @@ double unpack_parameters(const MlpField<T>& field, const std::vector<LayerTensor
       if (layers[l].bias.defined()) {
         const Tensor bias = at::empty({layer.out}, options);
         T* const b = bias.mutable_data_ptr<T>();
-        for (int64_t m = 0; m < layer.out; ++m) b[m] = total[m * stride + constants - 1];
+        for (int64_t m = 0; m < layer.out; ++m) b[m] = found[m * stride + constants - 1];
         out->push_back(bias);
       }
     }
-    total += layer.out * stride;
   }
   return of_start;
 }

@@ -60,8 +60,9 @@ double sum_of(const MlpField<T>& field, const std::vector<T>& parameters) {
   double total = 0;
   const T* row = parameters.data();
   for (const auto& layer : field.layers) {
-    for (int64_t m = 0; m < layer.out; ++m, row += field.row_stride(layer)) {
-      for (int64_t k = 0; k < layer.depth(); ++k) total += double(row[k]);
+    const int64_t rows = field.gradient_rows(layer), numbers = layer.out * layer.depth();
+    for (int64_t m = 0; m < rows; ++m, row += field.row_stride(layer)) {
+      for (int64_t k = 0; k < numbers / rows; ++k) total += double(row[k]);
     }
   }
   return total;
