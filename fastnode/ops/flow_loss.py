@@ -67,8 +67,8 @@ def _flow_loss_any(
     if dispatch.use_triton(v):
         from fastnode.triton_kernels.flow_loss import flow_loss as launch
 
-        inputs = [x.contiguous() for x in (v, z0, z1, coef)]
-        loss, grad = launch(*inputs, slope / 2, grad_scale, with_grad)
+        v, z0, z1, coef = v.contiguous(), z0.contiguous(), z1.contiguous(), coef.contiguous()
+        loss, grad = launch(v, z0, z1, coef, slope / 2, grad_scale, with_grad)
         return loss, v.new_empty(0) if grad is None else grad
     loss = flow_loss_reference(v, z0, z1, coef, mean)
     if not with_grad:

@@ -111,7 +111,7 @@ def _interpolant_any(
         from fastnode.triton_kernels.interpolant import interpolant as launch
 
         zt, ut = launch(z0.contiguous(), z1.contiguous(), coef.contiguous(), store_target)
-        return zt, ut if store_target else z0.new_zeros(()).expand_as(z0)
+        return zt, z0.new_zeros(()).expand_as(z0) if ut is None else ut
     return interpolant_reference(z0, z1, coef, store_target)
 
 
