@@ -13,8 +13,8 @@ Perceptron = tuple[Layers, int]
 
 
 def plain(*modules: nn.Module) -> bool:
-    """Whether calling each of ``modules`` is calling its class's forward and nothing else. In one
-    call: that is a tenth of what the smallest solve takes."""
+    """Whether calling each of ``modules`` is calling its class's forward and nothing else. All in
+    one call, as every solve asks."""
     for module in modules:
         own = module.__dict__
         if (

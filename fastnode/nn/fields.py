@@ -176,7 +176,7 @@ class MLPField(nn.Module):
         that."""
         if type(self) is not MLPField:
             return None
-        # self.layers goes through a function of nn.Module's in Python: a third of the time in here.
+        # self.layers goes through a function of nn.Module's in Python, and every solve asks.
         layer_list: Any = self._modules["layers"]
         parts = layer_list._modules.values()
         if not plain(self, *parts):
