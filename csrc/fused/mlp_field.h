@@ -108,8 +108,8 @@ class MlpField {
   void record(const Frame& frame, const T* times, T* x, T* tape, T* out) const;
   // Numbers that one thread needs for a gradient.
   int64_t gradient_scratch(const Frame& frame) const;
-  // gx = J^T g, and the parameters' gradients added to those in `gradients`, if it is not null, laid
-  // out as parameter_numbers says. g is overwritten.
+  // gx = J^T g, and the parameters' gradients added to those in `gradients`, if it is not null,
+  // laid out as parameter_numbers says. g is overwritten.
   void gradient(const Frame& frame, const T* x, const T* tape, T* g, T* scratch, T* gx,
                 T* gradients) const;
   // Numbers in the gradients of all layers, each gradient_rows(layer) times row_stride(layer) with
