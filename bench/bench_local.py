@@ -27,7 +27,7 @@ FIELDS = {"784-100-784": (784, 100, 2, 64, 32.0), "64-128-128-64": (64, 128, 3, 
 TOLERANCE = {"method": "tsit5", "rtol": 1e-5, "atol": 1e-5}
 LONG = 16.0
 #: The resident set differs by some 10 MB between processes that do the same.
-PROCESSES = 5
+PROCESSES = 3
 
 
 class Plain(torch.nn.Module):
@@ -88,7 +88,7 @@ def test_time(benchmark, name, fused, mode):
         name,
         lambda: train(*parts, regularizer),
         {"without": lambda: train(*parts)},
-        rounds=15,
+        rounds=40,
         warm=1,
         evaluations=dict(zip(("without", "with"), evaluations, strict=True)),
     )
