@@ -26,7 +26,7 @@ from fastnode.regularize import Local
 FIELDS = {"784-100-784": (784, 100, 2, 64, 32.0), "64-128-128-64": (64, 128, 3, 128, 44.0)}
 TOLERANCE = {"method": "tsit5", "rtol": 1e-5, "atol": 1e-5}
 LONG = 16.0
-#: The resident set differs by some 10 MB between processes that do the same.
+#: The resident set differs between processes that do the same.
 PROCESSES = 3
 
 
