@@ -14,7 +14,7 @@ import statistics
 import pytest
 import torch
 import torch.nn.functional as F
-from bench_flow import by_hand, kernels, opaque, ours, plain, step
+from flow_step import by_hand, kernels, opaque, ours, plain, step
 from ratio import compare, seconds
 from torch import Tensor
 
