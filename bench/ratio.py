@@ -72,7 +72,12 @@ def compare(
     def run() -> None:
         own.append(seconds(ours, iterations["fastnode"], settles["fastnode"]))
 
+    # What was there before stays and is not looked at again: with all rivals loaded that would take
+    # longer than most rounds.
+    gc.collect()
+    gc.freeze()
     benchmark.pedantic(run, setup=setup, rounds=rounds, warmup_rounds=uncounted)
+    gc.unfreeze()
     own_median = statistics.median(own[uncounted:])
     medians = {name: statistics.median(values[uncounted:]) for name, values in times.items()}
     ratios = {
