@@ -27,6 +27,7 @@ struct MlpSolve<T>::Adaptive : Worker {
   using Worker::kept;
   using Worker::leads;
   using Worker::limit;
+  using Worker::look;
   using Worker::options;
   using Worker::output;
   using Worker::ratio;
@@ -45,46 +46,44 @@ struct MlpSolve<T>::Adaptive : Worker {
   using Worker::Worker;
   using Worker::write;
 
-  // Sums of all tiles by all threads, in the order of the tiles whoever owns them.
-  template <class F>
-  double joint(F squares) {
-    double* const sums = solve.sums_.data() + (turn % 2) * 3 * solve.tiles();
-    for (Tile<T>* tile = begin; tile != end; ++tile) {
-      sums[tile - solve.tiles_.data()] = squares(*tile);
-    }
-    barrier.wait();
-    return rms(sums);
-  }
+  // Sums of all tiles by all threads, in the order of the tiles whoever owns them: up to three.
+  // Those of a turn are read while those of the next are written.
+  double* next_sums() { return solve.sums_.data() + (turn++ % 2) * 3 * solve.tiles(); }
 
-  double rms(const double* sums) {
-    ++turn;
+  double rms(const double* sums) const {
     double total = 0;
     for (int64_t i = 0; i < solve.tiles(); ++i) total += sums[i];
     return std::sqrt(total / double(solve.batch_ * dim()));
   }
 
-  double size(const std::vector<int>& stages, const std::vector<double>& values, double factor,
-              bool of_state) {
-    return joint([&](Tile<T>& tile) {
-      const std::vector<T*> one{tile.y};
-      return arithmetic.squares(tile.frame, tile.y, tile.y, of_state ? one : tile.k,
-                                {stages, values}, factor, options.rtol, options.atol);
-    });
+  double squares(const Tile<T>& tile, const std::vector<T*>& k, const Weights& weights) {
+    return arithmetic.squares(tile.frame, tile.y, tile.y, k, weights, 1, options.rtol,
+                              options.atol);
   }
 
-  // fastnode.controllers.initial_step, which gives the source. The trial's slope is kept in k[1].
+  // fastnode.controllers.initial_step, which gives the source. The trial's slope goes to k[1].
   bool choose_first_step() {
-    const double d0 = size({0}, {1.0}, 1, true), d1 = size({0}, {1.0}, 1, false);
+    double* sums = next_sums();
+    for (Tile<T>* tile = begin; tile != end; ++tile) {
+      double* const sum = sums + (tile - solve.tiles_.data());
+      sum[0] = squares(*tile, {tile->y}, {{0}, {1.0}});
+      sum[solve.tiles()] = squares(*tile, tile->k, {{0}, {1.0}});
+    }
+    barrier.wait();
+    const double d0 = rms(sums), d1 = rms(sums + solve.tiles());
     if (!std::isfinite(d0) || !std::isfinite(d1)) return false;
     double h0 = d0 < 1e-5 || d1 < 1e-5 ? 1e-6 : 0.01 * d0 / d1;
     h0 = std::min(h0, std::abs(limit - t));
     const double signed_h = std::copysign(h0, limit - t);
+    sums = next_sums();
     for (Tile<T>* tile = begin; tile != end; ++tile) {
       arithmetic.combine(tile->frame, tile->y, tile->k, {{0}, {1.0}}, signed_h, tile->stage);
       evaluate(*tile, T(t + signed_h), tile->stage, tile->k[1]);
+      sums[tile - solve.tiles_.data()] = squares(*tile, tile->k, {{1, 0}, {1.0, -1.0}});
     }
+    barrier.wait();
     ++evaluations;
-    const double d2 = size({1, 0}, {1.0, -1.0}, 1, false) / h0;
+    const double d2 = rms(sums) / h0;
     h = h0;
     if (!std::isfinite(d2)) return true;
     const double h1 = d1 <= 1e-15 && d2 <= 1e-15
@@ -109,7 +108,8 @@ struct MlpSolve<T>::Adaptive : Worker {
       ++attempts;
       const double room = std::abs(limit - t), taken = std::min(h, room);
       const double t1 = h < room ? t + h * direction : limit, step = t1 - t;
-      double* const sums = solve.sums_.data() + (turn % 2) * 3 * solve.tiles();
+      double* const sums = next_sums();
+      tried = t1;
       for (Tile<T>* tile = begin; tile != end; ++tile) {
         take_stages(*tile, t1, true);
         const int64_t place = tile - solve.tiles_.data();
@@ -144,6 +144,19 @@ struct MlpSolve<T>::Adaptive : Worker {
       stepped = true;
       return true;
     }
+  }
+
+  // The end of the step that was tried last, or t if it was accepted.
+  double tried = options.times.front();
+
+  // Where no step can be tried any more.
+  void give_up() {
+    for (Tile<T>* tile = begin; tile != end; ++tile) {
+      // Another tile's slopes may lie over those of this one.
+      if (tried != t) take_stages(*tile, tried, true);
+      look(*tile, tried != t ? tableau.stages.size() : 1);
+    }
+    finish();
   }
 
   void keep_step() {
@@ -194,21 +207,20 @@ struct MlpSolve<T>::Adaptive : Worker {
     if (options.first_step) {
       h = *options.first_step;
     } else if (!choose_first_step()) {
-      finish();
+      give_up();
       if (leads) trace.ending = Ending::kBadStart;
       return;
     }
     h = options.controller.clip(h);
     if (options.first_step_alone) {
-      advance();
-      return finish();
+      return advance() ? finish() : give_up();
     }
     tapes = options.tape && options.tape->steps() > 0;
     const std::vector<double>& times = options.times;
     for (size_t i = 1; i < times.size();) {
       if (options.counted_anew) attempts = 0;
       while ((t - times[i]) * direction < 0) {
-        if (!advance()) return finish();
+        if (!advance()) return give_up();
       }
       const double step = t - t_before;
       bool further = false;
@@ -217,8 +229,8 @@ struct MlpSolve<T>::Adaptive : Worker {
         further = true;
         const Weights weights = dense_weights(tableau, (times[i] - t_before) / step);
         for (Tile<T>* tile = begin; tile != end; ++tile) {
-          arithmetic.combine(tile->frame, tile->y, tile->k, weights, step, output.data());
-          write(*tile, output.data(), i);
+          arithmetic.combine(tile->frame, tile->y, tile->k, weights, step, output);
+          write(*tile, output, i);
         }
       }
       if (i == times.size() || times[i] != t) continue;

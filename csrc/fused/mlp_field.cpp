@@ -29,9 +29,11 @@ class Shelf {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       if (size <= kLargest) {
-        Block& place = blocks_[next_++ % kBlocks];
-        std::swap(place.memory, memory);
-        place.size = size;
+        Block* place = std::find_if(blocks_, blocks_ + kBlocks,
+                                    [](const Block& each) { return !each.memory; });
+        if (place == blocks_ + kBlocks) place = blocks_ + next_++ % kBlocks;
+        std::swap(place->memory, memory);
+        place->size = size;
       }
     }
     std::free(memory);
@@ -39,7 +41,7 @@ class Shelf {
 
  private:
   static constexpr int64_t kLargest = int64_t(2) << 20;
-  static constexpr unsigned kBlocks = 6;
+  static constexpr unsigned kBlocks = 8;
   struct Block {
     char* memory = nullptr;
     int64_t size = 0;
@@ -159,12 +161,12 @@ void MlpField<T>::multiply(const Frame& frame, const Layer<T>& layer, const T* x
   const int64_t depth = layer.depth(), constants = layer.constants();
   if (frame.by_sample) {
     kernels->multiply_right({frame.samples, round_up(layer.out, frame.lanes), depth, x - constants,
-                             frame.stride(layer.in), layer.packed, 0, out,
-                             frame.stride(layer.out)});
+                             frame.stride(layer.in), layer.packed, 0, out, frame.stride(layer.out),
+                             !layer.timed});
   } else {
     const int64_t width = frame.width();
-    kernels->multiply_left(
-        {layer.out, width, depth, layer.packed, 0, x - constants * width, width, out, width});
+    kernels->multiply_left({layer.out, width, depth, layer.packed, 0, x - constants * width, width,
+                            out, width, !layer.timed});
   }
 }
 
@@ -178,7 +180,7 @@ void MlpField<T>::value(const Frame& frame, const T* times, T* x, T* scratch, T*
   const int64_t half = round_up(frame.front() + frame.size(widest_), frame.lanes);
   for (size_t l = 0; l < layers.size(); ++l) {
     const Layer<T>& layer = layers[l];
-    set_time(frame, layer, times, x);
+    if (layer.timed) set_time(frame, layer, times, x);
     const bool last = l + 1 == layers.size();
     T* const y = last ? out : scratch + (l % 2) * half + frame.front();
     multiply(frame, layer, x, y);

@@ -30,7 +30,8 @@ MlpSolve<T>::MlpSolve(const MlpField<T>& field, bool by_sample, int64_t batch, M
   const size_t slopes = tableau.stages.size() + tableau.further.size();
   // y, y1 and, where the last stage is not at the end of the step, one more.
   const int64_t states = tableau.fsal ? 2 : 3;
-  int64_t bytes = 0;
+  int64_t bytes = 0, own_slopes = 0;
+  for (size_t i = 0; i < slopes; ++i) own_slopes += owns(i);
   for (int64_t first = 0; first < batch; first += width) {
     Tile<T> tile{make_frame(by_sample, std::min(width, batch - first), lanes),
                  first,
@@ -40,7 +41,7 @@ MlpSolve<T>::MlpSolve(const MlpField<T>& field, bool by_sample, int64_t batch, M
                  std::vector<T*>(slopes)};
     const Frame& frame = tile.frame;
     bytes += states * Arena::bytes<T>(frame.front() + frame.size(dim_)) +
-             int64_t(slopes) * Arena::bytes<T>(frame.size(dim_));
+             own_slopes * Arena::bytes<T>(frame.size(dim_));
     tiles_.push_back(std::move(tile));
   }
   // Where features stand side by side, none may meet what lies between them.
@@ -53,7 +54,9 @@ MlpSolve<T>::MlpSolve(const MlpField<T>& field, bool by_sample, int64_t batch, M
     tile.y = state();
     tile.y1 = state();
     tile.stage = tableau.fsal ? tile.y1 : state();
-    for (T*& k : tile.k) k = memory_.take<T>(frame.size(dim_));
+    for (size_t i = 0; i < slopes; ++i) {
+      if (owns(i)) tile.k[i] = memory_.take<T>(frame.size(dim_));
+    }
   }
   sums_.resize(6 * tiles_.size());
 }
@@ -89,19 +92,8 @@ MlpTrace MlpSolve<T>::run(const T* y0, T* ys, int threads, const Parallel& paral
   } else {
     parallel(threads, prepare, body);
   }
-  if (trace.ending != Ending::kFinished) {
-    for (const Tile<T>& tile : tiles_) {
-      const Extent extent = tile.frame.extent(dim_);
-      for (const T* k : tile.k) {
-        for (int64_t r = 0; r < extent.rows; ++r) {
-          for (int64_t i = r * extent.stride; i < r * extent.stride + extent.columns; ++i) {
-            trace.saw_nan = trace.saw_nan || std::isnan(k[i]);
-            trace.saw_infinity = trace.saw_infinity || std::isinf(k[i]);
-          }
-        }
-      }
-    }
-  }
+  trace.saw_nan = saw_nan_;
+  trace.saw_infinity = saw_infinity_;
   return trace;
 }
 

@@ -3,6 +3,7 @@
 // fastnode.engines.adaptive and fastnode.engines.fixed.
 #pragma once
 
+#include <atomic>
 #include <cstdlib>
 #include <functional>
 #include <memory>
@@ -97,7 +98,8 @@ template <class T>
 struct Tile {
   Frame frame;
   int64_t first;  // sample
-  // y, and for each stage its slope, of the step at hand; y1 is where it ends.
+  // y, and for each stage its slope, of the step at hand; y1 is where it ends. Slopes but the first
+  // and that of the last stage may lie where those of the thread's other tiles lie as well.
   T *y, *y1, *stage;
   std::vector<T*> k;
 };
@@ -122,6 +124,14 @@ class MlpSolve {
   struct Worker;
   struct Adaptive;
 
+  // Whether each tile has its own slope of a stage: the first one, that of the last stage, which
+  // may be the next step's first, and all where dense output may need them after the tiles' errors
+  // are known. Otherwise the next tile's lie where they are still in the cache.
+  bool owns(size_t slope) const {
+    return slope == 0 || slope + 1 == options_.tableau->stages.size() ||
+           (options_.adaptive && options_.times.size() > 2);
+  }
+
   const MlpField<T>* field_;
   MlpOptions options_;
   int64_t batch_, dim_;
@@ -130,6 +140,7 @@ class MlpSolve {
   Arena memory_;
   std::vector<double> sums_;  // [2, tiles, 3]
   Kept<T> kept_;
+  std::atomic<bool> saw_nan_{false}, saw_infinity_{false};
 };
 
 }  // namespace fastnode

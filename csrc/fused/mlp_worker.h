@@ -22,7 +22,8 @@ struct MlpSolve<T>::Worker {
   Tile<T>*const begin, *const end;
 
   TileArithmetic<T> arithmetic;
-  std::vector<T> scratch, output;
+  Arena memory;
+  T *scratch, *output;
   const double direction;
 
   double t, h = 0, t_before = 0, limit;
@@ -48,16 +49,28 @@ struct MlpSolve<T>::Worker {
         begin(whole.tiles_.data() + whole.tiles() * thread / threads),
         end(whole.tiles_.data() + whole.tiles() * (thread + 1) / threads),
         arithmetic(field, whole.tiles_.front().frame, int64_t(tableau.stages.size()) + 2),
-        scratch(size_t(field.scratch(whole.tiles_.front().frame))),
-        output(size_t(whole.tiles_.front().frame.size(whole.dim_))),
         direction(options.direction()),
         t(options.times.front()),
-        limit(options.times.back()) {}
+        limit(options.times.back()) {
+    const Frame& largest = whole.tiles_.front().frame;
+    const int64_t numbers = largest.size(dim());
+    const size_t slopes = begin->k.size();
+    memory.reserve(
+        Arena::bytes<T>(field.scratch(largest)) + int64_t(slopes + 1) * Arena::bytes<T>(numbers),
+        largest.by_sample);
+    scratch = memory.take<T>(field.scratch(largest));
+    output = memory.take<T>(numbers);
+    for (size_t i = 0; i < slopes; ++i) {
+      if (whole.owns(i)) continue;
+      T* const shared = memory.take<T>(numbers);
+      for (Tile<T>* tile = begin; tile != end; ++tile) tile->k[i] = shared;
+    }
+  }
 
   int64_t dim() const { return solve.dim_; }
 
   void evaluate(Tile<T>& tile, T time, T* state, T* slope) {
-    field.value(tile.frame, arithmetic.times(tile.frame, time), state, scratch.data(), slope);
+    field.value(tile.frame, arithmetic.times(tile.frame, time), state, scratch, slope);
   }
 
   void begin_tiles(const T* y0) {
@@ -126,8 +139,8 @@ struct MlpSolve<T>::Worker {
             continue;
           }
           arithmetic.combine(tile->frame, tile->y, tile->k, tableau.solution, times[next] - t,
-                             output.data());
-          write(*tile, output.data(), next);
+                             output);
+          write(*tile, output, next);
         }
         std::swap(tile->y, tile->y1);
         if (tableau.fsal) tile->stage = tile->y1;
@@ -136,6 +149,21 @@ struct MlpSolve<T>::Worker {
     evaluations = int64_t(grid.size() - 1) * int64_t(tableau.stages.size());
     if (leads) trace.edges = grid;
     finish();
+  }
+
+  // Whether there is what is no number among the first slopes of the step at hand, for the message
+  // of a solve that cannot go on.
+  void look(const Tile<T>& tile, size_t slopes) {
+    const Extent extent = tile.frame.extent(dim());
+    for (size_t j = 0; j < slopes; ++j) {
+      for (int64_t r = 0; r < extent.rows; ++r) {
+        const T* const row = tile.k[j] + r * extent.stride;
+        for (int64_t i = 0; i < extent.columns; ++i) {
+          if (std::isnan(row[i])) solve.saw_nan_ = true;
+          if (std::isinf(row[i])) solve.saw_infinity_ = true;
+        }
+      }
+    }
   }
 
   void finish() {

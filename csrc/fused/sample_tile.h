@@ -29,15 +29,17 @@ class SampleTile {
       : k(tableau.stages.size() + tableau.further.size()),
         field_(field),
         frame_(make_frame(by_sample, capacity, field.kernels->lanes)),
-        arithmetic_(field, frame_, k.size() + 1),
-        scratch_(size_t(field.scratch(frame_))) {
+        arithmetic_(field, frame_, k.size() + 1) {
     const int64_t size = frame_.front() + frame_.size(field.dim());
     // y, y1, a stage, one for dense output, and the output.
-    memory_.reserve(int64_t(k.size() + 5) * Arena::bytes<T>(size), true);
+    memory_.reserve(
+        int64_t(k.size() + 5) * Arena::bytes<T>(size) + Arena::bytes<T>(field.scratch(frame_)),
+        true);
     for (T** each : {&y, &y1, &stage, &further, &output}) {
       *each = memory_.take<T>(size) + frame_.front();
     }
     for (T*& each : k) each = memory_.take<T>(size) + frame_.front();
+    scratch_ = memory_.take<T>(field.scratch(frame_));
     if (tableau.fsal) stage = y1;
     const int64_t columns = frame_.extent(field.dim()).columns;
     tolerances_.resize(size_t(3 * columns));
@@ -77,7 +79,7 @@ class SampleTile {
   // slope = field(t, state), with time(slot).
   template <class F>
   void evaluate(int64_t slots, F time, T* state, T* slope) {
-    field_.value(frame_, arithmetic_.times(slots, time), state, scratch_.data(), slope);
+    field_.value(frame_, arithmetic_.times(slots, time), state, scratch_, slope);
   }
 
   // out = y + sum_j weight(slot, j) k_j over the slopes `stages`.
@@ -135,7 +137,8 @@ class SampleTile {
   Frame frame_;
   Arena memory_;
   SlotArithmetic<T> arithmetic_;
-  std::vector<T> scratch_, tolerances_;
+  T* scratch_;
+  std::vector<T> tolerances_;
 };
 
 }  // namespace fastnode

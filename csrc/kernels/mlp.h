@@ -23,6 +23,9 @@ struct Product {
   int64_t b_stride;  // from k to k + 1; 0 for panels made by pack_right
   T* c;
   int64_t c_stride;
+  // Whether the first number of each sum's factor that is not packed is one, as that of a bias: it
+  // is neither read nor multiplied with. For packed products alone.
+  bool after_one = false;
 };
 
 // Rectangles of numbers: `columns`, a multiple of a vector, in each of `rows` rows.

@@ -11,6 +11,15 @@ constexpr int kParts = Rows >= 4   ? 1
                        : Rows >= 2 ? 2
                                    : 4;
 
+// In a register: gcc reads what few rows share from memory again for each of them, and there may be
+// more to read than to multiply.
+template <class T, int Rows>
+INLINE void hold(V<T>& x) {
+#if defined(__x86_64__)
+  if constexpr (Rows < 4) asm("" : "+x"(x));
+#endif
+}
+
 // Row: numbers from a row of `a` to the next where it is known, else 0; 1 if they lie side by side.
 template <class T, int Rows, int Vectors, int Row, bool Add>
 INLINE void multiply_block(const Product<T>& p, const T* a, const T* b, int64_t b_stride, T* c) {
@@ -18,13 +27,28 @@ INLINE void multiply_block(const Product<T>& p, const T* a, const T* b, int64_t 
   V<T> sum[kCuts][Rows][Vectors] = {};
   const int64_t row = Row ? Row : p.a_stride, step = Row == 1 ? p.a_stride : 1;
   int64_t k = 0;
+  if (!Add && p.after_one) {
+#pragma GCC unroll 16
+    for (int m = 0; m < Rows; ++m) {
+#pragma GCC unroll 4
+      for (int n = 0; n < Vectors; ++n) {
+        sum[0][m][n] = Row == 1 ? splat<T>(a[m]) : load(b + n * kLanes<T>);
+      }
+    }
+    a += step;
+    b += b_stride;
+    ++k;
+  }
 #pragma GCC unroll 1
   for (; k + kCuts <= p.depth; k += kCuts) {
 #pragma GCC unroll 4
     for (int cut = 0; cut < kCuts; ++cut) {
       V<T> right[Vectors];
 #pragma GCC unroll 4
-      for (int n = 0; n < Vectors; ++n) right[n] = load(b + n * kLanes<T>);
+      for (int n = 0; n < Vectors; ++n) {
+        right[n] = load(b + n * kLanes<T>);
+        hold<T, Rows>(right[n]);
+      }
 #pragma GCC unroll 16
       for (int m = 0; m < Rows; ++m) {
 #pragma GCC unroll 4

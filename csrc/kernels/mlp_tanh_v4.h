@@ -47,25 +47,36 @@ constexpr float kTanhTable[8][16] = {
 // Masked forms with all lanes: those without a mask make gcc 12 warn of what it did not initialise.
 constexpr __mmask16 kAllLanes = 0xFFFF;
 
+// Row after row for a whole pack: a processor does not look far enough ahead to find the next
+// vector's operations by itself.
 template <int K>
 INLINE X<float, K> tanh_by_table(X<float, K> x) {
-  return each<V<float>, K>([&](int i) INLINE_LAMBDA {
-    const __m512 number = (__m512)x.v[i];
+  __m512 near[K], sum[K];
+  __m512i place[K];
+  const auto read = [&](int row, int i) INLINE_LAMBDA {
+    return _mm512_maskz_permutexvar_ps(kAllLanes, place[i], _mm512_loadu_ps(kTanhTable[row]));
+  };
+#pragma GCC unroll 8
+  for (int i = 0; i < K; ++i) {
     const __m512 all_but_sign = (__m512)magnitude<float, 1>({x.v[i]}).v[0];
     // The second operand is returned where one of them is NaN.
-    const __m512 near = _mm512_maskz_min_ps(kAllLanes, _mm512_set1_ps(9.1f), all_but_sign);
-    const __m512 inside = _mm512_maskz_max_ps(kAllLanes, near, _mm512_set1_ps(0.05f));
-    const __m512i place = _mm512_maskz_srli_epi32(kAllLanes, _mm512_castps_si512(inside), 22);
-    const auto read = [&](int row) INLINE_LAMBDA {
-      return _mm512_maskz_permutexvar_ps(kAllLanes, place, _mm512_loadu_ps(kTanhTable[row]));
-    };
-    const __m512 d = _mm512_sub_ps(near, read(0));
-    __m512 sum = read(7);
+    near[i] = _mm512_maskz_min_ps(kAllLanes, _mm512_set1_ps(9.1f), all_but_sign);
+    const __m512 inside = _mm512_maskz_max_ps(kAllLanes, near[i], _mm512_set1_ps(0.05f));
+    place[i] = _mm512_maskz_srli_epi32(kAllLanes, _mm512_castps_si512(inside), 22);
+  }
 #pragma GCC unroll 8
-    for (int row = 6; row > 0; --row) sum = _mm512_fmadd_ps(sum, d, read(row));
+  for (int i = 0; i < K; ++i) near[i] = _mm512_sub_ps(near[i], read(0, i));
+#pragma GCC unroll 8
+  for (int i = 0; i < K; ++i) sum[i] = read(7, i);
+#pragma GCC unroll 8
+  for (int row = 6; row > 0; --row) {
+#pragma GCC unroll 8
+    for (int i = 0; i < K; ++i) sum[i] = _mm512_fmadd_ps(sum[i], near[i], read(row, i));
+  }
+  return each<V<float>, K>([&](int i) INLINE_LAMBDA {
     const __m512i sign = _mm512_set1_epi32(int32_t(0x80000000));
-    // sum | (number & sign)
-    return (V<float>)_mm512_castsi512_ps(_mm512_ternarylogic_epi32(
-        _mm512_castps_si512(sum), _mm512_castps_si512(number), sign, 0xF8));
+    // sum | (x & sign)
+    return (V<float>)_mm512_castsi512_ps(
+        _mm512_ternarylogic_epi32(_mm512_castps_si512(sum[i]), (__m512i)x.v[i], sign, 0xF8));
   });
 }
