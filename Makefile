@@ -23,7 +23,7 @@ coverage: build
 mutations: build
 	$(PY) -m bench.mutations --out bench/results/cpu/mutations.json
 
-# A quarter of an hour with every rival installed; FULL=--full takes finer grids. Results are kept by
+# Below a quarter of an hour with every rival; FULL=--full takes finer grids. Results are kept by
 # `python -m bench.keep`.
 bench: build
 	mkdir -p out

@@ -1,6 +1,6 @@
 // tanh of float32 by AVX-512, whose permutations read a table of sixteen numbers in one
-// instruction: 12 instead of 18 cycles for a vector by way of exp (AMD Zen 4), errors below 1.3
-// units in the last place. Included by mlp_v4.cpp inside its namespace.
+// instruction: no division, as by way of exp; errors below 1.3 units in the last place. Included by
+// mlp_v4.cpp inside its namespace.
 //
 // |x| in [0, 1/16) and fifteen intervals from there to 9.1, where tanh rounds to one, two for each
 // power of two, so that the exponent and the first bit of the mantissa tell which it is. In each a
