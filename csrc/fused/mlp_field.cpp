@@ -1,80 +1,8 @@
 #include "fused/mlp_field.h"
 
 #include <algorithm>
-#include <cstring>
-#include <mutex>
-#include <new>
-#include <utility>
 
 namespace fastnode {
-
-namespace {
-
-// A few freed blocks wait for the next solve: memory that comes fresh from the system costs a page
-// fault for every 4 KiB, which is a tenth of a solve that takes half a millisecond.
-class Shelf {
- public:
-  char* take(int64_t& size) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    for (Block& each : blocks_) {
-      if (each.memory && each.size >= size && each.size <= 2 * size) {
-        size = each.size;
-        return std::exchange(each.memory, nullptr);
-      }
-    }
-    return nullptr;
-  }
-
-  void put(char* memory, int64_t size) {
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      if (size <= kLargest) {
-        Block* place = std::find_if(blocks_, blocks_ + kBlocks,
-                                    [](const Block& each) { return !each.memory; });
-        if (place == blocks_ + kBlocks) place = blocks_ + next_++ % kBlocks;
-        std::swap(place->memory, memory);
-        place->size = size;
-      }
-    }
-    std::free(memory);
-  }
-
- private:
-  static constexpr int64_t kLargest = int64_t(2) << 20;
-  static constexpr unsigned kBlocks = 8;
-  struct Block {
-    char* memory = nullptr;
-    int64_t size = 0;
-  };
-  std::mutex mutex_;
-  Block blocks_[kBlocks];
-  unsigned next_ = 0;
-};
-
-// Never destroyed: solves may end after it would be.
-Shelf& shelf() {
-  static Shelf* const one = new Shelf();
-  return *one;
-}
-
-}  // namespace
-
-Arena::~Arena() {
-  if (memory_) shelf().put(memory_, size_);
-}
-
-void Arena::reserve(int64_t bytes, bool zeros) {
-  size_ = round_up(std::max<int64_t>(bytes, 64), 64);
-  memory_ = shelf().take(size_);
-  if (!memory_) memory_ = static_cast<char*>(std::aligned_alloc(64, size_t(size_)));
-  if (!memory_) throw std::bad_alloc();
-#ifdef FASTNODE_POISON
-  // Tests: numbers read before they were written show up as NaN.
-  std::memset(memory_, 0xff, size_t(size_));
-#endif
-  if (zeros) std::memset(memory_, 0, size_t(size_));
-  used_ = 0;
-}
 
 Frame make_frame(bool by_sample, int64_t samples, int64_t lanes) {
   Frame frame{by_sample, samples, lanes};
@@ -130,7 +58,7 @@ MlpField<T>::MlpField(const std::vector<Source>& sources, Activation activation,
         pack_left(weights + constants, 1, depth, layer.in, layer.out, kernels->block, transposed);
       }
     }
-    layer.turned = depth * round_up(layer.out, lanes) < layer.out * round_up(depth, lanes);
+    layer.sums = choose_sums(layer, by_sample);
     layers.push_back(layer);
   }
 }
@@ -189,18 +117,12 @@ void MlpField<T>::value(const Frame& frame, const T* times, T* x, T* scratch, T*
   }
 }
 
-// Whether the derivative follows from the activation's value alone.
-static bool by_value(Activation activation) {
-  return activation == Activation::kTanh || activation == Activation::kSigmoid ||
-         activation == Activation::kRelu || activation == Activation::kElu;
-}
-
 // For each layer but the last the next one's input with its constants, and where the derivative of
 // the activation needs it, what the layer returned.
 template <class T>
 int64_t MlpField<T>::tape_part(const Frame& frame, size_t layer) const {
   const int64_t numbers = round_up(frame.front() + frame.size(layers[layer].out), frame.lanes);
-  return by_value(activation_) ? numbers : 2 * numbers;
+  return by_value() ? numbers : 2 * numbers;
 }
 
 template <class T>
@@ -220,75 +142,11 @@ void MlpField<T>::record(const Frame& frame, const T* times, T* x, T* tape, T* o
       return;
     }
     const int64_t part = tape_part(frame, l);
-    T *const z = tape + frame.front(), *const a = by_value(activation_) ? z : z + part / 2;
+    T *const z = tape + frame.front(), *const a = by_value() ? z : z + part / 2;
     multiply(frame, layer, x, z);
     kernels->activate(activation_, z, a, frame.extent(layer.out));
     x = a;
     tape += part;
-  }
-}
-
-template <class T>
-int64_t MlpField<T>::parameter_numbers() const {
-  int64_t total = 0;
-  for (const Layer<T>& layer : layers) total += gradient_rows(layer) * row_stride(layer);
-  return total;
-}
-
-template <class T>
-int64_t MlpField<T>::gradient_scratch(const Frame& frame) const {
-  const int64_t half = round_up(frame.front() + frame.size(widest_), frame.lanes);
-  const int64_t turned = frame.by_sample ? 0 : frame.width() * (round_up(widest_ + 2, frame.lanes));
-  return 2 * half + turned;
-}
-
-// to += the products of the layer's inputs and constants with what comes back, g, over all samples.
-// Where samples lie side by side one factor has to be turned; the other is read across.
-template <class T>
-void MlpField<T>::add_products(const Frame& frame, const Layer<T>& layer, const T* input,
-                               const T* g, T* scratch, T* to) const {
-  const bool turned = layer.turned;
-  const int64_t width = frame.width(), rows = gradient_rows(layer), stride = row_stride(layer);
-  input -= layer.constants() * (frame.by_sample ? 1 : width);
-  const T *const left = turned ? input : g, *const right = turned ? g : input;
-  if (frame.by_sample) {
-    const int64_t of_input = frame.stride(layer.in), of_g = frame.stride(layer.out);
-    kernels->accumulate({rows, stride, frame.samples, left, turned ? of_input : of_g, right,
-                         turned ? of_g : of_input, to, stride});
-    return;
-  }
-  kernels->transpose(right, turned ? layer.out : layer.depth(), width, scratch, stride);
-  kernels->accumulate_across({rows, stride, width, left, width, scratch, stride, to, stride});
-}
-
-template <class T>
-void MlpField<T>::gradient(const Frame& frame, const T* x, const T* tape, T* g, T* scratch, T* gx,
-                           T* gradients) const {
-  const int64_t half = round_up(frame.front() + frame.size(widest_), frame.lanes);
-  T* const turned = scratch + 2 * half;
-  const T* end = tape + this->tape(frame);
-  T* to = gradients ? gradients + parameter_numbers() : nullptr;
-  for (size_t l = layers.size(); l-- > 0;) {
-    const Layer<T>& layer = layers[l];
-    const int64_t part = l == 0 ? 0 : tape_part(frame, l - 1);
-    end -= part;
-    const T* const z = end + frame.front();
-    const T* const input = l == 0 ? x : by_value(activation_) ? z : z + part / 2;
-    if (to) {
-      to -= gradient_rows(layer) * row_stride(layer);
-      add_products(frame, layer, input, g, turned, to);
-    }
-    T* const y = l == 0 ? gx : scratch + (l % 2) * half + frame.front();
-    if (frame.by_sample) {
-      kernels->multiply_right({frame.samples, round_up(layer.in, frame.lanes), layer.out, g,
-                               frame.stride(layer.out), layer.transposed, 0, y,
-                               frame.stride(layer.in)});
-    } else {
-      const int64_t width = frame.width();
-      kernels->multiply_left({layer.in, width, layer.out, layer.transposed, 0, g, width, y, width});
-    }
-    if (l > 0) kernels->derive(activation_, z, input, y, frame.extent(layer.in));
-    g = y;
   }
 }
 

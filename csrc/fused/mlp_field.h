@@ -2,40 +2,14 @@
 // vector-Jacobian products.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
 #include <vector>
 
+#include "fused/arena.h"
 #include "kernels/mlp.h"
 
 namespace fastnode {
-
-// One block of memory for a solve, handed out in lines of 64 bytes.
-class Arena {
- public:
-  Arena() = default;
-  Arena(const Arena&) = delete;
-  Arena& operator=(const Arena&) = delete;
-  ~Arena();
-
-  // Its contents are zeros, or what was there before.
-  void reserve(int64_t bytes, bool zeros);
-  template <class T>
-  T* take(int64_t count) {
-    T* const out = reinterpret_cast<T*>(memory_ + used_);
-    used_ += bytes<T>(count);
-    return out;
-  }
-  template <class T>
-  static int64_t bytes(int64_t count) {
-    return round_up(count * int64_t(sizeof(T)), 64);
-  }
-
- private:
-  char* memory_ = nullptr;
-  int64_t size_ = 0, used_ = 0;
-};
 
 // How the numbers of a tile lie. With many samples, samples side by side: element (feature, sample)
 // at feature * stride + sample. With few, features: (sample, feature) at sample * stride + feature.
@@ -66,6 +40,15 @@ struct Frame {
 
 Frame make_frame(bool by_sample, int64_t samples, int64_t lanes);
 
+// How the sums of a layer's weight gradients stand while they are added up.
+enum class Sums {
+  kByOutput,  // [out, depth]
+  kByInput,   // [depth, out], where that takes fewer vectors: with constants, depths are rarely a
+              // whole number of them
+  kByLane     // [larger, smaller of the two, lanes], added up over the lanes in the end: with few
+              // inputs or outputs a product takes less than transposing one of its factors
+};
+
 template <class T>
 struct Layer {
   int64_t in, out;
@@ -74,9 +57,7 @@ struct Layer {
   const T* weights;
   const T* packed = nullptr;      // for the value
   const T* transposed = nullptr;  // for gradients of the state
-  // Whether the gradients of its weights stand as [depth, out] and not as [out, depth], which takes
-  // fewer vectors: with constants, depths are rarely a whole number of them.
-  bool turned = false;
+  Sums sums = Sums::kByOutput;
 
   int64_t constants() const { return timed ? 2 : 1; }
   int64_t depth() const { return in + constants(); }
@@ -109,17 +90,17 @@ class MlpField {
   // Numbers that one thread needs for a gradient.
   int64_t gradient_scratch(const Frame& frame) const;
   // gx = J^T g, and the parameters' gradients added to those in `gradients`, if it is not null,
-  // laid out as parameter_numbers says. g is overwritten.
+  // laid out as Layer::sums says. g is overwritten.
   void gradient(const Frame& frame, const T* x, const T* tape, T* g, T* scratch, T* gx,
                 T* gradients) const;
-  // Numbers in the gradients of all layers, each gradient_rows(layer) times row_stride(layer) with
-  // the rows and columns of Layer::weights, or Layer::turned.
+  // Numbers in the sums of the gradients of one layer, and of all.
+  int64_t gradient_numbers(const Layer<T>& layer) const;
   int64_t parameter_numbers() const;
-  int64_t gradient_rows(const Layer<T>& layer) const {
-    return layer.turned ? layer.depth() : layer.out;
-  }
+  // Rows [out, row_stride] of the sums of one layer, with the columns of Layer::weights; in
+  // `memory` unless they stand so.
+  const T* gradient_rows(const Layer<T>& layer, const T* sums, std::vector<T>& memory) const;
   int64_t row_stride(const Layer<T>& layer) const {
-    return round_up(layer.turned ? layer.out : layer.depth(), kernels->lanes);
+    return round_up(layer.depth(), kernels->lanes);
   }
 
   const MlpKernels<T>* kernels;
@@ -128,9 +109,18 @@ class MlpField {
   int64_t multiplications() const;
 
  private:
+  // Whether the activation's derivative follows from its value alone.
+  bool by_value() const {
+    return activation_ == Activation::kTanh || activation_ == Activation::kSigmoid ||
+           activation_ == Activation::kRelu || activation_ == Activation::kElu;
+  }
   int64_t tape_part(const Frame& frame, size_t layer) const;
   void set_time(const Frame& frame, const Layer<T>& layer, const T* times, T* x) const;
   void multiply(const Frame& frame, const Layer<T>& layer, const T* x, T* out) const;
+  // Sums by lane take as much memory as there are lanes more, and shall leave most of the first
+  // cache to the tile.
+  static constexpr int64_t kLargestByLane = int64_t(16) << 10;
+  Sums choose_sums(const Layer<T>& layer, bool by_sample) const;
   void add_products(const Frame& frame, const Layer<T>& layer, const T* input, const T* g,
                     T* scratch, T* to) const;
 

@@ -23,7 +23,6 @@ struct SampleAdjoint : StepBack<T> {
   using StepBack<T>::all;
   using StepBack<T>::carried;
   using StepBack<T>::clear;
-  using StepBack<T>::columns;
   using StepBack<T>::dim;
   using StepBack<T>::direct;
   using StepBack<T>::field;
@@ -246,7 +245,7 @@ struct SampleAdjoint : StepBack<T> {
 
   // gk = what reaches the slope of stage j: directly, and by the stages after it, if anything.
   bool gather(size_t j) {
-    const Weights& column = columns[used_further][j];
+    const Weights& column = this->column(j);
     if (!has_direct[j] && column.stages.empty()) return false;
     sources = gx;
     if (!tableau.fsal) sources[all] = gy;

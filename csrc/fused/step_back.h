@@ -17,7 +17,6 @@ struct StepBack {
   // reaches their slopes from outside of the step.
   std::vector<T*> states, tapes, k, gx, direct, sources;
   std::vector<char> has_direct;
-  std::vector<Weights> columns[2];  // see by_slope(), of `stages` and of `all` rows
   T *scratch = nullptr, *gy = nullptr, *gk = nullptr, *carried = nullptr, *output = nullptr,
     *y = nullptr;
   bool used_further = false;
@@ -37,7 +36,6 @@ struct StepBack {
         gx(all + 1),
         direct(all),
         has_direct(all),
-        columns{by_slope(stages), by_slope(all)},
         ones((all + 2) * size_t(frame.extent(field.dim()).columns), T(1)) {
     const int64_t tape_size = field.tape(frame);
     memory.reserve((int64_t(4 * all + 6) + more) * Arena::bytes<T>(tile_size()) +
@@ -67,21 +65,22 @@ struct StepBack {
                    parameters ? parameters->data() : nullptr);
   }
 
-  // Of each slope its weights in the stages after it, up to `rows`, and in the solution.
-  std::vector<Weights> by_slope(size_t rows) const {
-    std::vector<Weights> columns(all);
+  // The weights of slope j in the stages after it that are used, and in the solution.
+  const Weights& column(size_t j) {
+    column_.stages.clear();
+    column_.values.clear();
     const auto add_row = [&](const Weights& row, size_t i) {
       for (size_t n = 0; n < row.stages.size(); ++n) {
-        Weights& column = columns[size_t(row.stages[n])];
-        column.stages.push_back(int(i));
-        column.values.push_back(row.values[n]);
+        if (size_t(row.stages[n]) != j) continue;
+        column_.stages.push_back(int(i));
+        column_.values.push_back(row.values[n]);
       }
     };
-    for (size_t i = 0; i < rows; ++i) {
+    for (size_t i = j + 1; i < (used_further ? all : stages); ++i) {
       add_row(i < stages ? tableau.stages[i] : tableau.further[i - stages], i);
     }
     if (!tableau.fsal) add_row(tableau.solution, all);
-    return columns;
+    return column_;
   }
 
   // to += x
@@ -120,6 +119,7 @@ struct StepBack {
   }
 
  private:
+  Weights column_;
   std::vector<const T*> sum;
   std::vector<T> ones;
 };

@@ -39,6 +39,7 @@ struct MlpKernels {
   int lanes;   // numbers in a vector
   int block;   // rows of c that are made at once
   int narrow;  // the same where a is not packed by rows
+  int few;     // rows that accumulate_lanes takes at most
 
   // a packed by pack_left; b as it lies.
   void (*multiply_left)(const Product<T>&);
@@ -48,6 +49,10 @@ struct MlpKernels {
   void (*accumulate)(const Product<T>&);
   // The same with a[m a_stride + k], where a_stride is one or two vectors.
   void (*accumulate_across)(const Product<T>&);
+  // sums[i, j, lane] += sum_v b[i, v lanes + lane] a[j, v lanes + lane], for `few` rows of a and
+  // `many` of b of one or two vectors.
+  void (*accumulate_lanes)(const T* a, int64_t few, const T* b, int64_t many, int64_t columns,
+                           T* sums);
 
   // a = activation(z) in place, or with z kept where `out` differs.
   void (*activate)(Activation, const T* z, T* out, const Extent&);

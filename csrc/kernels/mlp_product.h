@@ -164,3 +164,41 @@ void accumulate_across(const Product<T>& p) {
   if (p.a_stride == kLanes<T>) return accumulate_rows<T, kLanes<T>>(p);
   accumulate_rows<T, 2 * kLanes<T>>(p);
 }
+
+// Rows of which two vectors each stay in registers.
+constexpr int kFew = 6;
+
+template <class T, int Few, int Vectors>
+void add_lanes(const T* a, const T* b, int64_t many, T* sums) {
+  constexpr int kColumns = Vectors * kLanes<T>;
+  V<T> left[Few][Vectors];
+#pragma GCC unroll 16
+  for (int j = 0; j < Few; ++j) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) left[j][v] = load(a + j * kColumns + v * kLanes<T>);
+  }
+  for (int64_t i = 0; i < many; ++i, b += kColumns) {
+    V<T> right[Vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) right[v] = load(b + v * kLanes<T>);
+#pragma GCC unroll 16
+    for (int j = 0; j < Few; ++j, sums += kLanes<T>) {
+      V<T> sum = load(sums);
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sum += left[j][v] * right[v];
+      store<T>(sums, sum);
+    }
+  }
+}
+
+template <class T>
+using AddLanes = void (*)(const T*, const T*, int64_t, T*);
+
+template <class T>
+void accumulate_lanes(const T* a, int64_t few, const T* b, int64_t many, int64_t columns, T* sums) {
+  static constexpr AddLanes<T> kFunctions[kFew][2] = {
+      {&add_lanes<T, 1, 1>, &add_lanes<T, 1, 2>}, {&add_lanes<T, 2, 1>, &add_lanes<T, 2, 2>},
+      {&add_lanes<T, 3, 1>, &add_lanes<T, 3, 2>}, {&add_lanes<T, 4, 1>, &add_lanes<T, 4, 2>},
+      {&add_lanes<T, 5, 1>, &add_lanes<T, 5, 2>}, {&add_lanes<T, 6, 1>, &add_lanes<T, 6, 2>}};
+  kFunctions[few - 1][columns > kLanes<T>](a, b, many, sums);
+}

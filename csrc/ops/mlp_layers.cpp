@@ -93,16 +93,9 @@ double unpack_parameters(const MlpField<T>& field, const std::vector<LayerTensor
   std::vector<T> rows;
   for (size_t l = 0; l < layers.size(); ++l) {
     const Layer<T>& layer = field.layers[l];
-    const int64_t constants = layer.constants(), lanes = field.kernels->lanes;
-    const int64_t numbers = field.gradient_rows(layer) * field.row_stride(layer);
-    const int64_t stride = round_up(layer.depth(), lanes);
-    const T* found = total;
-    total += numbers;
-    if (layer.turned) {
-      rows.resize(size_t(field.row_stride(layer) * stride));
-      field.kernels->transpose(found, layer.depth(), field.row_stride(layer), rows.data(), stride);
-      found = rows.data();
-    }
+    const int64_t constants = layer.constants(), stride = field.row_stride(layer);
+    const T* const found = field.gradient_rows(layer, total, rows);
+    total += field.gradient_numbers(layer);
     const int64_t columns = layer.in + (layer.timed ? 1 : 0), place = layers[l].time_column;
     if (layer.timed) {
       for (int64_t m = 0; m < layer.out; ++m) {

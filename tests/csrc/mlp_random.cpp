@@ -58,12 +58,14 @@ std::shared_ptr<Tableau> tableau(bool fsal) {
 template <class T>
 double sum_of(const MlpField<T>& field, const std::vector<T>& parameters) {
   double total = 0;
-  const T* row = parameters.data();
+  std::vector<T> memory;
+  const T* sums = parameters.data();
   for (const auto& layer : field.layers) {
-    const int64_t rows = field.gradient_rows(layer), numbers = layer.out * layer.depth();
-    for (int64_t m = 0; m < rows; ++m, row += field.row_stride(layer)) {
-      for (int64_t k = 0; k < numbers / rows; ++k) total += double(row[k]);
+    const T* row = field.gradient_rows(layer, sums, memory);
+    for (int64_t m = 0; m < layer.out; ++m, row += field.row_stride(layer)) {
+      for (int64_t k = 0; k < layer.depth(); ++k) total += double(row[k]);
     }
+    sums += field.gradient_numbers(layer);
   }
   return total;
 }
