@@ -15,7 +15,8 @@ COMPILER = shutil.which(os.environ.get("CXX", "c++"))
 @pytest.mark.slow
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 def test_random_solves_and_gradients_are_clean(tmp_path):
-    assert COMPILER is not None
+    compiler = COMPILER
+    assert compiler is not None
     sources = [
         *sorted((ROOT / "csrc" / "kernels").glob("mlp_*.cpp")),
         *sorted((ROOT / "csrc" / "fused").glob("*.cpp")),
@@ -26,7 +27,7 @@ def test_random_solves_and_gradients_are_clean(tmp_path):
     flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DFASTNODE_POISON"]
 
     def run(*arguments):
-        return subprocess.run([COMPILER, *flags, *arguments], capture_output=True, text=True)
+        return subprocess.run([compiler, *flags, *arguments], capture_output=True, text=True)
 
     def compiled(source):
         return run(
