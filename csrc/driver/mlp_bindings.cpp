@@ -11,6 +11,7 @@
 
 #include "driver/bindings.h"
 #include "driver/handle.h"
+#include "driver/read_layers.h"
 #include "driver/rows.h"
 #include "ops/mlp_solve.h"
 
@@ -18,9 +19,6 @@ namespace fastnode {
 namespace {
 
 using at::Tensor;
-using LayerTuple = std::tuple<py::object, py::object, int64_t>;
-
-bool plain(py::handle x) { return THPVariable_CheckExact(x.ptr()); }
 
 void raise_failure(const MlpTrace& trace, const Tensor& y0, int64_t max_num_steps) {
   const py::gil_scoped_acquire acquire;
@@ -73,63 +71,71 @@ std::vector<Tensor> replay(const Tensor& y0, const Tensor& t, at::TensorList par
   return out;
 }
 
+bool wants_gradient(const Tensor& y0, const Tensor& t, const std::vector<LayerTensors>& layers) {
+  if (y0.requires_grad() || t.requires_grad()) return true;
+  for (const LayerTensors& each : layers) {
+    if (each.weight.requires_grad() || (each.bias.defined() && each.bias.requires_grad())) {
+      return true;
+    }
+  }
+  return false;
+}
+
+std::vector<double> to_numbers(const py::tuple& control) {
+  std::vector<double> numbers(control.size());
+  for (size_t i = 0; i < numbers.size(); ++i) {
+    numbers[i] = PyFloat_AsDouble(PyTuple_GET_ITEM(control.ptr(), i));
+  }
+  if (PyErr_Occurred()) throw py::error_already_set();
+  return numbers;
+}
+
 // None where the arguments are not plain tensors that fit, or where it does not pay and is not
 // `forced`: then other engines say what is wrong, or solve it. Otherwise ys, or with `traced` the
 // results of the op, evaluations and rejected steps as numbers, and None for what was kept unless
 // the caller asked for it by `keep`.
-py::object solve(const std::vector<LayerTuple>& layers, int64_t activation, py::handle y0,
-                 py::handle t, const std::string& method, double rtol, double atol,
-                 const std::vector<double>& controller, std::optional<double> first_step,
-                 int64_t max_num_steps, bool counted_anew, const std::optional<Tensor>& grid,
-                 bool perturb, bool traced, bool keep, bool tape, std::optional<int64_t> slots,
-                 bool forced, int64_t instructions) {
-  if (!plain(y0) || !plain(t)) return py::none();
+py::object solve(const py::list& given_layers, int64_t activation, py::handle y0, py::handle t,
+                 const std::string& method, double rtol, double atol, const py::tuple& control,
+                 std::optional<double> first_step, int64_t max_num_steps, bool counted_anew,
+                 const std::optional<Tensor>& grid, bool perturb, bool traced, bool keep, bool tape,
+                 std::optional<int64_t> slots, bool forced, int64_t instructions) {
+  std::vector<LayerTensors> layers;
+  if (!is_plain(y0) || !is_plain(t) || !read_layers(given_layers, layers)) return py::none();
   const Tensor& state = THPVariable_Unpack(y0.ptr());
   const bool on_gpu = state.is_cuda();
   // Of times on a GPU a copy, which is checked.
   const Tensor given = THPVariable_Unpack(t.ptr());
   const Tensor times = on_gpu && given.is_cuda() ? given.cpu() : given;
-  std::vector<Tensor> parameters;
-  std::vector<int64_t> layout;
-  parameters.reserve(2 * layers.size());
-  layout.reserve(2 * layers.size());
-  bool graph = state.requires_grad() || times.requires_grad();
-  for (const auto& [weight, bias, time_column] : layers) {
-    for (const py::object& each : {weight, bias}) {
-      if (each.is_none()) continue;
-      if (!plain(each)) return py::none();
-      parameters.push_back(THPVariable_Unpack(each.ptr()));
-      graph = graph || parameters.back().requires_grad();
-    }
-    layout.insert(layout.end(), {time_column, bias.is_none() ? 0 : 1});
-  }
-  const std::vector<LayerTensors> read = mlp_layers(parameters, layout);
   std::vector<double> numbers;
-  if (!mlp_fits(read, state) || !mlp_times(times, numbers)) return py::none();
-  graph = graph && at::GradMode::is_enabled();
+  if (!mlp_fits(layers, state) || !mlp_times(times, numbers)) return py::none();
+  const bool graph = at::GradMode::is_enabled() && wants_gradient(state, times, layers);
   if (on_gpu) {
     const Tableau& tableau = *mlp_method(method).tableau;
-    const auto fits = [&](MlpKind kind) { return mlp_fits_on_chip(read, state, tableau, kind); };
-    const auto kind = controller.empty() ? MlpKind::kFixed : MlpKind::kJoint;
+    const auto fits = [&](MlpKind kind) { return mlp_fits_on_chip(layers, state, tableau, kind); };
+    const auto kind = control.empty() ? MlpKind::kFixed : MlpKind::kJoint;
     // By name alone while nobody has measured it.
     if (!forced || !fits(kind)) return py::none();
     if (graph && (slots || !fits(MlpKind::kBackward))) return py::none();
-  } else if (!forced && !mlp_pays(read, state, graph)) {
+  } else if (!forced && !mlp_pays(layers, state, graph)) {
     return py::none();
   }
-  if (controller.empty() && at::GradMode::is_enabled() && times.requires_grad()) return py::none();
+  if (control.empty() && at::GradMode::is_enabled() && times.requires_grad()) return py::none();
+  const std::vector<double> controller = to_numbers(control);
   // Modes and profilers see what goes through the dispatcher.
   if (!on_gpu && !graph && !traced && !c10::impl::TorchDispatchModeTLS::any_modes_set() &&
       !at::hasCallbacks()) {
     Tensor ys;
     {
       const py::gil_scoped_release release;
-      ys = mlp_solve_states(state, times, parameters, layout, activation, method, rtol, atol,
-                            controller, first_step, max_num_steps, counted_anew, grid, perturb,
-                            instructions);
+      ys = mlp_solve_states(
+          state, std::move(layers), activation,
+          mlp_options(std::move(numbers), activation, mlp_method(method), rtol, atol, controller,
+                      first_step, max_num_steps, counted_anew, grid, perturb, false, false),
+          instructions);
     }
     return wrap(ys);
   }
+  const auto [parameters, layout] = mlp_arguments(layers);
   MlpResult result;
   {
     const py::gil_scoped_release release;

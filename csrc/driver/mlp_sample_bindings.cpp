@@ -101,8 +101,8 @@ py::tuple solve_on_gpu(const std::vector<LayerTensors>& layers, int activation, 
 // gradients need (see MlpSamples::kept), None without `keep`. None where the arguments are not
 // plain tensors that fit, or where it does not pay and is not `forced`. y0 is [B, D]; ts [B, T] and
 // the numbers of each sample, [B], are float64 and contiguous.
-py::object solve(const std::vector<LayerTuple>& layers, int activation, const Tensor& y0,
-                 const Tensor& ts, const Tensor& direction, const Tensor& rtol, const Tensor& atol,
+py::object solve(const py::list& layers, int activation, const Tensor& y0, const Tensor& ts,
+                 const Tensor& direction, const Tensor& rtol, const Tensor& atol,
                  std::shared_ptr<Tableau> tableau, const std::array<double, 9>& controller,
                  const std::optional<std::tuple<Row, Row, double>>& pair,
                  const std::optional<Tensor>& first_step, int64_t max_num_steps, bool throws,
@@ -196,8 +196,8 @@ py::list wrap_all(const std::vector<Tensor>& tensors) {
 
 // From of_ys [T, B, D] the gradient of y0, and of weights and biases in the order of the layers if
 // they are wanted; `kept`, `accepted` and `t1` are those of the solve with `keep`.
-py::tuple backward(const std::vector<LayerTuple>& layers, int activation, const Tensor& of_ys,
-                   const Tensor& ts, const Tensor& direction, std::shared_ptr<Tableau> tableau,
+py::tuple backward(const py::list& layers, int activation, const Tensor& of_ys, const Tensor& ts,
+                   const Tensor& direction, std::shared_ptr<Tableau> tableau,
                    const Tensor& accepted, const Tensor& t1, const Tensor& kept, bool of_parameters,
                    int instructions) {
   std::vector<LayerTensors> tensors;

@@ -30,8 +30,8 @@ void with_field(const std::vector<LayerTensors>& layers, int activation, int64_t
 // The first step of a solve from (t, y) to `end`: where it ends, its local error in units of the
 // tolerances, and the state and the slope at which it begins. None where the layers do not fit,
 // where it does not pay, or where there is no such step.
-py::object step(const std::vector<LayerTuple>& layers, int activation, const Tensor& y, double t,
-                double end, const std::string& method, double rtol, double atol, int instructions) {
+py::object step(const py::list& layers, int activation, const Tensor& y, double t, double end,
+                const std::string& method, double rtol, double atol, int instructions) {
   std::vector<LayerTensors> tensors;
   if (!read_layers(layers, tensors) || y.is_cuda() || !mlp_fits(tensors, y) ||
       !mlp_pays(tensors, y, true)) {
@@ -76,9 +76,9 @@ py::object step(const std::vector<LayerTuple>& layers, int activation, const Ten
 }
 
 // The gradients of weights and biases in the order of the layers, given that of the local error.
-py::list backward(const std::vector<LayerTuple>& layers, int activation, const Tensor& kept,
-                  double t, double t1, const std::string& method, double rtol, double atol,
-                  double error, double upstream, bool constant_slope, int instructions) {
+py::list backward(const py::list& layers, int activation, const Tensor& kept, double t, double t1,
+                  const std::string& method, double rtol, double atol, double error,
+                  double upstream, bool constant_slope, int instructions) {
   std::vector<LayerTensors> tensors;
   const bool read = read_layers(layers, tensors);
   TORCH_CHECK_TYPE(read, "layers must be plain tensors");

@@ -56,7 +56,7 @@ struct MlpSolve<T>::Adaptive : Worker {
     return std::sqrt(total / double(solve.batch_ * dim()));
   }
 
-  double squares(const Tile<T>& tile, const std::vector<T*>& k, const Weights& weights) {
+  double squares(const Tile<T>& tile, T* const* k, const Weights& weights) {
     return arithmetic.squares(tile.frame, tile.y, tile.y, k, weights, 1, options.rtol,
                               options.atol);
   }
@@ -66,8 +66,8 @@ struct MlpSolve<T>::Adaptive : Worker {
     double* sums = next_sums();
     for (Tile<T>* tile = begin; tile != end; ++tile) {
       double* const sum = sums + (tile - solve.tiles_.data());
-      sum[0] = squares(*tile, {tile->y}, {{0}, {1.0}});
-      sum[solve.tiles()] = squares(*tile, tile->k, {{0}, {1.0}});
+      sum[0] = squares(*tile, &tile->y, kFirstSlope);
+      sum[solve.tiles()] = squares(*tile, tile->k.data(), kFirstSlope);
     }
     barrier.wait();
     const double d0 = rms(sums), d1 = rms(sums + solve.tiles());
@@ -77,9 +77,9 @@ struct MlpSolve<T>::Adaptive : Worker {
     const double signed_h = std::copysign(h0, limit - t);
     sums = next_sums();
     for (Tile<T>* tile = begin; tile != end; ++tile) {
-      arithmetic.combine(tile->frame, tile->y, tile->k, {{0}, {1.0}}, signed_h, tile->stage);
+      arithmetic.combine(tile->frame, tile->y, tile->k.data(), kFirstSlope, signed_h, tile->stage);
       evaluate(*tile, T(t + signed_h), tile->stage, tile->k[1]);
-      sums[tile - solve.tiles_.data()] = squares(*tile, tile->k, {{1, 0}, {1.0, -1.0}});
+      sums[tile - solve.tiles_.data()] = squares(*tile, tile->k.data(), kRise);
     }
     barrier.wait();
     ++evaluations;
@@ -113,13 +113,13 @@ struct MlpSolve<T>::Adaptive : Worker {
       for (Tile<T>* tile = begin; tile != end; ++tile) {
         take_stages(*tile, t1, true);
         const int64_t place = tile - solve.tiles_.data();
-        sums[place] = arithmetic.squares(tile->frame, tile->y, tile->y1, tile->k, tableau.error,
-                                         step, options.rtol, options.atol);
+        sums[place] = arithmetic.squares(tile->frame, tile->y, tile->y1, tile->k.data(),
+                                         tableau.error, step, options.rtol, options.atol);
         if (!options.pair) continue;
         for (int i = 0; i < 2; ++i) {
           const Weights& weights = i ? options.pair->states : options.pair->slopes;
           sums[(i + 1) * solve.tiles() + place] =
-              arithmetic.squares(tile->frame, tile->y, tile->y, tile->k, weights, 1, 0, 1);
+              arithmetic.squares(tile->frame, tile->y, tile->y, tile->k.data(), weights, 1, 0, 1);
         }
       }
       evaluations += int64_t(tableau.stages.size()) - 1;
@@ -229,7 +229,7 @@ struct MlpSolve<T>::Adaptive : Worker {
         further = true;
         const Weights weights = dense_weights(tableau, (times[i] - t_before) / step);
         for (Tile<T>* tile = begin; tile != end; ++tile) {
-          arithmetic.combine(tile->frame, tile->y, tile->k, weights, step, output);
+          arithmetic.combine(tile->frame, tile->y, tile->k.data(), weights, step, output);
           write(*tile, output, i);
         }
       }
@@ -246,7 +246,7 @@ struct MlpSolve<T>::Adaptive : Worker {
     for (size_t i = 0; i < tableau.further.size(); ++i) {
       for (Tile<T>* tile = begin; tile != end; ++tile) {
         T* const state = tile->stage == tile->y1 ? further_state(*tile) : tile->stage;
-        arithmetic.combine(tile->frame, tile->y, tile->k, tableau.further[i], step, state);
+        arithmetic.combine(tile->frame, tile->y, tile->k.data(), tableau.further[i], step, state);
         evaluate(*tile, T(t_before + tableau.further_times[i] * step), state, tile->k[stages + i]);
       }
       ++evaluations;

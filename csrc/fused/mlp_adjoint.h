@@ -59,7 +59,7 @@ struct Adjoint : StepBack<T> {
         batch(samples),
         gy0(down),
         rates(rate),
-        arithmetic(field, largest, int64_t(stages) + 2),
+        arithmetic(field, largest, stages + 2),
         direction(path.direction()),
         own_states(states),
         own_tapes(tapes),
@@ -80,7 +80,8 @@ struct Adjoint : StepBack<T> {
 
   // to += factor x
   void add_scaled(const T* x, double factor, T* to) {
-    arithmetic.combine(frame, to, {const_cast<T*>(x)}, {{0}, {1.0}}, factor, to);
+    T* const one = const_cast<T*>(x);
+    arithmetic.combine(frame, to, &one, kFirstSlope, factor, to);
   }
 
   void record(size_t i, T time) { StepBack<T>::record(i, arithmetic.times(frame, time)); }
@@ -119,14 +120,14 @@ struct Adjoint : StepBack<T> {
       record(0, first_time(t));
     }
     for (size_t i = 1; i < stages; ++i) {
-      arithmetic.combine(frame, y, k, tableau.stages[i], t1 - t, states[i]);
+      arithmetic.combine(frame, y, k.data(), tableau.stages[i], t1 - t, states[i]);
       record(i, time_of(i, t, t1));
     }
   }
 
   void recompute_further(double t, double t1) {
     for (size_t i = stages; i < all; ++i) {
-      arithmetic.combine(frame, y, k, tableau.further[i - stages], t1 - t, states[i]);
+      arithmetic.combine(frame, y, k.data(), tableau.further[i - stages], t1 - t, states[i]);
       record(i, T(t + tableau.further_times[i - stages] * (t1 - t)));
     }
   }
@@ -159,7 +160,7 @@ struct Adjoint : StepBack<T> {
         further = true;
       }
       if (rates) {
-        arithmetic.combine(frame, nullptr, k, slope_weights(tableau, (time - t) / h), 1, gk);
+        arithmetic.combine(frame, nullptr, k.data(), slope_weights(tableau, (time - t) / h), 1, gk);
         (*rates)[next] += dot(frame, output, gk, dim());
       }
       if (time == t1) {
@@ -180,7 +181,7 @@ struct Adjoint : StepBack<T> {
     if (!has_direct[j] && column.stages.empty()) return false;
     sources = gx;
     if (!tableau.fsal) sources[all] = gy;
-    arithmetic.combine(frame, has_direct[j] ? direct[j] : nullptr, sources, column, h, gk);
+    arithmetic.combine(frame, has_direct[j] ? direct[j] : nullptr, sources.data(), column, h, gk);
     return true;
   }
 
@@ -199,10 +200,10 @@ struct Adjoint : StepBack<T> {
     const double factor = upstream.errors[n] / (double(batch * dim()) * path.errors[n]);
     const T* y1 = states[stages - 1];
     if (!tableau.fsal) {
-      arithmetic.combine(frame, y, k, tableau.solution, h, output);
+      arithmetic.combine(frame, y, k.data(), tableau.solution, h, output);
       y1 = output;
     }
-    arithmetic.combine(frame, nullptr, k, tableau.error, h, gk);
+    arithmetic.combine(frame, nullptr, k.data(), tableau.error, h, gk);
     // What only fills vectors up stays as it is: nothing of it may reach the parameters.
     const Extent extent = frame.extent(dim());
     const int64_t valid = frame.by_sample ? dim() : frame.samples;

@@ -1,5 +1,7 @@
 #include "fused/mlp_gradient.h"
 
+#include <deque>
+
 #include "fused/mlp_adjoint.h"
 
 namespace fastnode {
@@ -10,23 +12,26 @@ void mlp_gradient(const MlpField<T>& field, bool by_sample, int64_t batch, const
                   const Parallel& parallel) {
   const int64_t lanes = field.kernels->lanes, width = tile_width(by_sample, batch, lanes);
   const int64_t tiles = (batch + width - 1) / width;
-  std::vector<double>* thread_rates = nullptr;
+  const auto frame = [&](int64_t tile) {
+    return make_frame(by_sample, std::min(width, batch - tile * width), lanes);
+  };
   std::vector<std::vector<double>> all_rates;
+  std::deque<Adjoint<T>> adjoints;
   std::vector<std::vector<T>>* const parameters = gradients.parameters;
   const auto prepare = [&](int count) {
     if (parameters) {
       parameters->assign(size_t(count), std::vector<T>(size_t(field.parameter_numbers())));
     }
     all_rates.assign(size_t(count), std::vector<double>(path.times.size()));
-    thread_rates = gradients.rates ? all_rates.data() : nullptr;
-  };
-  const auto frame = [&](int64_t tile) {
-    return make_frame(by_sample, std::min(width, batch - tile * width), lanes);
+    // One after the other, as the workers of a solve.
+    for (size_t i = 0; i < size_t(count); ++i) {
+      adjoints.emplace_back(field, frame(0), batch, path, upstream, gradients.y0,
+                            parameters ? &(*parameters)[i] : nullptr,
+                            gradients.rates ? &all_rates[i] : nullptr);
+    }
   };
   const auto body = [&](int thread, int count) {
-    Adjoint<T> adjoint(field, frame(0), batch, path, upstream, gradients.y0,
-                       parameters ? &(*parameters)[size_t(thread)] : nullptr,
-                       thread_rates ? thread_rates + thread : nullptr);
+    Adjoint<T>& adjoint = adjoints[size_t(thread)];
     for (int64_t i = tiles * thread / count; i < tiles * (thread + 1) / count; ++i) {
       adjoint.tile_back(i * width, frame(i));
     }

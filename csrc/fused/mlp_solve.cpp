@@ -1,5 +1,7 @@
 #include "fused/mlp_solve.h"
 
+#include <deque>
+
 #include "fused/barrier.h"
 #include "fused/mlp_adaptive.h"
 
@@ -64,6 +66,9 @@ MlpSolve<T>::MlpSolve(const MlpField<T>& field, bool by_sample, int64_t batch, M
 template <class T>
 MlpTrace MlpSolve<T>::run(const T* y0, T* ys, int threads, const Parallel& parallel) {
   MlpTrace trace;
+  if (options_.adaptive) {
+    for (auto* each : {&trace.edges, &trace.error, &trace.stiffness}) each->reserve(Worker::kRoom);
+  }
   trace.edges.push_back(options_.times.front());
   if (options_.keep_states) {
     const int64_t steps = options_.adaptive ? Worker::kRoom : int64_t(options_.grid.size()) - 1;
@@ -74,10 +79,7 @@ MlpTrace MlpSolve<T>::run(const T* y0, T* ys, int threads, const Parallel& paral
     options_.tape->begin(*field_, tiles_.front().frame, stages, tiles(),
                          options_.adaptive ? 1 : int64_t(options_.grid.size()) - 1);
   }
-  std::optional<Barrier> barrier;
-  const auto prepare = [&](int count) { barrier.emplace(count); };
-  const auto body = [&](int thread, int count) {
-    Adaptive worker(*this, *barrier, ys, trace, thread, count);
+  const auto work = [&](Adaptive& worker) {
     worker.begin_tiles(y0);
     if (options_.adaptive) {
       worker.adaptive();
@@ -87,10 +89,19 @@ MlpTrace MlpSolve<T>::run(const T* y0, T* ys, int threads, const Parallel& paral
   };
   threads = int(std::min<int64_t>(threads, tiles()));
   if (threads <= 1) {
-    prepare(1);
-    body(0, 1);
+    Barrier barrier(1);
+    Adaptive alone(*this, barrier, ys, trace, 0, 1);
+    work(alone);
   } else {
-    parallel(threads, prepare, body);
+    std::optional<Barrier> barrier;
+    // Made one after the other, so that each finds the memory that it had in the solve before, in
+    // the cache of its core.
+    std::deque<Adaptive> workers;
+    const auto prepare = [&](int count) {
+      barrier.emplace(count);
+      for (int i = 0; i < count; ++i) workers.emplace_back(*this, *barrier, ys, trace, i, count);
+    };
+    parallel(threads, prepare, [&](int thread, int) { work(workers[size_t(thread)]); });
   }
   trace.saw_nan = saw_nan_;
   trace.saw_infinity = saw_infinity_;

@@ -8,9 +8,10 @@
 
 namespace fastnode {
 
-// One thread of a solve: what it does with its tiles, and steps along a grid.
+// One thread of a solve: what it does with its tiles, and steps along a grid. No two in one line of
+// a cache.
 template <class T>
-struct MlpSolve<T>::Worker {
+struct alignas(64) MlpSolve<T>::Worker {
   MlpSolve& solve;
   const MlpOptions& options;
   const Tableau& tableau;
@@ -48,7 +49,7 @@ struct MlpSolve<T>::Worker {
         leads(thread == 0),
         begin(whole.tiles_.data() + whole.tiles() * thread / threads),
         end(whole.tiles_.data() + whole.tiles() * (thread + 1) / threads),
-        arithmetic(field, whole.tiles_.front().frame, int64_t(tableau.stages.size()) + 2),
+        arithmetic(field, whole.tiles_.front().frame, tableau.stages.size() + 2),
         direction(options.direction()),
         t(options.times.front()),
         limit(options.times.back()) {
@@ -103,13 +104,13 @@ struct MlpSolve<T>::Worker {
   void take_stages(Tile<T>& tile, double t1, bool perturb) {
     const double step = t1 - t;
     for (size_t i = 1; i < tableau.stages.size(); ++i) {
-      arithmetic.combine(tile.frame, tile.y, tile.k, tableau.stages[i], step, tile.stage);
+      arithmetic.combine(tile.frame, tile.y, tile.k.data(), tableau.stages[i], step, tile.stage);
       const double c = tableau.times[i];
       const T time = c == 1 ? shifted<T>(t1, perturb ? -1 : 0, direction) : T(t + c * step);
       evaluate_stage(tile, i, time, tile.stage);
     }
     if (!tableau.fsal) {
-      arithmetic.combine(tile.frame, tile.y, tile.k, tableau.solution, step, tile.y1);
+      arithmetic.combine(tile.frame, tile.y, tile.k.data(), tableau.solution, step, tile.y1);
     }
   }
 
@@ -138,8 +139,8 @@ struct MlpSolve<T>::Worker {
             write(*tile, tile->y1, next);
             continue;
           }
-          arithmetic.combine(tile->frame, tile->y, tile->k, tableau.solution, times[next] - t,
-                             output);
+          arithmetic.combine(tile->frame, tile->y, tile->k.data(), tableau.solution,
+                             times[next] - t, output);
           write(*tile, output, next);
         }
         std::swap(tile->y, tile->y1);

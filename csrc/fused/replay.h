@@ -66,13 +66,13 @@ struct Replay {
       const double t = of.path.edges[size_t(n)], t1 = of.path.edges[size_t(n) + 1];
       if (!of.path.adaptive) evaluate(of.first_time(t), y, of.k[0]);
       for (size_t i = 1; i < of.stages; ++i) {
-        of.arithmetic.combine(of.frame, y, of.k, tableau.stages[i], t1 - t, of.states[i]);
+        of.arithmetic.combine(of.frame, y, of.k.data(), tableau.stages[i], t1 - t, of.states[i]);
         evaluate(of.time_of(i, t, t1), of.states[i], of.k[i]);
       }
       if (tableau.fsal) {
         std::swap(y, of.states[of.stages - 1]);
       } else {
-        of.arithmetic.combine(of.frame, y, of.k, tableau.solution, t1 - t, output);
+        of.arithmetic.combine(of.frame, y, of.k.data(), tableau.solution, t1 - t, output);
         std::swap(y, output);
       }
       if (of.path.adaptive) std::swap(of.k[0], of.k[of.stages - 1]);

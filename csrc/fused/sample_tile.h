@@ -102,25 +102,22 @@ class SampleTile {
       std::fill(atol, sums, T(1));
       for (int64_t s = 0; s < slots; ++s) std::tie(rtol[s], atol[s]) = tolerance(s);
     }
-    arithmetic_.each_group(
-        frame_, slots, k, stages, weight, [&](int64_t offset, const Extent& part) {
-          const int64_t slot = frame_.by_sample ? offset / extent.stride : 0;
-          if (frame_.by_sample) {
-            const auto [relative, absolute] = tolerance(slot);
-            std::fill(rtol, atol, relative);
-            std::fill(atol, sums, absolute);
-          }
-          field_.kernels->error(y + offset, after + offset, arithmetic_.terms(),
-                                arithmetic_.coefficients(), count, rtol, atol, part, sums);
-          if (frame_.by_sample) {
-            double total = 0;
-            for (int64_t d = 0; d < dim; ++d) total += double(sums[d]);
-            out[size_t(slot)] = std::sqrt(total / double(dim));
-          } else {
-            for (int64_t s = 0; s < slots; ++s)
-              out[size_t(s)] = std::sqrt(double(sums[s]) / double(dim));
-          }
-        });
+    arithmetic_.each_group(frame_, slots, k, stages, weight,
+                           [&](int64_t offset, const Extent& part) {
+                             const int64_t slot = frame_.by_sample ? offset / extent.stride : 0;
+                             if (frame_.by_sample) std::tie(*rtol, *atol) = tolerance(slot);
+                             field_.kernels->error(y + offset, after + offset, arithmetic_.terms(),
+                                                   arithmetic_.coefficients(), rtol, atol,
+                                                   !frame_.by_sample, count, part, sums);
+                             if (frame_.by_sample) {
+                               double total = 0;
+                               for (int64_t d = 0; d < dim; ++d) total += double(sums[d]);
+                               out[size_t(slot)] = std::sqrt(total / double(dim));
+                             } else {
+                               for (int64_t s = 0; s < slots; ++s)
+                                 out[size_t(s)] = std::sqrt(double(sums[s]) / double(dim));
+                             }
+                           });
   }
 
   T *y, *y1, *stage, *further, *output;

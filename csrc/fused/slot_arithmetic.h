@@ -26,12 +26,12 @@ class SlotArithmetic {
                const std::vector<int>& which, F weight, T* out) {
     each_group(frame, slots, k, which, weight, [&](int64_t offset, const Extent& part) {
       field_.kernels->combine(y ? y + offset : nullptr, terms_.data(), coefficients_.data(),
-                              int(which.size()), part, out + offset);
+                              !frame.by_sample, int(which.size()), part, out + offset);
     });
   }
 
-  // f(offset, extent) where terms() and coefficients() hold for: once if samples are columns, else
-  // for each sample.
+  // f(offset, extent) where terms() and coefficients() hold for: once if samples are columns, with
+  // coefficients for each of them, else for each sample.
   template <class F, class G>
   void each_group(const Frame& frame, int64_t slots, const std::vector<T*>& k,
                   const std::vector<int>& which, F weight, G f) {
@@ -52,7 +52,7 @@ class SlotArithmetic {
       const int64_t offset = s * extent.stride;
       for (size_t j = 0; j < which.size(); ++j) {
         terms_[j] = k[size_t(which[j])] + offset;
-        std::fill_n(coefficients_.data() + j * columns, columns, T(weight(s, j)));
+        coefficients_[j] = T(weight(s, j));
       }
       f(offset, Extent{1, extent.columns, extent.stride});
     }

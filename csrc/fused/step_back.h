@@ -36,7 +36,7 @@ struct StepBack {
         gx(all + 1),
         direct(all),
         has_direct(all),
-        ones((all + 2) * size_t(frame.extent(field.dim()).columns), T(1)) {
+        ones(all + 2, T(1)) {
     const int64_t tape_size = field.tape(frame);
     memory.reserve((int64_t(4 * all + 6) + more) * Arena::bytes<T>(tile_size()) +
                        int64_t(all) * Arena::bytes<T>(tape_size) +
@@ -85,7 +85,7 @@ struct StepBack {
 
   // to += x
   void add(const T* x, T* to) {
-    field.kernels->combine(to, &x, ones.data(), 1, frame.extent(dim()), to);
+    field.kernels->combine(to, &x, ones.data(), false, 1, frame.extent(dim()), to);
   }
 
   // From the gradient of the state at the end of the step in `gy` to that at its beginning.
@@ -113,8 +113,8 @@ struct StepBack {
       if (!gather(0)) clear(gk);
       std::swap(gk, carried);
     }
-    field.kernels->combine(nullptr, sum.data(), ones.data(), int(sum.size()), frame.extent(dim()),
-                           gk);
+    field.kernels->combine(nullptr, sum.data(), ones.data(), false, int(sum.size()),
+                           frame.extent(dim()), gk);
     std::swap(gk, gy);
   }
 

@@ -17,45 +17,44 @@ T shifted(double t, int side, double direction) {
   return std::nextafter(value, T(side * direction * std::numeric_limits<double>::infinity()));
 }
 
+// The first of the slopes given, and how far the second is above it.
+inline const Weights kFirstSlope{{0}, {1.0}}, kRise{{1, 0}, {1.0, -1.0}};
+
 // Arithmetic on tiles with memory of a thread's own.
 template <class T>
 class TileArithmetic {
  public:
-  TileArithmetic(const MlpField<T>& field, const Frame& largest, int64_t terms)
+  // For sums of up to `terms` slopes of tiles up to `largest`.
+  TileArithmetic(const MlpField<T>& field, const Frame& largest, size_t terms)
       : field_(field),
-        coefficients_(size_t(terms * columns(largest))),
-        times_(size_t(moments(largest))) {}
+        coefficients_(terms),
+        times_(size_t(moments(largest))),
+        sums_(size_t(largest.extent(field.dim()).columns)),
+        slopes_(terms) {}
 
-  int64_t columns(const Frame& frame) const { return frame.extent(field_.dim()).columns; }
   int64_t moments(const Frame& frame) const {
     return frame.by_sample ? frame.samples : frame.width();
   }
 
   // out = y + sum_j scale w_j k_j; without y where it is null.
-  void combine(const Frame& frame, const T* y, const std::vector<T*>& k, const Weights& weights,
-               double scale, T* out) {
-    const Extent extent = frame.extent(field_.dim());
-    prepare(k, weights, scale, extent.columns);
-    field_.kernels->combine(y, slopes_.data(), coefficients_.data(), int(slopes_.size()), extent,
-                            out);
+  void combine(const Frame& frame, const T* y, T* const* k, const Weights& weights, double scale,
+               T* out) {
+    const int count = prepare(k, weights, scale);
+    field_.kernels->combine(y, slopes_.data(), coefficients_.data(), false, count,
+                            frame.extent(field_.dim()), out);
   }
 
   // The sum of squares of scale sum_j w_j k_j over the tolerances; samples and features that are
   // there only to fill vectors do not count.
-  double squares(const Frame& frame, const T* y0, const T* y1, const std::vector<T*>& k,
-                 const Weights& weights, double scale, double rtol, double atol) {
-    const Extent extent = frame.extent(field_.dim());
-    const int64_t columns = extent.columns;
-    prepare(k, weights, scale, columns);
-    tolerances_.resize(size_t(3 * columns));
-    T *relative = tolerances_.data(), *absolute = relative + columns, *sums = absolute + columns;
-    std::fill(relative, absolute, T(rtol));
-    std::fill(absolute, sums, T(atol));
-    field_.kernels->error(y0, y1, slopes_.data(), coefficients_.data(), int(slopes_.size()),
-                          relative, absolute, extent, sums);
+  double squares(const Frame& frame, const T* y0, const T* y1, T* const* k, const Weights& weights,
+                 double scale, double rtol, double atol) {
+    const int count = prepare(k, weights, scale);
+    const T relative = T(rtol), absolute = T(atol);
+    field_.kernels->error(y0, y1, slopes_.data(), coefficients_.data(), &relative, &absolute, false,
+                          count, frame.extent(field_.dim()), sums_.data());
     const int64_t valid = frame.by_sample ? field_.dim() : frame.samples;
     double total = 0;
-    for (int64_t i = 0; i < valid; ++i) total += double(sums[i]);
+    for (int64_t i = 0; i < valid; ++i) total += double(sums_[size_t(i)]);
     return total;
   }
 
@@ -98,21 +97,21 @@ class TileArithmetic {
   }
 
  private:
-  void prepare(const std::vector<T*>& k, const Weights& weights, double scale, int64_t columns) {
+  int prepare(T* const* k, const Weights& weights, double scale) {
     const size_t count = weights.stages.size();
-    if (coefficients_.size() < count * size_t(columns)) {
-      coefficients_.resize(count * size_t(columns));
+    if (coefficients_.size() < count) {
+      coefficients_.resize(count);
+      slopes_.resize(count);
     }
-    slopes_.resize(count);
     for (size_t j = 0; j < count; ++j) {
-      slopes_[j] = k[size_t(weights.stages[j])];
-      std::fill_n(coefficients_.data() + j * size_t(columns), columns,
-                  T(scale * weights.values[j]));
+      slopes_[j] = k[weights.stages[j]];
+      coefficients_[j] = T(scale * weights.values[j]);
     }
+    return int(count);
   }
 
   const MlpField<T>& field_;
-  std::vector<T> coefficients_, times_, tolerances_;
+  std::vector<T> coefficients_, times_, sums_;
   std::vector<const T*> slopes_;
 };
 

@@ -59,14 +59,16 @@ struct MlpKernels {
   // g *= activation'(z), where a is activation(z).
   void (*derive)(Activation, const T* z, const T* a, T* g, const Extent&);
 
-  // out = y + sum_j c_j k_j, with one weight for each column: c [count, columns]; without y where
-  // it is null.
-  void (*combine)(const T* y, const T* const* k, const T* c, int count, const Extent&, T* out);
+  // out = y + sum_j c_j k_j; without y where it is null. c is [count] or, `by_column`, has a weight
+  // for each column: [count, columns].
+  void (*combine)(const T* y, const T* const* k, const T* c, bool by_column, int count,
+                  const Extent&, T* out);
   // to[column t_stride + row] = from[row columns + column] for whole vectors of columns.
   void (*transpose)(const T* from, int64_t rows, int64_t columns, T* to, int64_t t_stride);
-  // For each column the sum over rows of (sum_j c_j k_j / (atol + rtol max(|y0|, |y1|)))^2.
-  void (*error)(const T* y0, const T* y1, const T* const* k, const T* c, int count, const T* rtol,
-                const T* atol, const Extent&, T* sums);
+  // For each column the sum over rows of (sum_j c_j k_j / (atol + rtol max(|y0|, |y1|)))^2, with
+  // weights and tolerances for each of them too if `by_column`.
+  void (*error)(const T* y0, const T* y1, const T* const* k, const T* c, const T* rtol,
+                const T* atol, bool by_column, int count, const Extent&, T* sums);
 };
 
 enum class InstructionSet : int { kBaseline, kV3, kV4 };
@@ -75,22 +77,31 @@ enum class InstructionSet : int { kBaseline, kV3, kV4 };
 template <class T>
 const MlpKernels<T>* mlp_kernels(InstructionSet which);
 
-// Rows of a block that begins at `row`, where `rows` are cut into blocks of at most `largest` and
-// about one size.
-inline int64_t block_rows(int64_t rows, int64_t largest, int64_t row) {
-  const int64_t blocks = (rows + largest - 1) / largest;
-  const int64_t size = rows / blocks, longer = rows % blocks;
-  return row < longer * (size + 1) ? size + 1 : size;
-}
+// Rows cut into blocks of at most `largest` and about one size: the first ones are longer.
+class Blocks {
+ public:
+  Blocks(int64_t rows, int64_t largest) {
+    const int64_t blocks = (rows + largest - 1) / largest;
+    size_ = rows / blocks;
+    longer_ = rows % blocks * (size_ + 1);
+  }
+  // Rows of the block that begins at `row`.
+  int64_t at(int64_t row) const { return row < longer_ ? size_ + 1 : size_; }
 
-inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+ private:
+  int64_t size_, longer_;
+};
+
+// `unit` is a power of two: a division would take as long as many a product here.
+inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) & -unit; }
 
 // The matrix w[m row + k column] for multiply_left: rows * depth numbers.
 template <class T>
 void pack_left(const T* w, int64_t row, int64_t column, int64_t rows, int64_t depth, int block,
                T* out) {
+  const Blocks blocks(rows, block);
   for (int64_t m = 0; m < rows;) {
-    const int64_t size = block_rows(rows, block, m);
+    const int64_t size = blocks.at(m);
     for (int64_t k = 0; k < depth; ++k) {
       for (int64_t i = 0; i < size; ++i) *out++ = w[(m + i) * row + k * column];
     }
@@ -110,9 +121,9 @@ void pack_right(const T* w, int64_t row, int64_t column, int64_t depth, int64_t 
   for (int64_t n = 0; n < columns;) {
     const int64_t size = panel_columns(columns, lanes, n);
     for (int64_t k = 0; k < depth; ++k) {
-      for (int64_t i = 0; i < size; ++i) {
-        *out++ = n + i < columns ? w[k * row + (n + i) * column] : T(0);
-      }
+      const int64_t there = n + size < columns ? size : columns - n;
+      for (int64_t i = 0; i < there; ++i) *out++ = w[k * row + (n + i) * column];
+      for (int64_t i = there; i < size; ++i) *out++ = 0;
     }
     n += size;
   }

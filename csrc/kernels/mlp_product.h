@@ -92,9 +92,9 @@ void block_function(const Product<T>& p, const T* a, const T* b, int64_t b_strid
 
 // Functions for 1 to Rows rows and one or two vectors.
 template <class T, int Rows, int Row, bool Add>
-struct Blocks {
+struct BlockFunctions {
   Block<T> of[Rows][2];
-  constexpr Blocks() : of{} { fill<Rows>(); }
+  constexpr BlockFunctions() : of{} { fill<Rows>(); }
   template <int R>
   constexpr void fill() {
     of[R - 1][0] = &block_function<T, R, 1, Row, Add>;
@@ -105,16 +105,17 @@ struct Blocks {
 
 template <class T>
 void multiply_left(const Product<T>& p) {
-  static constexpr Blocks<T, kBlock, 1, false> kBlocks;
+  static constexpr BlockFunctions<T, kBlock, 1, false> kFunctions;
+  const Blocks blocks(p.rows, kBlock);
   for (int64_t n = 0; n < p.columns;) {
     const int64_t width = panel_columns(p.columns, kLanes<T>, n);
     const T* a = p.a;
     Product<T> part = p;
     for (int64_t m = 0; m < p.rows;) {
-      const int64_t size = block_rows(p.rows, kBlock, m);
+      const int64_t size = blocks.at(m);
       part.a_stride = size;
-      kBlocks.of[size - 1][width > kLanes<T>](part, a, p.b + n, p.b_stride,
-                                              p.c + m * p.c_stride + n);
+      kFunctions.of[size - 1][width > kLanes<T>](part, a, p.b + n, p.b_stride,
+                                                 p.c + m * p.c_stride + n);
       a += size * p.depth;
       m += size;
     }
@@ -124,14 +125,15 @@ void multiply_left(const Product<T>& p) {
 
 template <class T>
 void multiply_right(const Product<T>& p) {
-  static constexpr Blocks<T, kNarrow, 0, false> kBlocks;
+  static constexpr BlockFunctions<T, kNarrow, 0, false> kFunctions;
+  const Blocks blocks(p.rows, kNarrow);
   const T* b = p.b;
   for (int64_t n = 0; n < p.columns;) {
     const int64_t width = panel_columns(p.columns, kLanes<T>, n);
     for (int64_t m = 0; m < p.rows;) {
-      const int64_t size = block_rows(p.rows, kNarrow, m);
-      kBlocks.of[size - 1][width > kLanes<T>](p, p.a + m * p.a_stride, b, width,
-                                              p.c + m * p.c_stride + n);
+      const int64_t size = blocks.at(m);
+      kFunctions.of[size - 1][width > kLanes<T>](p, p.a + m * p.a_stride, b, width,
+                                                 p.c + m * p.c_stride + n);
       m += size;
     }
     b += width * p.depth;
@@ -141,13 +143,14 @@ void multiply_right(const Product<T>& p) {
 
 template <class T, int Row>
 INLINE void accumulate_rows(const Product<T>& p) {
-  static constexpr Blocks<T, kBlock, Row, true> kBlocks;
+  static constexpr BlockFunctions<T, kBlock, Row, true> kFunctions;
+  const Blocks blocks(p.rows, kBlock);
   for (int64_t m = 0; m < p.rows;) {
-    const int64_t size = block_rows(p.rows, kBlock, m);
+    const int64_t size = blocks.at(m);
     for (int64_t n = 0; n < p.columns;) {
       const int64_t width = panel_columns(p.columns, kLanes<T>, n);
-      kBlocks.of[size - 1][width > kLanes<T>](p, p.a + m * Row, p.b + n, p.b_stride,
-                                              p.c + m * p.c_stride + n);
+      kFunctions.of[size - 1][width > kLanes<T>](p, p.a + m * Row, p.b + n, p.b_stride,
+                                                 p.c + m * p.c_stride + n);
       n += width;
     }
     m += size;

@@ -5,11 +5,14 @@
 
 // out = y + sum_j c_j k_j for up to 8 slopes; longer sums are made in several passes.
 template <class T, int Count>
-INLINE void combine_few(const T* y, const T* const* k, const T* c, const Extent& e, T* out) {
+INLINE void combine_few(const T* y, const T* const* k, const T* c, bool by_column, const Extent& e,
+                        T* out) {
   for (int64_t n = 0; n < e.columns; n += kLanes<T>) {
     V<T> weight[Count];
 #pragma GCC unroll 8
-    for (int j = 0; j < Count; ++j) weight[j] = load(c + j * e.columns + n);
+    for (int j = 0; j < Count; ++j) {
+      weight[j] = by_column ? load(c + j * e.columns + n) : splat(c[j]);
+    }
     for (int64_t r = 0; r < e.rows; ++r) {
       const int64_t i = r * e.stride + n;
       V<T> sum = y ? load(y + i) : V<T>{};
@@ -21,7 +24,13 @@ INLINE void combine_few(const T* y, const T* const* k, const T* c, const Extent&
 }
 
 template <class T>
-void combine(const T* y, const T* const* k, const T* c, int count, const Extent& e, T* out) {
+void combine(const T* y, const T* const* k, const T* c, bool by_column, int count,
+             const Extent& given, T* out) {
+  Extent e = given;
+  // Rows of one vector each, in the order in which they lie.
+  if (!by_column && e.stride == e.columns) {
+    e = {e.rows * (e.columns / kLanes<T>), kLanes<T>, kLanes<T>};
+  }
   do {
     const int now = count < 8 ? count : 8;
     switch (now) {
@@ -34,46 +43,49 @@ void combine(const T* y, const T* const* k, const T* c, int count, const Extent&
         }
         break;
       case 1:
-        combine_few<T, 1>(y, k, c, e, out);
+        combine_few<T, 1>(y, k, c, by_column, e, out);
         break;
       case 2:
-        combine_few<T, 2>(y, k, c, e, out);
+        combine_few<T, 2>(y, k, c, by_column, e, out);
         break;
       case 3:
-        combine_few<T, 3>(y, k, c, e, out);
+        combine_few<T, 3>(y, k, c, by_column, e, out);
         break;
       case 4:
-        combine_few<T, 4>(y, k, c, e, out);
+        combine_few<T, 4>(y, k, c, by_column, e, out);
         break;
       case 5:
-        combine_few<T, 5>(y, k, c, e, out);
+        combine_few<T, 5>(y, k, c, by_column, e, out);
         break;
       case 6:
-        combine_few<T, 6>(y, k, c, e, out);
+        combine_few<T, 6>(y, k, c, by_column, e, out);
         break;
       case 7:
-        combine_few<T, 7>(y, k, c, e, out);
+        combine_few<T, 7>(y, k, c, by_column, e, out);
         break;
       default:
-        combine_few<T, 8>(y, k, c, e, out);
+        combine_few<T, 8>(y, k, c, by_column, e, out);
     }
     y = out;
     k += now;
-    c += now * e.columns;
+    c += by_column ? now * e.columns : now;
     count -= now;
   } while (count > 0);
 }
 
 template <class T>
-void error(const T* y0, const T* y1, const T* const* k, const T* c, int count, const T* rtol,
-           const T* atol, const Extent& e, T* sums) {
+void error(const T* y0, const T* y1, const T* const* k, const T* c, const T* rtol, const T* atol,
+           bool by_column, int count, const Extent& e, T* sums) {
+  const auto number = [&](const T* from, int64_t n)
+                          INLINE_LAMBDA { return by_column ? load(from + n) : splat(*from); };
+  const int64_t step = by_column ? e.columns : 1;
   for (int64_t n = 0; n < e.columns; n += kLanes<T>) {
     V<T> total = {};
-    const V<T> relative = load(rtol + n), absolute = load(atol + n);
+    const V<T> relative = number(rtol, n), absolute = number(atol, n);
     for (int64_t r = 0; r < e.rows; ++r) {
       const int64_t i = r * e.stride + n;
       V<T> sum = {};
-      for (int j = 0; j < count; ++j) sum += load(c + j * e.columns + n) * load(k[j] + i);
+      for (int j = 0; j < count; ++j) sum += number(c + j * step, n) * load(k[j] + i);
       const V<T> before = magnitude<T, 1>({load(y0 + i)}).v[0];
       const V<T> after = magnitude<T, 1>({load(y1 + i)}).v[0];
       const V<T> ratio = sum / (absolute + relative * (before > after ? before : after));

@@ -32,6 +32,16 @@ std::vector<LayerTensors> mlp_layers(at::TensorList parameters, at::IntArrayRef 
   return layers;
 }
 
+MlpArguments mlp_arguments(const std::vector<LayerTensors>& layers) {
+  MlpArguments out;
+  for (const LayerTensors& each : layers) {
+    out.parameters.push_back(each.weight);
+    if (each.bias.defined()) out.parameters.push_back(each.bias);
+    out.layout.insert(out.layout.end(), {each.time_column, each.bias.defined() ? 1 : 0});
+  }
+  return out;
+}
+
 bool mlp_fits(const std::vector<LayerTensors>& layers, const Tensor& y0) {
   const auto dtype = y0.scalar_type();
   if (!(y0.is_cpu() || y0.is_cuda()) || y0.layout() != at::kStrided || y0.is_conj() ||

@@ -51,14 +51,12 @@ std::vector<typename MlpField<T>::Source> sources(const std::vector<LayerTensors
   return out;
 }
 
-inline std::vector<LayerTensors> contiguous(const std::vector<LayerTensors>& layers) {
-  std::vector<LayerTensors> out;
-  out.reserve(layers.size());
-  for (const LayerTensors& each : layers) {
-    out.push_back({each.weight.contiguous(),
-                   each.bias.defined() ? each.bias.contiguous() : at::Tensor(), each.time_column});
+inline std::vector<LayerTensors> contiguous(std::vector<LayerTensors> layers) {
+  for (LayerTensors& each : layers) {
+    if (!each.weight.is_contiguous()) each.weight = each.weight.contiguous();
+    if (each.bias.defined() && !each.bias.is_contiguous()) each.bias = each.bias.contiguous();
   }
-  return out;
+  return layers;
 }
 
 // Gradients of a field's parameters as the caller has them, and the sum over all evaluations of

@@ -15,15 +15,15 @@ std::vector<double> read_times(const Tensor& t) {
   return times;
 }
 
-MlpOptions mlp_options(const Tensor& t, int64_t activation, const MlpMethod& with, double rtol,
-                       double atol, at::ArrayRef<double> controller,
+MlpOptions mlp_options(std::vector<double> times, int64_t activation, const MlpMethod& with,
+                       double rtol, double atol, at::ArrayRef<double> controller,
                        std::optional<double> first_step, int64_t max_num_steps, bool counted_anew,
                        const std::optional<Tensor>& grid, bool perturb, bool stiffness, bool keep) {
   TORCH_CHECK_VALUE(activation >= 0 && activation < kActivations, "unknown activation ",
                     activation);
   MlpOptions options;
   options.tableau = with.tableau;
-  options.times = read_times(t);
+  options.times = std::move(times);
   options.adaptive = !controller.empty();
   if (options.adaptive) {
     TORCH_CHECK_VALUE(controller.size() == 9 && !with.tableau->error.stages.empty(),

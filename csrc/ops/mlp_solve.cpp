@@ -1,6 +1,7 @@
 // Schema and CPU implementations of `mlp_solve` and `mlp_solve_backward`.
 #include "ops/mlp_solve.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <torch/library.h>
@@ -31,30 +32,21 @@ struct Run {
   MlpTrace trace;
 };
 
-Run run(const Tensor& y0, const Tensor& t, at::TensorList parameters, at::IntArrayRef layout,
-        int64_t activation, std::string_view method, double rtol, double atol,
-        at::ArrayRef<double> controller, optional<double> first_step, int64_t max_num_steps,
-        bool counted_anew, const optional<Tensor>& grid, bool perturb, bool stiffness, bool keep,
+// `layers` fit y0.
+Run run(const Tensor& y0, std::vector<LayerTensors> given, int64_t activation, MlpOptions options,
         int64_t instructions) {
-  Tape* const tape = TapeGuard::take();
-  const std::vector<LayerTensors> layers = contiguous(mlp_layers(parameters, layout));
-  TORCH_CHECK_VALUE(mlp_fits(layers, y0),
-                    "y0 and parameters must be float32 or float64 on the CPU, of one dtype, and "
-                    "layers must fit each other and the last dimension of y0");
-  MlpOptions options =
-      mlp_options(t, activation, mlp_method(method), rtol, atol, controller, first_step,
-                  max_num_steps, counted_anew, grid, perturb, stiffness, keep);
-  options.tape = keep ? tape : nullptr;
-
+  const std::vector<LayerTensors> layers = contiguous(std::move(given));
   const Tensor start = y0.contiguous();
-  std::vector<int64_t> shape = y0.sizes().vec();
-  shape.insert(shape.begin(), int64_t(options.times.size()));
-  const Tensor ys = at::empty(shape, y0.options());
+  std::vector<int64_t> shape;
+  shape.reserve(size_t(y0.dim()) + 2);
+  shape.push_back(int64_t(options.times.size()));
+  shape.insert(shape.end(), y0.sizes().begin(), y0.sizes().end());
+  const Tensor ys(at::detail::empty_cpu(shape, y0.scalar_type()));
   const int64_t batch = y0.numel() / y0.size(-1), parts = options.parts();
+  const int64_t max_num_steps = options.max_num_steps;
+  const bool keep = options.keep_states;
   MlpTrace trace;
   Tensor kept;
-  shape.insert(shape.begin(), {0, parts});
-  shape.erase(shape.begin() + 2);
   dispatch_real(y0.scalar_type(), [&]<class T>(T*) {
     const MlpKernels<T>* const table = kernels<T>(instructions);
     const auto from = sources<T>(layers);
@@ -64,8 +56,10 @@ Run run(const Tensor& y0, const Tensor& t, at::TensorList parameters, at::IntArr
     trace = solve.run(start.const_data_ptr<T>(), ys.mutable_data_ptr<T>(),
                       thread_count(field.multiplications() * batch), parallel);
     if (!keep || trace.ending != Ending::kFinished) return;
-    shape[0] = int64_t(trace.edges.size()) - 1;
-    solve.kept().reserve(shape[0] * parts * y0.numel());
+    const int64_t steps = int64_t(trace.edges.size()) - 1;
+    solve.kept().reserve(steps * parts * y0.numel());
+    shape[0] = parts;
+    shape.insert(shape.begin(), steps);
     kept =
         at::from_blob(solve.kept().release(), shape, [](void* x) { std::free(x); }, y0.options());
   });
@@ -73,7 +67,6 @@ Run run(const Tensor& y0, const Tensor& t, at::TensorList parameters, at::IntArr
     mlp_calls().fail(trace, y0, max_num_steps);
     TORCH_CHECK(false, "a solve ended without a reason");
   }
-  if (keep && !kept.defined()) kept = at::empty(shape, y0.options());
   return {ys, kept, std::move(trace)};
 }
 
@@ -83,9 +76,16 @@ MlpResult mlp_solve_cpu(const Tensor& y0, const Tensor& t, at::TensorList parame
                         optional<double> first_step, int64_t max_num_steps, bool counted_anew,
                         const optional<Tensor>& grid, bool perturb, bool stiffness, bool keep,
                         bool /*tape*/, optional<int64_t> /*slots*/, int64_t instructions) {
-  auto [ys, kept, trace] =
-      run(y0, t, parameters, layout, activation, method, rtol, atol, controller, first_step,
-          max_num_steps, counted_anew, grid, perturb, stiffness, keep, instructions);
+  Tape* const tape_at_hand = TapeGuard::take();
+  std::vector<LayerTensors> layers = mlp_layers(parameters, layout);
+  TORCH_CHECK_VALUE(mlp_fits(layers, y0),
+                    "y0 and parameters must be float32 or float64 on the CPU, of one dtype, and "
+                    "layers must fit each other and the last dimension of y0");
+  MlpOptions options =
+      mlp_options(read_times(t), activation, mlp_method(method), rtol, atol, controller, first_step,
+                  max_num_steps, counted_anew, grid, perturb, stiffness, keep);
+  options.tape = keep ? tape_at_hand : nullptr;
+  auto [ys, kept, trace] = run(y0, std::move(layers), activation, std::move(options), instructions);
   if (!keep) {
     std::vector<int64_t> none = y0.sizes().vec();
     none.insert(none.begin(), {0, controller.empty() ? 1 : 2});
@@ -172,15 +172,10 @@ MlpGradientTensors mlp_solve_backward_cpu(const optional<Tensor>& of_ys,
 
 }  // namespace
 
-Tensor mlp_solve_states(const Tensor& y0, const Tensor& t, at::TensorList parameters,
-                        at::IntArrayRef layout, int64_t activation, std::string_view method,
-                        double rtol, double atol, at::ArrayRef<double> controller,
-                        optional<double> first_step, int64_t max_num_steps, bool counted_anew,
-                        const optional<Tensor>& grid, bool perturb, int64_t instructions) {
+Tensor mlp_solve_states(const Tensor& y0, std::vector<LayerTensors> layers, int64_t activation,
+                        MlpOptions options, int64_t instructions) {
   const at::AutoDispatchBelowADInplaceOrView below;
-  return run(y0, t, parameters, layout, activation, method, rtol, atol, controller, first_step,
-             max_num_steps, counted_anew, grid, perturb, false, false, instructions)
-      .ys;
+  return run(y0, std::move(layers), activation, std::move(options), instructions).ys;
 }
 
 MlpResult call_mlp_solve(const Tensor& y0, const Tensor& t, at::TensorList parameters,

@@ -21,6 +21,13 @@ namespace fastnode {
 // has one; `layout` for each layer the time's column and whether there is a bias.
 std::vector<LayerTensors> mlp_layers(at::TensorList parameters, at::IntArrayRef layout);
 
+// The ops' arguments from layers.
+struct MlpArguments {
+  std::vector<at::Tensor> parameters;
+  std::vector<int64_t> layout;
+};
+MlpArguments mlp_arguments(const std::vector<LayerTensors>& layers);
+
 // Whether these are tensors that mlp_solve takes: float32 or float64 on the CPU or on one GPU, the
 // sizes of the layers fitting each other and y0's last dimension.
 bool mlp_fits(const std::vector<LayerTensors>& layers, const at::Tensor& y0);
@@ -52,9 +59,9 @@ const MlpMethod& mlp_method(std::string_view name);
 
 std::vector<double> read_times(const at::Tensor& t);
 
-// From the arguments of mlp_solve, checked.
-MlpOptions mlp_options(const at::Tensor& t, int64_t activation, const MlpMethod& with, double rtol,
-                       double atol, at::ArrayRef<double> controller,
+// From the arguments of mlp_solve, checked, but for the times: see read_times.
+MlpOptions mlp_options(std::vector<double> times, int64_t activation, const MlpMethod& with,
+                       double rtol, double atol, at::ArrayRef<double> controller,
                        std::optional<double> first_step, int64_t max_num_steps, bool counted_anew,
                        const std::optional<at::Tensor>& grid, bool perturb, bool stiffness,
                        bool keep);
@@ -111,13 +118,9 @@ MlpResult call_mlp_solve(const at::Tensor& y0, const at::Tensor& t, at::TensorLi
                          bool keep, bool tape, std::optional<int64_t> slots, int64_t instructions);
 
 // ys alone, where nothing needs a gradient: straight, as the way through the dispatcher and the
-// records take 1 us, a seventh of a solve of one sample of a small field.
-at::Tensor mlp_solve_states(const at::Tensor& y0, const at::Tensor& t, at::TensorList parameters,
-                            at::IntArrayRef layout, int64_t activation, std::string_view method,
-                            double rtol, double atol, at::ArrayRef<double> controller,
-                            std::optional<double> first_step, int64_t max_num_steps,
-                            bool counted_anew, const std::optional<at::Tensor>& grid, bool perturb,
-                            int64_t instructions);
+// records take 1 us, a seventh of a solve of one sample of a small field. `layers` fit y0.
+at::Tensor mlp_solve_states(const at::Tensor& y0, std::vector<LayerTensors> layers,
+                            int64_t activation, MlpOptions options, int64_t instructions);
 
 // Gradients of y0, of t (float64, or none), and of the parameters (or none). `kept` is that of the
 // solve, or with `slots` y0.

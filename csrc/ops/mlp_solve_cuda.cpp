@@ -136,8 +136,8 @@ MlpResult mlp_solve_on_cuda(const Tensor& y0, const Tensor& t, at::TensorList pa
                     "layers must fit each other and the last dimension of y0");
   const MlpMethod& with = mlp_method(method);
   const MlpOptions options =
-      mlp_options(t.cpu(), activation, with, rtol, atol, controller, first_step, max_num_steps,
-                  counted_anew, grid, perturb, stiffness, keep);
+      mlp_options(read_times(t.cpu()), activation, with, rtol, atol, controller, first_step,
+                  max_num_steps, counted_anew, grid, perturb, stiffness, keep);
   void* const stream = current_cuda_stream(y0.device(), "mlp_solve");
   const c10::DeviceGuard guard(y0.device());
   const Tensor start = y0.contiguous(), times = upload(options.times, y0.device());
