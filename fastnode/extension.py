@@ -17,24 +17,25 @@ import torch  # noqa: F401
 
 def native() -> Any:
     """The module ``fastnode._C``; only where AVAILABLE."""
-    return importlib.import_module("fastnode._C")
+    return _native
 
 
-def _load() -> tuple[bool, str]:
+def _load() -> tuple[Any, str]:
     if importlib.util.find_spec("fastnode._C") is None:
-        return False, "not built: no C++ compiler was found when fastnode was installed"
+        return None, "not built: no C++ compiler was found when fastnode was installed"
     try:
-        native()
+        found = importlib.import_module("fastnode._C")
     except ImportError as error:
         raise ImportError(
             "fastnode._C is there but does not load; it was probably built for another torch or "
             f"Python. Rebuild it: pip install --no-build-isolation --force-reinstall . ({error})"
         ) from error
-    return True, "built and loaded"
+    return found, "built and loaded"
 
 
-#: Whether the C++ kernels are active, and the reason in words (``fastnode info`` prints it).
-AVAILABLE, REASON = _load()
+_native, REASON = _load()
+#: Whether the C++ kernels are active; REASON says why in words (``fastnode info`` prints it).
+AVAILABLE = _native is not None
 
 
 def empty_cache() -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx.proxy import TraceError
 
-from fastnode.engines.perceptron import Layers, plain
+from fastnode.engines.perceptron import FIRST, LAST, TIMELESS, Layers, read_layers
 from fastnode.fuse_graph import Net, NotFusable, Reader, Tracer
 from fastnode.nn.fields import ACTIVATION_NUMBERS, ACTIVATIONS, MLPField
 
@@ -23,7 +23,6 @@ class FusedField(nn.Module):
     def __init__(self, module: nn.Module, net: Net):
         super().__init__()
         self.module = module
-        self._net = net
         self._activation = ACTIVATION_NUMBERS[net.activation]
         # Which module stood where: what is put in its place later is not what was read.
         self._places = [
@@ -32,6 +31,8 @@ class FusedField(nn.Module):
             for name, child in parent._modules.items()
         ]
         self._inside = list(module.modules())
+        columns = {None: TIMELESS, "first": FIRST, "last": LAST}
+        self._layers = [(layer, columns[column]) for layer, column in net.layers]
 
     def forward(self, t: Tensor | float, y: Tensor) -> Tensor:
         return self.module(t, y)
@@ -48,17 +49,8 @@ class FusedField(nn.Module):
                     f"the module {name!r} of a fused field has been replaced since fastnode.fuse "
                     "read it: call fuse again"
                 )
-        if not plain(self, *self._inside):
-            return None
-        layers: Layers = []
-        for module, column in self._net.layers:
-            own = module._parameters
-            weight = own.get("weight")
-            if weight is None:
-                return None
-            place = -1 if column is None else 0 if column == "first" else weight.shape[1] - 1
-            layers.append((weight, own["bias"], place))
-        return layers, self._activation
+        found = read_layers([self, *self._inside], self._layers)
+        return None if found is None else (found, self._activation)
 
 
 def fuse(module: Callable[..., Any]) -> Any:
@@ -88,13 +80,14 @@ def fuse(module: Callable[..., Any]) -> Any:
         graph = tracer.trace(module)
     except (TraceError, TypeError, RuntimeError, AttributeError, ValueError) as error:
         raise NotFusable(f"forward cannot be traced: {error}", str(error)) from error
-    fused = FusedField(module, Reader(module, graph).read())
-    _check(fused)
+    net = Reader(module, graph).read()
+    fused = FusedField(module, net)
+    _check(fused, ACTIVATIONS[net.activation])
     return fused
 
 
 @torch.no_grad()
-def _check(fused: FusedField) -> None:
+def _check(fused: FusedField, activate: Callable[[Tensor], Tensor]) -> None:
     """Compares what was read with what the module does, at one point."""
     layers, _ = fused.perceptron() or ([], 0)
     if not layers:
@@ -113,7 +106,6 @@ def _check(fused: FusedField) -> None:
     except (RuntimeError, IndexError) as error:
         raise NotFusable(f"the module fails for a state [3, {y.shape[1]}]: {error}", "") from error
     z = y
-    activate = ACTIVATIONS[fused._net.activation]
     for i, (weight, bias, column) in enumerate(layers):
         if i:
             z = activate(z)

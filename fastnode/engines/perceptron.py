@@ -7,15 +7,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastnode import extension
+
 #: (weight, bias, column of the time or -1) of each layer, number of the activation.
 Layers = list[tuple[Tensor, Tensor | None, int]]
 Perceptron = tuple[Layers, int]
 
 
-def plain(*modules: nn.Module) -> bool:
-    """Whether calling each of ``modules`` is calling its class's forward and nothing else. All in
-    one call, as every solve asks."""
-    for module in modules:
+#: Where the weight of a layer has the time's column.
+TIMELESS, FIRST, LAST = -1, 0, -2
+
+
+def read_layers(inside: list[nn.Module], layers: list[tuple[nn.Module, int]]) -> Layers | None:
+    """What linear layers hold, each given with TIMELESS, FIRST or LAST; None unless calling each of
+    ``inside`` is calling its class's forward and nothing else, and layers hold parameters."""
+    if extension.AVAILABLE and not torch.compiler.is_compiling():
+        # The same (csrc/driver/layer_bindings.cpp), as every solve asks.
+        return extension.native().read_layers(inside, layers)
+    for module in inside:
         own = module.__dict__
         if (
             own["_forward_hooks"]
@@ -24,8 +33,15 @@ def plain(*modules: nn.Module) -> bool:
             or own["_backward_pre_hooks"]
             or "forward" in own
         ):
-            return False
-    return True
+            return None
+    found: Layers = []
+    for module, column in layers:
+        held: Any = module._parameters
+        weight = held.get("weight")
+        if weight is None or "bias" not in held:
+            return None
+        found.append((weight, held["bias"], weight.shape[1] - 1 if column == LAST else column))
+    return found
 
 
 def perceptron(func: Any) -> Perceptron | None:

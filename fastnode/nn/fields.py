@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastnode.engines.perceptron import plain
+from fastnode.engines.perceptron import LAST, TIMELESS, read_layers
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
@@ -179,18 +179,13 @@ class MLPField(nn.Module):
         # self.layers goes through a function of nn.Module's in Python, and every solve asks.
         layer_list: Any = self._modules["layers"]
         parts = layer_list._modules.values()
-        if not plain(self, *parts):
-            return None
         layers = []
         for layer in parts:
-            own = layer._parameters
-            weight = own.get("weight")
-            if type(layer) not in (TimeLinear, nn.Linear) or weight is None:
+            if type(layer) not in (TimeLinear, nn.Linear):
                 return None
-            bias = own["bias"]
-            timed = type(layer) is TimeLinear
-            layers.append((weight, bias, weight.shape[1] - 1 if timed else -1))
-        return layers, ACTIVATION_NUMBERS[self.activation]
+            layers.append((layer, LAST if type(layer) is TimeLinear else TIMELESS))
+        found = read_layers([self, *parts], layers)
+        return None if found is None else (found, ACTIVATION_NUMBERS[self.activation])
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, activation={self.activation}, time={self.time}"

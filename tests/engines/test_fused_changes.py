@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 import fastnode
 from fastnode import extension
@@ -21,6 +22,17 @@ class Plain(nn.Module):
 
     def forward(self, t, y):
         return self.net(y)
+
+
+class TimeFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, t, y):
+        return self.last(
+            torch.tanh(self.first(torch.cat([t * torch.ones_like(y[..., :1]), y], -1)))
+        )
 
 
 def make(kind):
@@ -62,13 +74,56 @@ def test_changed_parameters_are_used(kind):
     agrees(field, y0.double())
 
 
+@pytest.mark.parametrize("name", ["weight", "bias"])
 @pytest.mark.parametrize("kind", ["MLPField", "fuse"])
-def test_parametrised_layers_are_solved_by_other_engines(kind):
+def test_parametrised_layers_are_solved_by_other_engines(kind, name):
     field, y0 = make(kind), torch.randn(3, 2)
-    torch.nn.utils.parametrizations.weight_norm(linear(field)[0])
+    parametrize.register_parametrization(linear(field)[0], name, nn.Tanh())
     solution = fastnode.odeint(field, y0, T)
     assert solution.grad_fn.name() != "MlpSolveBackward"
     torch.testing.assert_close(solution, fastnode.odeint(lambda t, y: field(t, y), y0, T))
+
+
+def replace_forward(module):
+    before = module.forward
+    module.forward = lambda *args: 2 * before(*args)
+
+
+CHANGES = {
+    "forward hook": lambda module: module.register_forward_hook(lambda *args: None),
+    "forward pre-hook": lambda module: module.register_forward_pre_hook(lambda *args: None),
+    "backward hook": lambda module: module.register_full_backward_hook(lambda *args: None),
+    "backward pre-hook": lambda module: module.register_full_backward_pre_hook(lambda *args: None),
+    "forward of its own": replace_forward,
+    "no weight": lambda module: setattr(module, "weight", None),
+    "weight that is no parameter": lambda module: delattr(module, "weight"),
+    "bias that is no parameter": lambda module: delattr(module, "bias"),
+}
+
+
+@pytest.mark.parametrize("reader", ["C++", "Python"])
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("kind", ["MLPField", "fuse"])
+def test_both_readers_see_what_a_call_would_do(kind, change, reader, monkeypatch):
+    """What torch.compile traces, and what reads the field otherwise."""
+    if reader == "Python":
+        monkeypatch.setattr(extension, "AVAILABLE", False)
+    field = make(kind)
+    layers, _ = field.perceptron()
+    for (weight, bias, column), module in zip(layers, linear(field), strict=True):
+        assert weight is module.weight and bias is module.bias and column == -1
+    CHANGES[change](linear(field)[1])
+    assert field.perceptron() is None
+
+
+@pytest.mark.parametrize("reader", ["C++", "Python"])
+def test_both_readers_find_the_column_of_the_time(reader, monkeypatch):
+    if reader == "Python":
+        monkeypatch.setattr(extension, "AVAILABLE", False)
+    layers, _ = MLPField(2, 8, 3, time="once").perceptron()
+    assert [column for _, _, column in layers] == [2, -1, -1]
+    fused = fastnode.fuse(TimeFirst())
+    assert [column for _, _, column in fused.perceptron()[0]] == [0, -1]
 
 
 @pytest.mark.parametrize("kind", ["MLPField", "fuse"])
