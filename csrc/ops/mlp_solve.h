@@ -118,7 +118,7 @@ MlpResult call_mlp_solve(const at::Tensor& y0, const at::Tensor& t, at::TensorLi
                          bool keep, bool tape, std::optional<int64_t> slots, int64_t instructions);
 
 // ys alone, where nothing needs a gradient: straight, as the way through the dispatcher and the
-// records take 1 us, a seventh of a solve of one sample of a small field. `layers` fit y0.
+// records would take a good part of a solve of one sample of a small field. `layers` fit y0.
 at::Tensor mlp_solve_states(const at::Tensor& y0, std::vector<LayerTensors> layers,
                             int64_t activation, MlpOptions options, int64_t instructions);
 
