@@ -1,5 +1,5 @@
-// fastnode._C.read_layers, which fastnode.engines.perceptron calls and describes. Every solve asks
-// half a dozen modules for half a dozen entries each: in Python longer than a small solve's steps.
+// fastnode._C.read_layers, which fastnode.engines.perceptron calls and describes: the same in C++,
+// as every solve asks half a dozen modules for half a dozen entries each.
 #include <torch/csrc/autograd/python_variable.h>
 
 #include "driver/bindings.h"

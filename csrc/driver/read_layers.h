@@ -13,8 +13,8 @@ namespace fastnode {
 
 inline bool is_plain(py::handle x) { return THPVariable_CheckExact(x.ptr()); }
 
-// Whether all of them are plain tensors. Without the casters of pybind11, which take longer than a
-// step of a small field.
+// Whether all of them are plain tensors. Without the casters of pybind11, which show in the time of
+// a small solve.
 inline bool read_layers(const py::list& layers, std::vector<LayerTensors>& out) {
   out.reserve(layers.size());
   for (const py::handle each : layers) {

@@ -74,11 +74,14 @@ def test_changed_parameters_are_used(kind):
     agrees(field, y0.double())
 
 
-@pytest.mark.parametrize("name", ["weight", "bias"])
+@pytest.mark.parametrize("what", ["weight norm", "weight", "bias"])
 @pytest.mark.parametrize("kind", ["MLPField", "fuse"])
-def test_parametrised_layers_are_solved_by_other_engines(kind, name):
+def test_parametrised_layers_are_solved_by_other_engines(kind, what):
     field, y0 = make(kind), torch.randn(3, 2)
-    parametrize.register_parametrization(linear(field)[0], name, nn.Tanh())
+    if what == "weight norm":
+        torch.nn.utils.parametrizations.weight_norm(linear(field)[0])
+    else:
+        parametrize.register_parametrization(linear(field)[0], what, nn.Tanh())
     solution = fastnode.odeint(field, y0, T)
     assert solution.grad_fn.name() != "MlpSolveBackward"
     torch.testing.assert_close(solution, fastnode.odeint(lambda t, y: field(t, y), y0, T))
