@@ -75,6 +75,48 @@ def test_solve(benchmark, size, engine):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("size", SIZES[1:], ids=str)
+def test_tensor_cores(benchmark, size):
+    """Both at the precision "high": the fused engine's three products for one, torch's TF32."""
+    state, hidden, batch = size
+    module, y0 = Field(state, hidden), initial(state, batch)
+    field = fastnode.fuse(module)
+
+    def at(precision, call):
+        def run():
+            torch.set_float32_matmul_precision(precision)
+            try:
+                return call()
+            finally:
+                torch.set_float32_matmul_precision("highest")
+
+        return run
+
+    def fused():
+        solution = fastnode.solve(field, y0, TIMES, method="dopri5", engine="fused", **TOLERANCE)
+        return solution.ys[-1]
+
+    def theirs():
+        return torchdiffeq.odeint(module, y0, TIMES, method="dopri5", **TOLERANCE)[-1]
+
+    try:
+        found = at("high", fused)()
+    except ValueError as error:
+        pytest.skip(f"engine 'fused': {error}")
+    torch.testing.assert_close(found, theirs(), rtol=1e-3, atol=1e-3)
+    references = {"threads": at("highest", fused), "torchdiffeq": at("high", theirs)}
+    compare(
+        benchmark,
+        "odeint on a GPU, fused by tensor cores",
+        str(size),
+        at("high", fused),
+        references,
+        rounds=6,
+        budget=0.05,
+    )
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_fixed_steps(benchmark, size):
     state, hidden, batch = size

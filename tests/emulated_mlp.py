@@ -57,7 +57,7 @@ class Problem(ctypes.Structure):
         ("counts", POINTER(c_int64)),
         ("ended", DOUBLES),
         *((name, POINTER(c_int64)) for name in ("launches", "plan")),
-        ("far", c_int),
+        *((name, c_int) for name in ("far", "tensor")),
     ]
 
 
@@ -155,9 +155,11 @@ def run(
     room: int = 512,
     keep: bool = False,
     far: bool = False,
+    tensor: bool = False,
 ) -> Result | None:
     """None where the kernels do not take it. ``times`` [T], or [batch, T] by sample; ``far``:
-    weights in device memory although there is room for them in shared memory."""
+    weights in device memory although there is room for them in shared memory; ``tensor``: by tensor
+    cores where that is thought to pay."""
     told, held = layers_of(field)
     batch, dim = y0.shape
     y0 = y0.contiguous()
@@ -218,6 +220,7 @@ def run(
         launches=ctypes.pointer(launches),
         plan=plan,
         far=far,
+        tensor=tensor,
     )
     error = kernels().mlp_solve(ctypes.byref(problem))
     del held

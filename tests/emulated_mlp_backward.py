@@ -62,10 +62,11 @@ def back(
     parameters: bool = True,
     sums_apart: bool = False,
     far: bool = False,
+    tensor: bool = False,
 ) -> Gradients | None:
     """The way back of a solve from the gradient of its solution; ``edges`` of its steps, or by
-    sample a list of where each sample's end; ``far`` as that of ``run``. None where the kernels do
-    not take it."""
+    sample a list of where each sample's end; ``far`` and ``tensor`` as those of ``run``. None where
+    the kernels do not take it."""
     told, held = layers_of(field)
     outputs, batch, dim = of_ys.shape
     of_ys = of_ys.contiguous()
@@ -95,6 +96,7 @@ def back(
         **by_sample,
         plan=plan,
         far=far,
+        tensor=tensor,
     )
     way = _Way(
         of_ys=pointer(of_ys),

@@ -69,10 +69,10 @@ FASTNODE_DECLARE_MLP_BACKWARD(double)
 #undef FASTNODE_DECLARE_MLP_BACKWARD
 
 // A sample in a block on its way back: the step at hand, and the outputs in it, from `from` up to
-// `until`.
+// `until`; the last is at the step's end if `inner` is less.
 struct MlpWay {
   double t, t1, direction;
-  int64_t sample, step, from, until;
+  int64_t sample, step, from, inner, until;
   bool busy, arrived;
 };
 

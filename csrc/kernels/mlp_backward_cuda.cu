@@ -17,7 +17,6 @@ struct Backward : MlpSteps<T, false, Far> {
   using Steps::groups;
   using Steps::meet;
   using Steps::memory;
-  using Steps::offset;
   using Steps::s;
   using Steps::samples;
   using Steps::slope;
@@ -51,9 +50,9 @@ struct Backward : MlpSteps<T, false, Far> {
     if (threadIdx.x == 0) {
       *memory.next = 0;
       MlpBackTable<T>& table = static_cast<MlpBackTable<T>&>(*memory.table);
-      table.hidden = offset(own.hidden);
-      table.slopes = offset(own.slopes);
-      table.times = offset(own.times);
+      table.hidden = place_of(own.hidden);
+      table.slopes = place_of(own.slopes);
+      table.times = place_of(own.times);
       table.sums = sums();
     }
     if (leads) own.ways[s] = MlpWay{};
@@ -93,15 +92,20 @@ struct Backward : MlpSteps<T, false, Far> {
     for (int64_t i = threadIdx.x; i < numbers; i += threads()) to[i] = own.totals[i];
   }
 
-  // A step of each sample; places without one go along.
-  __device__ void step_back(const MlpWay& way) {
-    const DeviceTableau& tableau = task.tableau;
-    const bool adaptive = back.adaptive, busy = way.busy;
+  // Read again where it is needed, as numbers that outlive a pull take registers from it.
+  __device__ static Course course_of(const MlpWay& way) {
     Course course;
     course.t = way.t;
     course.t1 = way.t1;
     course.step = way.t1 - way.t;
     course.direction = way.direction;
+    return course;
+  }
+
+  // A step of each sample; places without one go along.
+  __device__ void step_back(const MlpWay& way) {
+    const DeviceTableau& tableau = task.tableau;
+    const bool adaptive = back.adaptive, busy = way.busy;
     if (busy) {
       const int64_t row = task.batch * task.field.dim;
       const T* const from = back.kept + way.step * (adaptive ? 2 : 1) * row;
@@ -111,42 +115,39 @@ struct Backward : MlpSteps<T, false, Far> {
     }
     if (!adaptive) {
       meet();
-      Steps::evaluate(first_time(course), memory.y, slope(0));
+      Steps::evaluate(first_time(course_of(way)), memory.y, slope(0));
     }
-    Steps::take_stages(course, adaptive || task.perturb);
-    const bool any_output = way.from < way.until;
-    const bool at_end = any_output && ways.times(way.sample)[way.until - 1] == way.t1;
-    const int64_t inner = way.until - at_end;  // outputs before the end
-    const bool slopes_needed = way.from < (back.output_rates != nullptr ? way.until : inner);
+    Steps::take_stages(course_of(way), adaptive || task.perturb);
+    const bool slopes_needed = way.from < (back.output_rates != nullptr ? way.until : way.inner);
     int rows = tableau.stages;
     if (tableau.further > 0 && Steps::any(slopes_needed)) {
-      Steps::take_further_stages(course.t, course.t1);
+      Steps::take_further_stages(way.t, way.t1);
       rows += tableau.further;
     }
     if (back.output_rates != nullptr) add_rates();
-    if (at_end) {
-      const T* const of_end = ways.of_output(inner, way.sample);
+    if (way.inner < way.until) {
+      const T* const of_end = ways.of_output(way.inner, way.sample);
       each([&](int d, int i) { own.gy[i] += of_end[d]; });
     }
     for (int j = rows; j-- > (adaptive ? 1 : 0);) {
-      gather(j, rows, course, way, inner);
+      gather(j, rows, way);
       if (j == 0) {
         each([&](int, int i) { memory.stage[i] = memory.y[i]; });
-        pull(first_time(course), 0);
+        pull(first_time(course_of(way)), 0);
         continue;
       }
-      Steps::combine(tableau.row(j), j, course.step, memory.stage);
-      pull(time_of(course, j), j);
+      Steps::combine(tableau.row(j), j, way.t1 - way.t, memory.stage);
+      pull(time_of(course_of(way), j), j);
       // The state of the last stage is the one at the end of the step.
       if (tableau.fsal && j == tableau.stages - 1) {
         each([&](int, int i) { slope(j)[i] += own.gy[i]; });
       }
     }
-    if (adaptive) gather(0, rows, course, way, inner);
+    if (adaptive) gather(0, rows, way);
     each([&](int d, int i) {
       T sum = tableau.fsal ? T(0) : own.gy[i];
       for (int j = adaptive ? 1 : 0; j < rows; ++j) sum += slope(j)[i];
-      for (int64_t o = way.from; o < inner; ++o) sum += ways.of_output(o, way.sample)[d];
+      for (int64_t o = way.from; o < way.inner; ++o) sum += ways.of_output(o, way.sample)[d];
       own.gy[i] = sum;
       if (adaptive) own.carried[i] = own.g[i];
     });
@@ -161,15 +162,14 @@ struct Backward : MlpSteps<T, false, Far> {
   __device__ void pull(T time, int j) const {
     if (leads) own.times[s] = time;
     meet();
-    mlp_pull<T, Far>(time, offset(memory.stage), offset(own.g), offset(slope(j)));
+    mlp_pull<T, Far>(time, place_of(memory.stage), place_of(own.g), place_of(slope(j)));
   }
 
   // What reaches the slope of stage j: from the outputs, from the stages after it up to `rows`, and
   // from the step after this one.
-  __device__ void gather(int j, int rows, const Course& course, const MlpWay& way,
-                         int64_t inner) const {
+  __device__ void gather(int j, int rows, const MlpWay& way) const {
     const DeviceTableau& tableau = task.tableau;
-    const double step = course.step, of_solution = tableau.solution[j];
+    const double step = way.t1 - way.t, of_solution = tableau.solution[j];
     const bool carried = back.adaptive && j == tableau.stages - 1;
     const int64_t size = int64_t(task.field.dim) * samples;
     each([&](int, int i) {
@@ -183,10 +183,10 @@ struct Backward : MlpSteps<T, false, Far> {
       }
       own.g[i] = sum;
     });
-    for (int64_t o = way.from; o < inner; ++o) {
+    for (int64_t o = way.from; o < way.inner; ++o) {
       const double time = ways.times(way.sample)[o];
-      const double weight = back.adaptive ? dense_weight(tableau, j, course.t, course.t1, time)
-                                          : of_solution * (time - course.t);
+      const double weight = back.adaptive ? dense_weight(tableau, j, way.t, way.t1, time)
+                                          : of_solution * (time - way.t);
       if (weight == 0) continue;
       const T* const row = ways.of_output(o, way.sample);
       each([&](int d, int i) { own.g[i] = add_term(own.g[i], T(weight), row[d]); });

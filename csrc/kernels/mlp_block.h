@@ -2,16 +2,9 @@
 #pragma once
 
 #include "kernels/mlp_scalar.h"
-#include "kernels/mlp_weights.h"
+#include "kernels/mlp_tensor_layers.h"
 
 namespace fastnode {
-
-#if defined(__CUDACC__)
-extern __shared__ __align__(16) unsigned char mlp_shared[];
-__device__ __forceinline__ unsigned char* shared_memory() { return mlp_shared; }
-#else
-inline unsigned char* shared_memory() { return emulation::shared(); }
-#endif
 
 // The field, on the numbers of one thread's sample. `Recording`, it leaves the derivatives of
 // activations at `slopes`, laid as the activations. `Far`: see side_at.
@@ -32,6 +25,11 @@ struct MlpEvaluation {
   // As many outputs for each thread as keep all of them busy: four multiplications for two accesses
   // to shared memory, or two, or one.
   __device__ void multiply(const DeviceLayer<T>& layer, const T* x, T* to, bool last) const {
+    if constexpr (!Alone) {
+      if (tensor_pays<T>(layer.out, layer.in, samples)) {
+        return tiles(layer, x, to, last);
+      }
+    }
     if (Alone || layer.out >= 4 * groups) return rows<4>(layer, x, to, last);
     if (layer.out >= 2 * groups) return rows<2>(layer, x, to, last);
     if (2 * layer.out <= groups && layer.in >= 16) return shared_sums(layer, x, to, last);
@@ -47,6 +45,15 @@ struct MlpEvaluation {
       for (int r = 0; r < Count; ++r) sum[r] = constant(layer, b * Count + r);
       add<Count>(layer, b * Count, 0, layer.in, x, sum);
       put<Count>(layer, b * Count, sum, to, last);
+    }
+  }
+
+  __device__ void tiles(const DeviceLayer<T>& layer, const T* x, T* to, bool last) const {
+    tensor_outputs<T, Far>(place_of(&layer), place_of(x), place_of(to));
+    meet();
+    for (int out = g; out < layer.out; out += groups) {
+      T sum[1] = {to[place(out)] + constant(layer, out)};
+      put<1>(layer, out, sum, to, last);
     }
   }
 
@@ -111,9 +118,8 @@ struct MlpEvaluation {
 // met since x was written; all have met when it returns.
 template <class T, bool Alone, bool Far>
 __device__ __noinline__ void mlp_evaluate(T time, int x, int out) {
-  unsigned char* const base = shared_memory();
-  const MlpTable<T>& table = *reinterpret_cast<const MlpTable<T>*>(base);
-  const auto at = [&](int place) { return reinterpret_cast<T*>(base + place); };
+  const MlpTable<T>& table = *at_place<const MlpTable<T>>(0);
+  const auto at = [](int place) { return at_place<T>(place); };
   const int thread = int(threadIdx.x);
   const MlpEvaluation<T, Alone, Far> evaluation{weights_by<Far>(at(table.weights)),
                                                 at(table.parts),
@@ -155,10 +161,11 @@ struct MlpThread {
       *memory.table = {all.field,
                        samples,
                        groups,
-                       offset(memory.weights),
-                       offset(memory.first),
-                       offset(memory.second),
-                       offset(memory.parts)};
+                       place_of(memory.weights),
+                       place_of(memory.first),
+                       place_of(memory.second),
+                       place_of(memory.parts),
+                       all.plan.tensor};
     }
     if constexpr (Far) {
       if (threadIdx.x == 0) *reinterpret_cast<const T**>(memory.weights) = all.packed;
@@ -187,11 +194,7 @@ struct MlpThread {
 
   // slope = field(time, x).
   __device__ void evaluate(T time, const T* x, T* out) const {
-    mlp_evaluate<T, Alone, Far>(time, offset(x), offset(out));
-  }
-
-  __device__ static int offset(const T* pointer) {
-    return int(reinterpret_cast<const unsigned char*>(pointer) - shared_memory());
+    mlp_evaluate<T, Alone, Far>(time, place_of(x), place_of(out));
   }
 
  private:

@@ -22,6 +22,11 @@ FASTNODE_HD int padded_inputs(const DeviceLayer<T>& layer) {
   return layer.in | 1;
 }
 
+template <class T>
+FASTNODE_HD int weight_place(const DeviceLayer<T>& layer, int out, int in) {
+  return layer.at + (out / kRows * padded_inputs(layer) + in) * kRows + out % kRows;
+}
+
 // A sample in a block, or all of them where they have one course.
 struct MlpSlot {
   MlpState state;
@@ -37,6 +42,7 @@ template <class T>
 struct MlpTable {
   DeviceField<T> field;
   int samples, groups, weights, first, second, parts;
+  bool tensor;
 };
 
 // What a block has of the weights: all numbers, or room of a few for a pointer to them.

@@ -68,6 +68,7 @@ bool mlp_plan(MlpKind kind, DeviceField<T>& field, const DeviceTableau& tableau,
     plan.samples = samples;
     plan.groups = groups;
     plan.alone = alone;
+    plan.tensor = device.tensor && !alone;
     plan.blocks = int(std::min<int64_t>((batch + samples - 1) / samples, 1 << 30));
     if (kind == MlpKind::kBackward) return back_fits(field, tableau, device, plan);
     plan.shared = MlpMemory<T>().lay(nullptr, field, tableau, plan, kind != MlpKind::kBySample);

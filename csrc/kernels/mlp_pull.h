@@ -21,6 +21,9 @@ struct MlpPull {
 
   // to = W^T from, times what is there if it is to be `scaled`; see MlpEvaluation::multiply.
   __device__ void multiply(const DeviceLayer<T>& layer, const T* from, T* to, bool scaled) const {
+    if (tensor_pays<T>(layer.in, layer.out, samples)) {
+      return tensor_inputs<T, Far>(place_of(&layer), place_of(from), place_of(to), scaled);
+    }
     if (layer.in >= 4 * groups) return columns<4>(layer, from, to, scaled);
     if (layer.in >= 2 * groups) return columns<2>(layer, from, to, scaled);
     if (2 * layer.in <= groups && layer.out >= 16) return shared_sums(layer, from, to, scaled);
@@ -112,7 +115,9 @@ struct MlpPull {
   __device__ void add_parameters(const DeviceLayer<T>& layer, const T* upstream, const T* x,
                                  const T* times, T* to) const {
     const int64_t elements = int64_t(layer.in) * layer.out;
-    if (elements >= 16 * threads()) {
+    if (tensor_pays<T>(layer.out, samples, layer.in)) {
+      tensor_gradient<T>(place_of(&layer), place_of(upstream), place_of(x), to);
+    } else if (elements >= 16 * threads()) {
       add_products<4, 4>(layer, upstream, x, to);
     } else if (elements >= 4 * threads()) {
       add_products<2, 2>(layer, upstream, x, to);
@@ -138,7 +143,6 @@ struct MlpPull {
     using Wide = Side<kWide, T>;
     const int across = (layer.in + Ins - 1) / Ins;
     const int tiles = (layer.out + Outs - 1) / Outs * across;
-    const int column = layer.time_column, width = layer.in + (column >= 0);
     // Threads of a warp begin at different samples, as inputs lie a multiple of a few banks apart.
     const int chunks = samples / kWide;
     const int turn = int(threadIdx.x) % 32 * samples * int(sizeof(T)) / 128;
@@ -171,7 +175,7 @@ struct MlpPull {
         for (int q = 0; q < Ins; ++q) {
           const int i = in + q * across;
           if (out + r >= layer.out || i >= layer.in) continue;
-          to[int64_t(out + r) * width + (column < 0 || i < column ? i : i + 1)] += sum[r][q];
+          to[gradient_place(layer, out + r, i)] += sum[r][q];
         }
       }
     }
@@ -182,9 +186,8 @@ struct MlpPull {
 // when it returns. A function of its own, told places, as mlp_evaluate.
 template <class T, bool Far>
 __device__ __noinline__ void mlp_pull(T time, int x, int g, int out) {
-  unsigned char* const base = shared_memory();
-  const MlpBackTable<T>& table = *reinterpret_cast<const MlpBackTable<T>*>(base);
-  const auto at = [&](int place) { return reinterpret_cast<T*>(base + place); };
+  const MlpBackTable<T>& table = *at_place<const MlpBackTable<T>>(0);
+  const auto at = [](int place) { return at_place<T>(place); };
   const int thread = int(threadIdx.x), samples = table.samples, count = table.field.count;
   const int unit = samples * int(sizeof(T));
   const T* const weights = weights_by<Far>(at(table.weights));

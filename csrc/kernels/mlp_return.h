@@ -61,7 +61,9 @@ struct MlpReturn {
   __device__ void plan(MlpWay& way) const {
     way.t = edge(way.sample, way.step);
     way.t1 = edge(way.sample, way.step + 1);
-    way.from = first_after(times(way.sample), 1, way.until, way.t, way.direction);
+    const double* const outputs = times(way.sample);
+    way.from = first_after(outputs, 1, way.until, way.t, way.direction);
+    way.inner = way.until - (way.from < way.until && outputs[way.until - 1] == way.t1);
   }
 };
 

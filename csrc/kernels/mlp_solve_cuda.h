@@ -56,12 +56,14 @@ struct MlpPlan {
   size_t shared;     // bytes
   bool far;          // weights are in device memory
   bool alone;        // groups == 1 and no thread ever waits for another
+  bool tensor;       // wide layers by tensor cores
   bool sums_shared;  // backwards: the parameters' gradients are in shared memory too
 };
 
 struct MlpDevice {
   int processors;
   size_t shared;  // that one block may have
+  bool tensor;    // has tensor cores for float32 and float64, and may use them
 };
 
 enum class MlpKind { kJoint, kBySample, kFixed, kBackward };

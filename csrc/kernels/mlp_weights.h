@@ -17,13 +17,13 @@ namespace fastnode {
 // weights of the time. By thread `first` of `count`.
 template <class T>
 __device__ inline void pack_layer(const DeviceLayer<T>& layer, T* numbers, int first, int count) {
-  const int rows = padded_rows(layer), stride = padded_inputs(layer);
+  const int rows = padded_rows(layer);
   const int column = layer.time_column, width = layer.in + (column >= 0);
-  T *const to = numbers + layer.at, *const bias = to + rows * stride;
+  T* const bias = numbers + layer.at + rows * padded_inputs(layer);
   for (int i = first; i < rows * layer.in; i += count) {
     const int out = i / layer.in, in = i % layer.in;
     const int from = column < 0 || in < column ? in : in + 1;
-    to[((out / kRows) * stride + in) * kRows + out % kRows] =
+    numbers[weight_place(layer, out, in)] =
         out < layer.out ? layer.weight[int64_t(out) * width + from] : T(0);
   }
   for (int i = first; i < rows; i += count) {

@@ -1,6 +1,7 @@
 // Perceptrons of torch for the kernels of kernels/mlp_solve_cuda.h.
 #pragma once
 
+#include <ATen/Context.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
@@ -46,6 +47,8 @@ void describe(MlpTask<T>& task, MlpKind kind, const std::vector<LayerTensors>& l
   const auto method = device_tableau(tableau, pair);
   MlpDevice device{};
   check_launch(mlp_device(state.device().index(), &device));
+  // As torch's own products: fewer bits of float32 are for those who ask for them.
+  device.tensor = device.tensor && (sizeof(T) == 8 || at::globalContext().allowTF32CuBLAS());
   TORCH_CHECK_VALUE(field && method, "layers or stages are more than a GPU's solve takes");
   task.field = *field;
   task.tableau = *method;

@@ -61,6 +61,9 @@ _REPORT = re.compile(
 _WIDE = re.compile(
     r"\d(pieces|short_rows|rk_(stage|adjoint|dense|stage_rows|dense_rows|commit))_kernelI(?!Li1E)"
 )
+#: Sources whose layers may go to tensor cores, by both instructions.
+TENSOR = {"mlp_backward_cuda", "mlp_by_sample_cuda", "mlp_fixed_cuda", "mlp_joint_cuda"}
+_MMA = re.compile(r"mma\.sync\.aligned\.(m8n8k4\.row\.col\.f64|m16n8k8\.row\.col\.f32\.tf32)")
 _ENTRY = re.compile(r"\.entry (\w+)\((.*?)\n\}", re.DOTALL)
 _LOAD = re.compile(r"ld\.global(?:\.nc)?\.(?:v4\.[bfu]32|v2\.[bfu]64)")
 
@@ -84,6 +87,7 @@ def test_compiles_for_sm80_and_sm90_within_its_budget(source, tmp_path):
         assert int(each["stack"]) <= STACK.get(kernels[0], 0), (each["name"], each["stack"])
         assert int(each["registers"]) <= REGISTERS[kernels[0]], (each["name"], each["registers"])
     code = "".join(path.read_text() for path in tmp_path.glob("*.ptx"))
+    assert len(set(_MMA.findall(code))) == (2 if source.stem in TENSOR else 0)
     bodies = dict(_ENTRY.findall(code))
     for each in reports:
         if _WIDE.search(each["name"]):

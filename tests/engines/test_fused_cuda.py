@@ -119,6 +119,28 @@ def test_errors_name_what_went_wrong():
             fastnode.solve(field, y0.nan_to_num(), TIMES, engine="fused", max_num_steps=2)
 
 
+@pytest.fixture
+def by_tensor_cores():
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("hidden", [128, 512])  # weights in shared memory, in device memory
+@pytest.mark.parametrize("options", [{}, {"per_sample": True}, {"method": "rk4"}], ids=str)
+def test_float32_by_tensor_cores(by_tensor_cores, options, hidden):
+    field, y0 = make(64, hidden, dtype=torch.float32), 0.1 * torch.randn(256, 64)
+    if "method" in options:
+        options = options | {"options": {"step_size": 0.1}, "engine": "fused"}
+        with torch.no_grad():
+            here = fastnode.odeint(field, y0, TIMES, **options)
+            there = fastnode.odeint(field.cuda(), y0.cuda(), TIMES.cuda(), **options)
+        return close(here, there, 1e-5)
+    here, there = both(field, y0, TIMES[:3], rtol=1e-4, atol=1e-4, **options)
+    close(here.ys, there.ys, 1e-3)
+
+
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_weights_in_device_memory(per_sample):
     field, y0 = make(128, 512, 3, dtype=torch.float32), 0.1 * torch.randn(256, 128)

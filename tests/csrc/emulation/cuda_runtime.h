@@ -53,6 +53,7 @@ struct Block {
   // Poisoned: shared memory holds anything.
   std::vector<double> shared;
   double exchanged[kMostThreads];
+  double factors[kMostThreads][6];
   bool vote = false;
 };
 
@@ -166,6 +167,60 @@ void run_with(void (*kernel)(A...), void** arguments, std::index_sequence<I...>,
   run([&] { kernel(*static_cast<A*>(arguments[I])...); }, blocks, threads, bytes, together);
 }
 
+// A tensor core's addition, by a warp: each lane hands in its elements of both factors. Where which
+// element lies is written down here from the description of the instruction, not shared with the
+// kernels.
+template <int Tall, int Deep, class T, class Add>
+void add_product(T* sum, const T* left, const T* right, Add add) {
+  const int own = int(self->thread), first = own / int(kWarp) * int(kWarp), lane = own - first;
+  double(*const factors)[6] = here().factors + first;
+  for (int i = 0; i < Tall * Deep; ++i) factors[lane][i] = double(left[i]);
+  for (int i = 0; i < Deep; ++i) factors[lane][4 + i] = double(right[i]);
+  wait(warp());
+  for (int i = 0; i < 2 * Tall; ++i) {
+    const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    double products[4 * Deep];
+    for (int k = 0; k < 4 * Deep; ++k) {
+      const double a = factors[row % 8 * 4 + k % 4][row / 8 + Tall * (k / 4)];
+      products[k] = a * factors[column * 4 + k % 4][4 + k / 4];
+    }
+    add(sum[i], products);
+  }
+  wait(warp());
+}
+
+inline void add_tile(double* sum, const double* left, const double* right) {
+  add_product<1, 1>(sum, left, right, [](double& to, const double* products) {
+    for (int k = 0; k < 4; ++k) to += products[k];
+  });
+}
+
+// Aborts where bits are set that a tensor core does not read; what it adds is cut off, not rounded.
+inline void add_tile(float* sum, const float* left, const float* right) {
+  const auto check = [](float x) {
+    unsigned bits;
+    memcpy(&bits, &x, sizeof(bits));
+    if (x == x && bits % 8192 != 0) std::abort();
+  };
+  for (int i = 0; i < 4; ++i) check(left[i]);
+  for (int i = 0; i < 2; ++i) check(right[i]);
+  add_product<2, 2>(sum, left, right, [](float& to, const double* products) {
+    double total = double(to);
+    for (int k = 0; k < 8; ++k) total += products[k];
+    to = float(total);
+    if (std::abs(double(to)) > std::abs(total)) to = std::nextafter(to, 0.0f);
+  });
+}
+
+inline float tensor_rounded(float x) {
+  if (!std::isfinite(x)) return x;
+  unsigned bits;
+  memcpy(&bits, &x, sizeof(bits));
+  bits = (bits + 4096) / 8192 * 8192;
+  memcpy(&x, &bits, sizeof(bits));
+  return x;
+}
+
 }  // namespace emulation
 
 #define threadIdx emulation::thread
@@ -224,13 +279,25 @@ inline int atomicOr(int* to, int value) { return std::exchange(*to, *to | value)
 
 inline int cudaGetLastError() { return cudaSuccess; }
 
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaDevAttrComputeCapabilityMajor
+};
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 
 inline int cudaGetDevice(int* device) { return *device = 0; }
 inline int cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
-  const bool processors = which == cudaDevAttrMultiProcessorCount;
-  *value = processors ? emulation::kProcessors : emulation::kSharedMemory;
+  switch (which) {
+    case cudaDevAttrMultiProcessorCount:
+      *value = emulation::kProcessors;
+      break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = emulation::kSharedMemory;
+      break;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = 9;
+  }
   return cudaSuccess;
 }
 template <class Kernel>

@@ -37,7 +37,8 @@ struct Problem {
   double* ended;
   int64_t* launches;
   int64_t* plan;
-  int far;  // weights in device memory although there is room
+  int far;     // weights in device memory although there is room
+  int tensor;  // wide layers by tensor cores
 };
 
 // The way back: MlpBackTask and, for each layer, the gradients of weight and bias.
@@ -104,6 +105,7 @@ bool tell(const Problem& p, MlpKind kind, MlpTask<T>& task) {
   task.perturb = p.perturb;
   MlpDevice device;
   mlp_device(0, &device);
+  device.tensor = device.tensor && p.tensor;
   if (!mlp_plan<T>(kind, field, task.tableau, p.batch, device, task.plan)) return false;
   MlpPlan& plan = task.plan;
   if (p.far && !plan.alone) {
