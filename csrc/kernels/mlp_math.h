@@ -91,7 +91,7 @@ INLINE X<T, K> expm1_below(X<T, K> x) {
 // h / (h + 1) with h = (exp(2 |x|) - 1) / 2.
 template <class T, int K>
 INLINE X<T, K> hyperbolic_tangent(X<T, K> x) {
-#if defined(FASTNODE_TANH_BY_TABLE)
+#if defined(FASTNODE_BY_TABLE)
   if constexpr (sizeof(T) == 4) return tanh_by_table<K>(x);
 #endif
   using L = Lanes<T>;
@@ -125,12 +125,22 @@ INLINE X<T, K> logistic_times(X<T, K> x, X<T, K> factor, const Exponential<T, K>
 
 template <class T, int K>
 INLINE X<T, K> logistic(X<T, K> x) {
+#if defined(FASTNODE_BY_TABLE)
+  if constexpr (sizeof(T) == 4) {
+    if (within_tables<K>(x)) return logistic_by_table<K>(x);
+  }
+#endif
   const Exponential<T, K> e(below_zero<T, K>(x));
   return logistic_times<T, K>(x, all<T, K>(1), e, e.second);
 }
 
 template <class T, int K>
 INLINE X<T, K> silu(X<T, K> x) {
+#if defined(FASTNODE_BY_TABLE)
+  if constexpr (sizeof(T) == 4) {
+    if (within_tables<K>(x)) return silu_by_table<K>(x);
+  }
+#endif
   const Exponential<T, K> e(below_zero<T, K>(x));
   // Far below zero the product is zero, whatever x is, but minus infinity: that is NaN in torch.
   const X<T, K> last = where_below<T, K>(x, Lanes<T>::kLowest, all<T, K>(0), e.second);
