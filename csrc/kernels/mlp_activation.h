@@ -74,8 +74,25 @@ constexpr double kRootHalf = 0.70710678118654752440, kBell = 0.39894228040143267
 
 INLINE double distribution(double x) { return 0.5 * __builtin_erfc(-x * kRootHalf); }
 
+// near(pack, place) where all of a pack of z is where the tables of GELU are, exact(place)
+// elsewhere.
+template <class Near, class Exact>
+INLINE void map_gelu(const float* z, float* to, const Extent& e, Near near, Exact exact) {
+  walk<float>(e, [&](auto size, int64_t i) INLINE_LAMBDA {
+    constexpr int K = size.value;
+#if defined(FASTNODE_BY_TABLE)
+    const X<float, K> x = load_pack<float, K>(z + i);
+    if (within<K>(x, kGeluEnd)) return store_pack<float, K>(to + i, near(x, i));
+#endif
+    const int64_t end = i + K * kLanes<float>;
+    for (int64_t j = i; j < end; j += kLanes<float>) narrow<2>(to + j, exact(j));
+  });
+}
+
 inline void gelu(const float* z, float* out, const Extent& e) {
-  map_wide(z, out, e, [](X<double, 2> x, int64_t) INLINE_LAMBDA {
+  const auto near = []<int K>(X<float, K> x, int64_t) INLINE_LAMBDA { return gelu_by_table<K>(x); };
+  map_gelu(z, out, e, near, [&](int64_t i) INLINE_LAMBDA {
+    const X<double, 2> x = widen<2>(z + i);
     X<double, 2> bell;
     return x * normal_distribution<2>(x, bell);
   });
@@ -133,11 +150,14 @@ INLINE void scale(const T* z, const T* a, T* g, const Extent& e, F f) {
 }
 
 inline void scale_by_gelu(const float* z, float* g, const Extent& e) {
-  map_wide(g, g, e, [&](X<double, 2> upstream, int64_t i) INLINE_LAMBDA {
+  const auto near = [&]<int K>(X<float, K> x, int64_t i) INLINE_LAMBDA {
+    return load_pack<float, K>(g + i) * gelu_slope_by_table<K>(x);
+  };
+  map_gelu(z, g, e, near, [&](int64_t i) INLINE_LAMBDA {
     const X<double, 2> x = widen<2>(z + i);
     X<double, 2> bell;
     const X<double, 2> below = normal_distribution<2>(x, bell);
-    return upstream * (below + x * bell * kBell);
+    return widen<2>(g + i) * (below + x * bell * kBell);
   });
 }
 

@@ -127,7 +127,7 @@ template <class T, int K>
 INLINE X<T, K> logistic(X<T, K> x) {
 #if defined(FASTNODE_BY_TABLE)
   if constexpr (sizeof(T) == 4) {
-    if (within_tables<K>(x)) return logistic_by_table<K>(x);
+    if (within<K>(x, kLogisticEnd)) return logistic_by_table<K>(x);
   }
 #endif
   const Exponential<T, K> e(below_zero<T, K>(x));
@@ -138,7 +138,7 @@ template <class T, int K>
 INLINE X<T, K> silu(X<T, K> x) {
 #if defined(FASTNODE_BY_TABLE)
   if constexpr (sizeof(T) == 4) {
-    if (within_tables<K>(x)) return silu_by_table<K>(x);
+    if (within<K>(x, kLogisticEnd)) return silu_by_table<K>(x);
   }
 #endif
   const Exponential<T, K> e(below_zero<T, K>(x));
@@ -150,6 +150,11 @@ INLINE X<T, K> silu(X<T, K> x) {
 
 template <class T, int K>
 INLINE X<T, K> softplus(X<T, K> x) {
+#if defined(FASTNODE_BY_TABLE)
+  if constexpr (sizeof(T) == 4) {
+    if (within<K>(x, kLogisticEnd)) return softplus_by_table<K>(x);
+  }
+#endif
   const X<T, K> e = Exponential<T, K>(below_zero<T, K>(x)).value();
   const X<T, K> b = e + T(2), low = e - (b - T(2));
   const X<T, K> twice = (e + e) / b, s = twice * T(0.5);

@@ -111,17 +111,53 @@ constexpr float kSiluTable[8][16] = {
      -0x1.7dbb5ep-14f},
 };
 
+// log(1 + exp(-|x|)), the same.
+constexpr float kSoftplusTable[8][16] = {
+    {0x1.1ff5cep2f, 0x1.5feca6p2f, 0x1.a00b3cp2f, 0x1.e00ccp2f, 0x1.0ff122p3f, 0x1.3004dcp3f,
+     0x1.4fe886p3f, 0x1.7002dp3f, 0x1.ffe15p-3f, 0x1.8012cp-1f, 0x1.3fdf86p0f, 0x1.c00ae2p0f,
+     0x1.20123cp1f, 0x1.5fefb8p1f, 0x1.9fea8cp1f, 0x1.e0039ep1f},
+    {0x1.6a3c92p-7f, 0x1.0b99ap-8f, 0x1.898d46p-10f, 0x1.21ab7ep-11f, 0x1.ab6f86p-13f,
+     0x1.39c0ep-14f, 0x1.cf4deep-16f, 0x1.53ca88p-17f, 0x1.26e4e4p-1f, 0x1.8c1be2p-2f,
+     0x1.0216a2p-2f, 0x1.4816b6p-3f, 0x1.9a3a92p-4f, 0x1.fbe214p-5f, 0x1.37d5cep-5f,
+     0x1.7ccfe8p-6f},
+    {-0x1.683de8p-7f, -0x1.0b0df8p-8f, -0x1.8941b6p-10f, -0x1.219708p-11f, -0x1.ab6466p-13f,
+     -0x1.39bde6p-14f, -0x1.cf4c52p-16f, -0x1.53ca1ep-17f, -0x1.c05894p-2f, -0x1.487d36p-2f,
+     -0x1.c843fep-3f, -0x1.2f2864p-3f, -0x1.865ad6p-4f, -0x1.ec75b2p-5f, -0x1.31f982p-5f,
+     -0x1.786baep-6f},
+    {0x1.6447fep-8f, 0x1.09f756p-9f, 0x1.88aa9p-11f, 0x1.216e02p-12f, 0x1.ab4df6p-14f,
+     0x1.39b7cap-15f, 0x1.cf48e4p-17f, 0x1.53c918p-18f, 0x1.f81612p-4f, 0x1.be39ep-4f,
+     0x1.629db6p-4f, 0x1.02485p-4f, 0x1.612748p-5f, 0x1.cedb06p-6f, 0x1.268bdep-6f, 0x1.6fc5bcp-7f},
+    {-0x1.d095ep-10f, -0x1.5fb6eep-11f, -0x1.04fa52p-12f, -0x1.817514p-14f, -0x1.1cbce2p-15f,
+     -0x1.a2339ep-17f, -0x1.34d276p-18f, -0x1.c502fep-20f, -0x1.4e41ap-8f, -0x1.aa795ep-7f,
+     -0x1.0624acp-6f, -0x1.e4d76cp-7f, -0x1.7d216p-7f, -0x1.0f79bcp-7f, -0x1.6b6482p-8f,
+     -0x1.d3d55ap-9f},
+    {0x1.bc171p-12f, 0x1.5a01c2p-13f, 0x1.0376aep-14f, 0x1.80a952p-16f, 0x1.1c8f8p-17f,
+     0x1.a2277p-19f, 0x1.34d96cp-20f, 0x1.c51bb6p-22f, -0x1.406b44p-8f, -0x1.6dade4p-9f,
+     -0x1.26b15p-12f, 0x1.4f2196p-10f, 0x1.c695fep-10f, 0x1.9805e4p-10f, 0x1.3401e2p-10f,
+     0x1.a8533p-11f},
+    {-0x1.44a7b2p-14f, -0x1.0de5p-15f, -0x1.9df642p-17f, -0x1.35647ap-18f, -0x1.cafa6cp-20f,
+     -0x1.51b75ep-21f, -0x1.f2e62ep-23f, -0x1.6e0706p-24f, 0x1.04c402p-11f, 0x1.0ff67ep-10f,
+     0x1.c246bp-11f, 0x1.8da52ep-12f, 0x1.9d4c96p-16f, -0x1.12c01ep-13f, -0x1.496aaap-13f,
+     -0x1.10edeep-13f},
+    {0x1.586fp-17f, 0x1.4c140cp-18f, 0x1.0833bep-19f, 0x1.93edc8p-21f, 0x1.2bfafcp-22f,
+     0x1.ba9828p-24f, 0x1.46cea4p-25f, 0x1.dd4fc2p-27f, 0x1.3154bep-12f, 0x1.a051c6p-15f,
+     -0x1.244b0cp-13f, -0x1.3da694p-13f, -0x1.61d89p-14f, -0x1.e12336p-16f, 0x1.e42a0cp-19f,
+     0x1.900f8ep-17f},
+};
+
 // Masked forms with all lanes: those without a mask make gcc 12 warn of what it did not initialise.
 constexpr __mmask16 kAllLanes = 0xFFFF;
 
 // The polynomials of `table` at x, in the intervals told by the lowest bits of `place`. Row after
 // row for a whole pack: a processor does not look far enough ahead to find the next vector's
 // operations by itself.
-template <int Rows, int K>
-INLINE void evaluate(const float (&table)[Rows][16], const __m512i (&place)[K], __m512 (&x)[K],
+template <int Rows, int Columns, int K>
+INLINE void evaluate(const float (&table)[Rows][Columns], const __m512i (&place)[K], __m512 (&x)[K],
                      __m512 (&sum)[K]) {
   const auto read = [&](int row, int i) INLINE_LAMBDA {
-    return _mm512_maskz_permutexvar_ps(kAllLanes, place[i], _mm512_loadu_ps(table[row]));
+    const __m512 lower = _mm512_loadu_ps(table[row]);
+    if constexpr (Columns == 16) return _mm512_maskz_permutexvar_ps(kAllLanes, place[i], lower);
+    return _mm512_permutex2var_ps(lower, place[i], _mm512_loadu_ps(table[row] + Columns - 16));
   };
 #pragma GCC unroll 8
   for (int i = 0; i < K; ++i) x[i] = _mm512_sub_ps(x[i], read(0, i));
@@ -155,22 +191,40 @@ INLINE X<float, K> tanh_by_table(X<float, K> x) {
   });
 }
 
-// Whether all of a pack is where the tables of the logistic function and of SiLU are; false for
-// NaN.
+// Whether all of a pack is below `end` in size; false for NaN.
 template <int K>
-INLINE bool within_tables(X<float, K> x) {
+INLINE bool within(X<float, K> x, float end) {
   __mmask16 outside = 0;
 #pragma GCC unroll 8
   for (int i = 0; i < K; ++i) {
     const __m512 size = (__m512)magnitude<float, 1>({x.v[i]}).v[0];
-    outside |= _mm512_cmp_ps_mask(size, _mm512_set1_ps(12.0f), _CMP_NLT_UQ);
+    outside |= _mm512_cmp_ps_mask(size, _mm512_set1_ps(end), _CMP_NLT_UQ);
   }
   return outside == 0;
 }
 
-// What `table` has of |x|, which is below 12.
+// x - sum for x above zero, -sum below.
 template <int K>
-INLINE void evaluate_size(const float (&table)[8][16], X<float, K> x, __m512 (&sum)[K]) {
+INLINE X<float, K> without_sum(X<float, K> x, const __m512 (&sum)[K]) {
+  return each<V<float>, K>([&](int i) INLINE_LAMBDA {
+    const __m512 zero = _mm512_setzero_ps();
+    return (V<float>)_mm512_sub_ps(_mm512_maskz_max_ps(kAllLanes, (__m512)x.v[i], zero), sum[i]);
+  });
+}
+
+// 1 - sum for x above zero, sum below.
+template <int K>
+INLINE X<float, K> mirrored(X<float, K> x, const __m512 (&sum)[K]) {
+  return each<V<float>, K>([&](int i) INLINE_LAMBDA {
+    const __mmask16 above = ~_mm512_movepi32_mask((__m512i)x.v[i]);
+    return (V<float>)_mm512_mask_sub_ps(sum[i], above, _mm512_set1_ps(1.0f), sum[i]);
+  });
+}
+
+constexpr float kLogisticEnd = 12.0f;
+
+template <int K>
+INLINE void evaluate_logistic(const float (&table)[8][16], X<float, K> x, __m512 (&sum)[K]) {
   __m512 size[K];
   __m512i place[K];
 #pragma GCC unroll 8
@@ -185,19 +239,23 @@ INLINE void evaluate_size(const float (&table)[8][16], X<float, K> x, __m512 (&s
 template <int K>
 INLINE X<float, K> logistic_by_table(X<float, K> x) {
   __m512 sum[K];
-  evaluate_size<K>(kLogisticTable, x, sum);
-  return each<V<float>, K>([&](int i) INLINE_LAMBDA {
-    const __mmask16 positive = ~_mm512_movepi32_mask((__m512i)x.v[i]);
-    return (V<float>)_mm512_mask_sub_ps(sum[i], positive, _mm512_set1_ps(1.0f), sum[i]);
-  });
+  evaluate_logistic<K>(kLogisticTable, x, sum);
+  return mirrored<K>(x, sum);
 }
 
 template <int K>
 INLINE X<float, K> silu_by_table(X<float, K> x) {
   __m512 sum[K];
-  evaluate_size<K>(kSiluTable, x, sum);
+  evaluate_logistic<K>(kSiluTable, x, sum);
+  return without_sum<K>(x, sum);
+}
+
+template <int K>
+INLINE X<float, K> softplus_by_table(X<float, K> x) {
+  __m512 sum[K];
+  evaluate_logistic<K>(kSoftplusTable, x, sum);
   return each<V<float>, K>([&](int i) INLINE_LAMBDA {
     const __m512 zero = _mm512_setzero_ps();
-    return (V<float>)_mm512_sub_ps(_mm512_maskz_max_ps(kAllLanes, (__m512)x.v[i], zero), sum[i]);
+    return (V<float>)_mm512_add_ps(_mm512_maskz_max_ps(kAllLanes, (__m512)x.v[i], zero), sum[i]);
   });
 }

@@ -26,7 +26,7 @@ constexpr bool kFused = true;
 constexpr char kName[] = "v4";
 // Not in the order of the alphabet: mlp_math.h asks whether it is there.
 // clang-format off
-#include "kernels/mlp_tables_v4.h"
+#include "kernels/mlp_gelu_v4.h"
 #include "kernels/mlp_tile.h"
 // clang-format on
 
