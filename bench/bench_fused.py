@@ -21,6 +21,8 @@ from rivals import absent, with_diffrax
 import fastnode
 from fastnode import extension
 from fastnode.engines import fused
+from fastnode.nn import MLPField
+from fastnode.nn.fields import ACTIVATIONS
 from fastnode.tableaus import METHODS
 
 SIZES = [(2, 16, 1), (2, 64, 32), (16, 64, 128), (64, 128, 128), (64, 128, 1024), (512, 512, 1024)]
@@ -169,6 +171,32 @@ def test_given_steps(benchmark, size, face):
     torch.testing.assert_close(ours(), theirs(), rtol=1e-4, atol=1e-5)
     references = {"torchdiffeq": theirs, "native engine": native}
     compare(benchmark, f"rk4 by {face}, ten steps", str(size), ours, references, rounds=6)
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("threads", [2], indirect=True)
+def test_activations(benchmark, threads, activation, part):
+    state, hidden, batch = SIZES[2]
+    torch.manual_seed(0)
+    field, y0 = MLPField(state, hidden, 1, activation, "none"), initial(state, batch)
+    arguments = {"method": "dopri5", **TOLERANCE}
+
+    def ours(y):
+        return fastnode.odeint(field, y, TIMES, engine="fused", **arguments)[-1]
+
+    def theirs(y):
+        return torchdiffeq.odeint(field, y, TIMES, **arguments)[-1]
+
+    gradient = part != "forward"
+    if gradient:
+        own, other = trained(field, ours, y0), trained(field, theirs, y0)
+    else:
+        own, other = (lambda f=f: f(y0) for f in (ours, theirs))
+    torch.set_grad_enabled(gradient)
+    torch.testing.assert_close(own(), other(), rtol=1e-3, atol=1e-3)
+    subject = f"{part} {SIZES[2]}, {threads} threads"
+    compare(benchmark, subject, activation, own, {"torchdiffeq": other}, rounds=6)
 
 
 @torch.no_grad()

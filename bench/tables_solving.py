@@ -158,6 +158,16 @@ def fused_given(results: Results) -> str:
 
 
 @source
+def fused_activations(results: Results) -> str:
+    parts = [f"{part} (16, 64, 128), 2 threads" for part in ("forward", "forward + backward")]
+    rows = [
+        [case, *(number(results.ratio("fused", part, case, "torchdiffeq")) for part in parts)]
+        for case in results.cases("fused", parts[0])
+    ]
+    return table(["activation", "forward", "with backward"], rows)
+
+
+@source
 def fused_memory(results: Results) -> str:
     rows = []
     for each in results.read("fused_memory")["benchmarks"]:
