@@ -179,7 +179,7 @@ def test_given_steps(benchmark, size, face):
 def test_activations(benchmark, threads, activation, part):
     state, hidden, batch = SIZES[2]
     torch.manual_seed(0)
-    field, y0 = MLPField(state, hidden, 1, activation, "none"), initial(state, batch)
+    field, y0 = MLPField(state, hidden, 2, activation, "none"), initial(state, batch)
     arguments = {"method": "dopri5", **TOLERANCE}
 
     def ours(y):
