@@ -14,8 +14,11 @@ from emulated_mlp import (
     BY_SAMPLE,
     DOUBLES,
     DTYPES,
+    FIXED,
     JOINT,
+    TIMES,
     Problem,
+    Result,
     kernels,
     layers_of,
     method_of,
@@ -116,3 +119,18 @@ def back(
         return None
     given = [x for x in found if x is not None] if parameters else []
     return Gradients(gy0, given, of_times, list(plan))
+
+
+def back_through(field: Any, y0: Tensor, kind: int, found: Result, grid: Any, **options: Any):
+    """``back``, from a random gradient of the solution at TIMES, through the steps that were
+    ``found``: by dopri5, or by rk4 along ``grid``."""
+    generator = torch.Generator().manual_seed(2)
+    of_ys = torch.randn(len(TIMES), *y0.shape, dtype=y0.dtype, generator=generator)
+    method, edges, kept = ("rk4" if kind == FIXED else "dopri5"), grid, found.kept
+    assert kept is not None
+    if kind == JOINT:
+        edges = [TIMES[0], *found.steps("ends").tolist()]
+        kept = kept[: len(edges) - 1]
+    if kind == BY_SAMPLE:
+        edges = [found.steps("ends", b) for b in range(len(y0))]
+    return back(field, of_ys, TIMES, kept, edges, method, kind, **options)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cuda_emulation import COMPILER
 from emulated_mlp import BY_SAMPLE, FIXED, JOINT, TIMES, make, run
-from emulated_mlp_backward import back
+from emulated_mlp_backward import back, back_through
 
 from fastnode import extension
 
@@ -26,19 +26,6 @@ def solved(field, y0, kind, far):
     if kind == FIXED:
         return run(field, y0, TIMES, "rk4", kind, grid=GRID, keep=True, far=far)
     return run(field, y0, TIMES, kind=kind, rtol=1e-3, atol=1e-3, keep=True, far=far)
-
-
-def gradients(field, y0, kind, found, far):
-    """Of a random function of the solution, through the steps that were ``found``."""
-    method = "rk4" if kind == FIXED else "dopri5"
-    kept, edges = found.kept, GRID
-    if kind == JOINT:
-        edges = [TIMES[0], *found.steps("ends").tolist()]
-        kept = found.kept[: len(edges) - 1]
-    if kind == BY_SAMPLE:
-        edges = [found.steps("ends", b) for b in range(len(y0))]
-    of_ys = random(len(TIMES), *y0.shape, dtype=y0.dtype, seed=2)
-    return back(field, of_ys, TIMES, kept, edges, method, kind, rates=kind == JOINT, far=far)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -62,7 +49,10 @@ def test_solves_and_gradients_are_those_with_weights_in_shared_memory(
     for name in ("ends", "errors", "stiffness", "kept"):
         ours, theirs = getattr(far, name), getattr(near, name)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
-    ours, theirs = (gradients(field, y0, kind, near, each) for each in (True, False))
+    rates = kind == JOINT
+    ours, theirs = (
+        back_through(field, y0, kind, near, GRID, rates=rates, far=each) for each in (True, False)
+    )
     assert ours.plan[5] == 1
     assert torch.equal(ours.y0, theirs.y0)
     assert kind != JOINT or torch.equal(ours.rates, theirs.rates)

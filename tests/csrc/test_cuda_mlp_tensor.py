@@ -7,7 +7,7 @@ import pytest
 import torch
 from cuda_emulation import COMPILER
 from emulated_mlp import BY_SAMPLE, FIXED, JOINT, TIMES, make, run
-from emulated_mlp_backward import back
+from emulated_mlp_backward import back_through
 
 from fastnode import extension
 
@@ -33,19 +33,6 @@ def solved(field, y0, kind, **options):
     return run(field, y0, TIMES, kind=kind, rtol=1e-3, atol=1e-3, keep=True, **options)
 
 
-def gradients(field, y0, kind, found, **options):
-    """Of a random function of the solution, through the steps that were ``found``."""
-    method = "rk4" if kind == FIXED else "dopri5"
-    kept, edges = found.kept, GRID
-    if kind == JOINT:
-        edges = [TIMES[0], *found.steps("ends").tolist()]
-        kept = found.kept[: len(edges) - 1]
-    if kind == BY_SAMPLE:
-        edges = [found.steps("ends", b) for b in range(len(y0))]
-    of_ys = random(len(TIMES), *y0.shape, dtype=y0.dtype, seed=2)
-    return back(field, of_ys, TIMES, kept, edges, method, kind, **options)
-
-
 def close(ours, theirs, tolerance):
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
     assert not torch.equal(ours, theirs)
@@ -60,7 +47,7 @@ def test_solves_and_gradients_differ_by_rounding_alone(dim, hidden, depth, time,
     assert ours.counts == plain.counts
     close(ours.ys, plain.ys, 1e-12)
     plain, ours = (
-        gradients(field, y0, kind, plain, far=far, tensor=each) for each in (False, True)
+        back_through(field, y0, kind, plain, GRID, far=far, tensor=each) for each in (False, True)
     )
     close(ours.y0, plain.y0, 1e-11)
     for i, (a, b) in enumerate(zip(ours.parameters, plain.parameters, strict=True)):
@@ -79,7 +66,7 @@ def test_float32_stays_near_float64(kind):
     if exact is not None:
         error, usual = (float((x.ys - exact.ys).abs().max()) for x in (ours, plain))
         assert error < 5 * usual
-    a, b = (gradients(field, y0, kind, plain, tensor=each) for each in (False, True))
+    a, b = (back_through(field, y0, kind, plain, GRID, tensor=each) for each in (False, True))
     close(b.y0, a.y0, 1e-4)
     for x, y in zip(b.parameters, a.parameters, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-4)
@@ -89,7 +76,7 @@ def test_results_repeat_bit_for_bit():
     field, y0 = make(8, 32, dtype=torch.float32), random(19, 8, dtype=torch.float32)
     first, second = (solved(field, y0, JOINT, tensor=True) for _ in range(2))
     assert torch.equal(first.ys, second.ys)
-    a, b = (gradients(field, y0, JOINT, first, tensor=True) for _ in range(2))
+    a, b = (back_through(field, y0, JOINT, first, GRID, tensor=True) for _ in range(2))
     assert all(map(torch.equal, a.parameters, b.parameters))
 
 
