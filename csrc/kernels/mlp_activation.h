@@ -74,18 +74,22 @@ constexpr double kRootHalf = 0.70710678118654752440, kBell = 0.39894228040143267
 
 INLINE double distribution(double x) { return 0.5 * __builtin_erfc(-x * kRootHalf); }
 
-// near(pack, place) where all of a pack of z is where the tables of GELU are, exact(place)
-// elsewhere.
+// near(pack, place) where z is where the tables of GELU are, exact(place) for a vector elsewhere.
 template <class Near, class Exact>
 INLINE void map_gelu(const float* z, float* to, const Extent& e, Near near, Exact exact) {
   walk<float>(e, [&](auto size, int64_t i) INLINE_LAMBDA {
     constexpr int K = size.value;
 #if defined(FASTNODE_BY_TABLE)
-    const X<float, K> x = load_pack<float, K>(z + i);
-    if (within<K>(x, kGeluEnd)) return store_pack<float, K>(to + i, near(x, i));
+    const X<float, K> x = load_pack<float, K>(z + i), by_table = near(x, i);
+    if (within<K>(x, kGeluEnd)) return store_pack<float, K>(to + i, by_table);
 #endif
-    const int64_t end = i + K * kLanes<float>;
-    for (int64_t j = i; j < end; j += kLanes<float>) narrow<2>(to + j, exact(j));
+    float far[K * kLanes<float>];
+    for (int j = 0; j < K; ++j) narrow<2>(far + j * kLanes<float>, exact(i + j * kLanes<float>));
+    X<float, K> out = load_pack<float, K>(far);
+#if defined(FASTNODE_BY_TABLE)
+    out = where_below<float, K>(magnitude<float, K>(x), kGeluEnd, by_table, out);
+#endif
+    store_pack<float, K>(to + i, out);
   });
 }
 

@@ -124,23 +124,25 @@ INLINE X<T, K> logistic_times(X<T, K> x, X<T, K> factor, const Exponential<T, K>
 }
 
 template <class T, int K>
-INLINE X<T, K> logistic(X<T, K> x) {
-#if defined(FASTNODE_BY_TABLE)
-  if constexpr (sizeof(T) == 4) {
-    if (within<K>(x, kLogisticEnd)) return logistic_by_table<K>(x);
-  }
-#endif
+INLINE X<T, K> far_logistic(X<T, K> x) {
   const Exponential<T, K> e(below_zero<T, K>(x));
   return logistic_times<T, K>(x, all<T, K>(1), e, e.second);
 }
 
 template <class T, int K>
-INLINE X<T, K> silu(X<T, K> x) {
+INLINE X<T, K> logistic(X<T, K> x) {
 #if defined(FASTNODE_BY_TABLE)
   if constexpr (sizeof(T) == 4) {
-    if (within<K>(x, kLogisticEnd)) return silu_by_table<K>(x);
+    const X<T, K> near = logistic_by_table<K>(x);
+    if (within<K>(x, kLogisticEnd)) return near;
+    return where_below<T, K>(magnitude<T, K>(x), kLogisticEnd, near, far_logistic<T, K>(x));
   }
 #endif
+  return far_logistic<T, K>(x);
+}
+
+template <class T, int K>
+INLINE X<T, K> far_silu(X<T, K> x) {
   const Exponential<T, K> e(below_zero<T, K>(x));
   // Far below zero the product is zero, whatever x is, but minus infinity: that is NaN in torch.
   const X<T, K> last = where_below<T, K>(x, Lanes<T>::kLowest, all<T, K>(0), e.second);
@@ -149,12 +151,19 @@ INLINE X<T, K> silu(X<T, K> x) {
 }
 
 template <class T, int K>
-INLINE X<T, K> softplus(X<T, K> x) {
+INLINE X<T, K> silu(X<T, K> x) {
 #if defined(FASTNODE_BY_TABLE)
   if constexpr (sizeof(T) == 4) {
-    if (within<K>(x, kLogisticEnd)) return softplus_by_table<K>(x);
+    const X<T, K> near = silu_by_table<K>(x);
+    if (within<K>(x, kLogisticEnd)) return near;
+    return where_below<T, K>(magnitude<T, K>(x), kLogisticEnd, near, far_silu<T, K>(x));
   }
 #endif
+  return far_silu<T, K>(x);
+}
+
+template <class T, int K>
+INLINE X<T, K> far_softplus(X<T, K> x) {
   const X<T, K> e = Exponential<T, K>(below_zero<T, K>(x)).value();
   const X<T, K> b = e + T(2), low = e - (b - T(2));
   const X<T, K> twice = (e + e) / b, s = twice * T(0.5);
@@ -165,6 +174,18 @@ INLINE X<T, K> softplus(X<T, K> x) {
       (linear - (sum - added)) + (twice - added) - ratio_to_an_eighth(twice * low, b);
   const X<T, K> rest = twice * (square * polynomial<T, K>(Lanes<T>::kAtanh, square)) + left;
   return where_above<T, K>(x, 20, x, sum + rest);
+}
+
+template <class T, int K>
+INLINE X<T, K> softplus(X<T, K> x) {
+#if defined(FASTNODE_BY_TABLE)
+  if constexpr (sizeof(T) == 4) {
+    const X<T, K> near = softplus_by_table<K>(x);
+    if (within<K>(x, kLogisticEnd)) return near;
+    return where_below<T, K>(magnitude<T, K>(x), kLogisticEnd, near, far_softplus<T, K>(x));
+  }
+#endif
+  return far_softplus<T, K>(x);
 }
 
 template <class T, int K>

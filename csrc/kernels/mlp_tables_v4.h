@@ -6,6 +6,9 @@
 // number made from it, and in each a polynomial in |x| - center, centers being numbers whose value
 // is a float32 to four more digits or so; the rest of the coefficients by weighted least squares on
 // Chebyshev nodes, rounded one after the other from the lowest, the others fitted again each time.
+//
+// Where tables end before the function does, a pack with numbers beyond takes these from another
+// formula, and the rest from the table nevertheless: no number's value depends on its neighbours.
 #pragma once
 
 #include "kernels/mlp_vector.h"

@@ -60,6 +60,18 @@ def test_activations_in_float64(name, instructions):
     torch.testing.assert_close(found, exact, rtol=2e-14, atol=1e-300)
 
 
+@pytest.mark.parametrize("instructions", SETS)
+@pytest.mark.parametrize("name", NAMES)
+def test_no_number_depends_on_its_neighbours(name, instructions):
+    """Kernels that treat a few numbers at once may not tell a sample's from those beside it."""
+    generator = torch.Generator().manual_seed(0)
+    x = 6 * torch.randn(10_000, generator=generator)
+    x[::1000] = torch.tensor([math.nan, math.inf, -math.inf, 1e30, -1e30] * 2)
+    order = torch.randperm(len(x), generator=generator)
+    straight, shuffled = (activate(instructions, name, each) for each in (x, x[order]))
+    assert torch.equal(straight[order].nan_to_num(7.0), shuffled.nan_to_num(7.0))
+
+
 @pytest.mark.parametrize("size", [1, 15, 63, 1023])
 def test_odd_sizes(size):
     x = torch.randn(size)
