@@ -121,7 +121,9 @@ def back(
     return Gradients(gy0, given, of_times, list(plan))
 
 
-def back_through(field: Any, y0: Tensor, kind: int, found: Result, grid: Any, **options: Any):
+def back_through(
+    field: Any, y0: Tensor, kind: int, found: Result, grid: Any, **options: Any
+) -> Gradients | None:
     """``back``, from a random gradient of the solution at TIMES, through the steps that were
     ``found``: by dopri5, or by rk4 along ``grid``."""
     generator = torch.Generator().manual_seed(2)

@@ -83,7 +83,7 @@ def test_results_repeat_bit_for_bit():
 def test_narrow_layers_are_left_to_threads():
     """Fewer rows than a tile has, or a depth below eight."""
     for dim, hidden in ((3, 7), (2, 64)):
-        field, y0 = make(dim, hidden, 1), random(11, dim)
+        field, y0 = make(dim, hidden, 2), random(11, dim)
         plain, ours = (solved(field, y0, JOINT, tensor=each) for each in (False, True))
         assert torch.equal(ours.ys, plain.ys)
 
