@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from email import message_from_string
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 DEFAULT_ARCHITECTURES = "8.0 9.0+PTX"
@@ -149,4 +149,10 @@ def extension() -> dict:
     return {"ext_modules": [ext], "cmdclass": {"build_ext": Build}}
 
 
-setup(version=version(), **extension())
+def packages() -> list[str]:
+    """Those of fastnode, and triton_kernels where pyproject.toml maps it to."""
+    # In a checkout a link may stand at that place too.
+    return sorted({*find_packages(include=["fastnode", "fastnode.*"]), "fastnode.triton_kernels"})
+
+
+setup(version=version(), packages=packages(), **extension())

@@ -20,9 +20,9 @@ from rivals import absent, with_diffrax
 
 import fastnode
 from fastnode import extension
-from fastnode.engines import fused
+from fastnode.engines.fused import joint as fused
+from fastnode.engines.fused.mlp import ACTIVATIONS
 from fastnode.nn import MLPField
-from fastnode.nn.fields import ACTIVATIONS
 from fastnode.tableaus import METHODS
 
 SIZES = [(2, 16, 1), (2, 64, 32), (16, 64, 128), (64, 128, 128), (64, 128, 1024), (512, 512, 1024)]

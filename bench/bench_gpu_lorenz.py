@@ -25,9 +25,9 @@ triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402, F401 (the interpreter looks for it)
 
 import fastnode  # noqa: E402
-from fastnode.engines import solve_per_sample  # noqa: E402
-from fastnode.engines.rows import SampleOptions, Trace  # noqa: E402
-from fastnode.samples import Tolerances, make_samples  # noqa: E402
+from fastnode.engines.per_sample_trace import SampleOptions, Trace  # noqa: E402
+from fastnode.engines.select import solve_per_sample  # noqa: E402
+from fastnode.problem.batch import Tolerances, make_samples  # noqa: E402
 from fastnode.tableaus import TSIT5  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -13,11 +13,11 @@ from bench_odeint import TIMES, TOLERANCE, Field, evaluations, initial, solver
 from ratio import compare
 
 import fastnode
-from fastnode.controllers import find_controller
-from fastnode.engines import NAMES, solve_per_sample
-from fastnode.engines.rows import SampleOptions
-from fastnode.methods import ADAPTIVE
-from fastnode.samples import make_samples, sample_tolerances
+from fastnode.control.controllers import find_controller
+from fastnode.engines.methods import ADAPTIVE
+from fastnode.engines.per_sample_trace import SampleOptions
+from fastnode.engines.select import NAMES, solve_per_sample
+from fastnode.problem.batch import make_samples, sample_tolerances
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 # (state, hidden, batch): overhead alone, both, both with more weights than shared memory holds,

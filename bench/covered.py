@@ -25,7 +25,7 @@ import coverage
 from bench.tree import ROOT, build, copy_tree
 
 #: Calls CUDA and nothing else.
-NEEDS_GPU = ("fastnode/engines/graph_runtime.py",)
+NEEDS_GPU = ("fastnode/engines/cuda_graph/runtime.py",)
 #: At lower levels no multiplications and additions are contracted, and results are others.
 COMPILER = """#!/bin/sh
 exec {compiler} "$@" -O2 --coverage -fprofile-update=atomic

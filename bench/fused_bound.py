@@ -15,7 +15,7 @@ import fma_peak
 import torch
 
 from fastnode import extension
-from fastnode.nn.fields import ACTIVATIONS
+from fastnode.engines.fused.mlp import ACTIVATIONS
 
 #: Numbers of float32 that stay in the first-level cache beside their results.
 NEAR = 2048

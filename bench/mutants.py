@@ -68,7 +68,7 @@ TABLEAUS = (
 CONTROLLERS = (
     Mutant(
         "pid-gains",
-        "fastnode/controllers.py",
+        "fastnode/control/controllers.py",
         "return p + i + d, -(p + 2 * d), d",
         "return p + i + d, -(p + d), d",
         "the PID controller damps too little",
@@ -76,7 +76,7 @@ CONTROLLERS = (
     ),
     Mutant(
         "pid-history",
-        "fastnode/engines/adaptive.py",
+        "fastnode/engines/reference/adaptive.py",
         "self._history = (ratio, self._history[0])",
         "self._history = (ratio, self._history[1])",
         "the controller never sees the error before the last one",
@@ -84,7 +84,7 @@ CONTROLLERS = (
     ),
     Mutant(
         "exact-step",
-        "fastnode/controllers.py",
+        "fastnode/control/controllers.py",
         "before, earlier = (max(r, 1e-4) for r in history)",
         "before, earlier = (max(r, 1e-40) for r in history)",
         "after a step that was exact by chance the next one is far too long or short",
@@ -92,7 +92,7 @@ CONTROLLERS = (
     ),
     Mutant(
         "smallest-step",
-        "fastnode/controllers.py",
+        "fastnode/control/controllers.py",
         "return ratio <= 1 or (h <= self.min_step and math.isfinite(ratio))",
         "return ratio <= 1 or h <= self.min_step",
         "a smallest step that ends in NaN is accepted",
@@ -100,7 +100,7 @@ CONTROLLERS = (
     ),
     Mutant(
         "step-cut-short",
-        "fastnode/engines/adaptive.py",
+        "fastnode/engines/reference/adaptive.py",
         "self.h = max(following, self.h) if taken < self.h else following",
         "self.h = following",
         "a step cut short by a stop makes the next ones short",
@@ -111,7 +111,7 @@ CONTROLLERS = (
 ADJOINTS = (
     Mutant(
         "continuous-start-time",
-        "fastnode/adjoints/continuous.py",
+        "fastnode/adjoints/continuous/adjoint.py",
         "by_time.append(-_inner(a, field(times[0], solution[0])))",
         "by_time.append(_inner(a, field(times[0], solution[0])))",
         "the gradient of the initial time has the wrong sign",
@@ -119,7 +119,7 @@ ADJOINTS = (
     ),
     Mutant(
         "lost-nan",
-        "fastnode/adjoints/adjoint_norm.py",
+        "fastnode/adjoints/continuous/adjoint_norm.py",
         "return state if params <= state else params",
         "return max(state, params)",
         "a parameter gradient that is NaN does not reject the step",
@@ -127,7 +127,7 @@ ADJOINTS = (
     ),
     Mutant(
         "reversible-coupling",
-        "fastnode/adjoints/reversible_backward.py",
+        "fastnode/adjoints/discrete/reversible.py",
         "alpha=1 - COUPLING",
         "alpha=0",
         "the reversible adjoint loses a thousandth of one cotangent",
@@ -135,7 +135,7 @@ ADJOINTS = (
     ),
     Mutant(
         "revolve-split",
-        "fastnode/adjoints/revolve.py",
+        "fastnode/adjoints/discrete/revolve.py",
         "return min(most, max(length - rest, comb(s + r - 2, s) if r > 1 else 1))",
         "return length // 2 or 1",
         "checkpoints are set by halves, and steps are taken again more often than needed",
@@ -143,7 +143,7 @@ ADJOINTS = (
     ),
     Mutant(
         "end-of-step",
-        "fastnode/adjoints/backward_pass.py",
+        "fastnode/adjoints/discrete/checkpoint.py",
         "timed = [(ends[0], kind, at), (ends[1], kind, at + kind)]",
         "timed = [(ends[0], kind, at), (ends[1], kind, at)]",
         "the gradient by the end of a given step goes to its start",

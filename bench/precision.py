@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import fastnode
 from bench.machine import processor
 from fastnode import datasets
-from fastnode.embedded import Start, find_tableau
+from fastnode.api.embedded_step import Start, find_tableau
 from fastnode.nn import MLPField, NeuralODE
 from fastnode.training.checkpoint import write_json
 

@@ -3,11 +3,15 @@
 from typing import TYPE_CHECKING
 
 from fastnode import flow, nn, regularize
-from fastnode.adjoint import odeint_adjoint
-from fastnode.adjoints import Revolve
-from fastnode.controllers import Controller
-from fastnode.dense import odeint_dense
-from fastnode.embedded import EmbeddedStep, embedded_step
+from fastnode.adjoints.select import Revolve
+from fastnode.api.embedded_step import EmbeddedStep, embedded_step
+from fastnode.api.odeint import odeint, odeint_event
+from fastnode.api.odeint_adjoint import odeint_adjoint
+from fastnode.api.odeint_dense import odeint_dense
+from fastnode.api.solve import solve
+from fastnode.api.solve_triton import Trajectories, solve_triton
+from fastnode.control.controllers import Controller
+from fastnode.engines.methods import register_method
 from fastnode.errors import (
     EventNotFound,
     MaxStepsExceeded,
@@ -16,14 +20,10 @@ from fastnode.errors import (
     StagesNotSolved,
     StepSizeUnderflow,
 )
+from fastnode.events.watch import Event
 from fastnode.extension import empty_cache
-from fastnode.fuse import NotFusable, fuse
-from fastnode.methods import register_method
-from fastnode.odeint import odeint, odeint_event
+from fastnode.fields.fuse import NotFusable, fuse
 from fastnode.solution import Solution, Steps
-from fastnode.solve import solve
-from fastnode.solve_events import Event
-from fastnode.solve_triton import Trajectories, solve_triton
 
 __version__: str
 

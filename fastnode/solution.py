@@ -10,8 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnode.problem import State
-from fastnode.solve_events import EventRecord
+from fastnode.problem.ivp import State
+
+
+@dataclass(frozen=True, eq=False)
+class EventRecord:
+    """Where an event happened: ``times`` [n], ``states`` [n, ...] (a tuple for a tuple state)."""
+
+    times: Tensor
+    states: State
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,8 +29,8 @@ class Steps:
         times: where they begin and end, [N + 1], float64.
         error: local error of each in units of the tolerances, [N]; NaN for fixed steps.
         stiffness: h |lambda| over the length of the method's stability region, [N]: near 1 where
-            stability limits the step, far below where accuracy does (fastnode/stiffness.py); NaN
-            for methods that have no estimate.
+            stability limits the step, far below where accuracy does
+            (fastnode/control/stiffness.py); NaN for methods that have no estimate.
         states: the states at ``times``, [N + 1, ...] (a tuple of such for a tuple state), if the
             solve saved them.
     """

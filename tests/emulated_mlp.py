@@ -11,10 +11,10 @@ import torch
 from cuda_emulation import library, numbers, pointer
 from torch import Tensor
 
-from fastnode.controllers import Controller
-from fastnode.engines import native
+from fastnode.control.controllers import Controller
+from fastnode.control.stiffness import Stiffness
+from fastnode.engines.native import joint as native
 from fastnode.nn import MLPField
-from fastnode.stiffness import Stiffness
 from fastnode.tableaus import METHODS
 
 JOINT, BY_SAMPLE, FIXED = range(3)

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 import fastnode
-from fastnode.engines import graph_plan, graph_runtime
+from fastnode.engines.cuda_graph import plan as graph_plan
+from fastnode.engines.cuda_graph import runtime as graph_runtime
 
 TS = torch.tensor([0.0, 1.0])
 

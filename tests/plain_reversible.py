@@ -2,7 +2,7 @@
 
 import torch
 
-from fastnode.adjoints import reversible_steps
+from fastnode.adjoints.discrete import reversible as reversible_steps
 
 
 def plain_reversible(field, y0, edges, tableau, args=()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fastnode import methods
+from fastnode.engines import methods
 from fastnode.tableaus import METHODS
 
 

@@ -229,7 +229,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     def bug():
         raise KeyError("bug")
 
-    monkeypatch.setattr("fastnode.info.describe", bug)
+    monkeypatch.setattr("fastnode.cli.info.describe", bug)
     with pytest.raises(KeyError, match="bug"):
         cli.main(["info"])
 

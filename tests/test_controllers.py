@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import fastnode
-from fastnode import engines, extension
-from fastnode.controllers import CONTROLLERS
+from fastnode import extension
+from fastnode.control.controllers import CONTROLLERS
+from fastnode.engines import select
 
 
 class Halving(fastnode.Controller):
@@ -120,4 +121,4 @@ def test_engines_that_take_numbers_only_refuse_it(engine, per_sample):
 
 def test_the_graph_engine_refuses_them():
     with pytest.raises(ValueError, match="engine 'graph'.*Halving needs engine='reference'"):
-        engines.by_own_rules("graph", Halving())
+        select.by_own_rules("graph", Halving())

@@ -8,7 +8,7 @@ import torchdiffeq
 from torchdiffeq._impl.odeint import SOLVERS
 
 import fastnode
-from fastnode.methods import ADAPTIVE, NAMES
+from fastnode.engines.methods import ADAPTIVE, NAMES
 from fastnode.tableaus import METHODS
 
 NEWER = {"tsit5", "implicit_euler", "implicit_midpoint", "trapezoid", "radauIIA3", "radauIIA5"} | {

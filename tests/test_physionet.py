@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastnode import datasets, physionet
+from fastnode import datasets
+from fastnode.datasets import physionet
 
 NAMES = np.array(["RecordID", *(f"v{i}" for i in range(physionet.VARIABLES))])
 

@@ -17,7 +17,7 @@ from bench import tables
 from bench.measured import Results
 from bench.reproduce.page import write_page
 from bench.reproduce.rows import rows
-from fastnode.cli_arguments import make_parser
+from fastnode.cli.arguments import make_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = tables.pages(ROOT)

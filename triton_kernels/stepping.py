@@ -127,7 +127,7 @@ def store_rows(pointers, y, mask):
 
 @triton.jit
 def next_step(h, ratio, previous, earlier, ORDER: tl.constexpr, CONTROL: tl.constexpr):
-    """fastnode.controllers.Controller.next_steps; CONTROL is a Control as a plain tuple."""
+    """fastnode.control.controllers.Controller.next_steps; CONTROL is a Control as a plain tuple."""
     factor = power(ratio, -CONTROL[6] / ORDER) * CONTROL[0]
     if CONTROL[7] != 0.0 or CONTROL[8] != 0.0:
         factor *= power(at_least(previous, 1e-4), -CONTROL[7] / ORDER)
@@ -146,7 +146,7 @@ def next_step(h, ratio, previous, earlier, ORDER: tl.constexpr, CONTROL: tl.cons
 def first_step(
     FIELD: tl.constexpr, t, y, f, p, span, rtol, atol, DIRECTION: tl.constexpr, ORDER: tl.constexpr
 ):
-    """fastnode.controllers.initial_step."""
+    """fastnode.control.controllers.initial_step."""
     d0, d1 = norm(y, y, y, rtol, atol).to(tl.float64), norm(f, y, y, rtol, atol).to(tl.float64)
     small = (d0 < 1e-5) | (d1 < 1e-5)
     h = tl.where(small, tl.full(d0.shape, 1e-6, tl.float64), 0.01 * d0 / d1)

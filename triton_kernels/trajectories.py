@@ -49,7 +49,7 @@ class Method(NamedTuple):
 
 
 class Control(NamedTuple):
-    """The numbers of a controller (fastnode/controllers.py)."""
+    """The numbers of a controller (fastnode/control/controllers.py)."""
 
     safety: float
     ifactor: float
@@ -62,8 +62,9 @@ class Control(NamedTuple):
     b3: float
 
 
-# The step is that of fastnode.engines.per_sample.PerSampleSolve, line by line. Time and the size of
-# steps are float64 whatever the state is; their ratios, powers among them, have the state's type.
+# The step is that of fastnode.engines.reference.per_sample.PerSampleSolve, line by line. Time and
+# the size of steps are float64 whatever the state is; their ratios, powers among them, have the
+# state's type.
 @triton.jit
 def solve_kernel(
     y0,

@@ -20,7 +20,7 @@ from fastnode.nn import Recipe
 from fastnode.training import Config, Trainer, evaluate, recipe_for, restore, solvers_of
 from fastnode.training.checkpoint import write_json
 from fastnode.training.evaluation import predict
-from fastnode.training.metrics import summary
+from fastnode.training.loop import summary
 
 #: Points of a curve that are kept.
 POINTS = 40

@@ -1,4 +1,4 @@
-// The adaptive loop: fastnode.engines.adaptive.AdaptiveStepper, step for step the same.
+// The adaptive loop: fastnode.engines.reference.adaptive.AdaptiveStepper, step for step the same.
 #pragma once
 
 #include "driver/solve_loop.h"
@@ -16,7 +16,7 @@ struct Callbacks {
   py::object step, accept, reject;
 };
 
-// fastnode.stiffness.Stiffness: weights in the stages of two slopes' difference and of their
+// fastnode.control.stiffness.Stiffness: weights in the stages of two slopes' difference and of their
 // states'.
 struct StiffnessWeights {
   Weights slopes, states;

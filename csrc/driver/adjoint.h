@@ -1,4 +1,4 @@
-// What fastnode.adjoints.continuous does at every stage.
+// What fastnode.adjoints.continuous.adjoint does at every stage.
 #pragma once
 
 #include <ATen/core/Tensor.h>

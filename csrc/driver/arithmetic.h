@@ -41,7 +41,7 @@ class Arithmetic {
 // of the parts of a tuple.
 class ErrorNorm {
  public:
-  // `norm` is a fastnode.norms.ErrorNorm, which is called where tolerances are tensors, the norm is
+  // `norm` is a fastnode.control.norms.ErrorNorm, which is called where tolerances are tensors, the norm is
   // the caller's own, or no kernel takes the state. Where it has a function `beside`, what that
   // returns is measured too. A state on a GPU is waited for once.
   ErrorNorm(py::object norm, const at::Tensor& like, const Layout& layout);

@@ -64,7 +64,7 @@ at::Tensor joined(const std::vector<SampleSteps>& steps, std::vector<X> SampleSt
   return out;
 }
 
-// The fields of fastnode.engines.rows.Trace in their order, status in numbers; None if the field's
+// The fields of fastnode.engines.per_sample_trace.Trace in their order, status in numbers; None if the field's
 // results need a graph.
 py::object solve_per_sample(py::object problem, const at::Tensor& y0, const at::Tensor& f0,
                             const at::Tensor& ts, const at::Tensor& direction,

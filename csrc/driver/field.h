@@ -12,7 +12,7 @@ at::Tensor own(const at::Tensor& result, bool kept_elsewhere);
 
 class Field {
  public:
-  // `field` is a fastnode.problem.VectorField: it says how results that are not plainly right are
+  // `field` is a fastnode.problem.ivp.VectorField: it says how results that are not plainly right are
   // converted or refused.
   Field(py::object field, const at::Tensor& y0);
 

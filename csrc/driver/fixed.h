@@ -1,4 +1,4 @@
-// The loop over a given grid of steps: fastnode.engines.fixed, step for step the same.
+// The loop over a given grid of steps: fastnode.engines.reference.fixed, step for step the same.
 #pragma once
 
 #include "driver/solve_loop.h"

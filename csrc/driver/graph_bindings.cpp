@@ -1,4 +1,4 @@
-// What fastnode.engines.graph captures and launches.
+// What fastnode.engines.cuda_graph.engine captures and launches.
 #include <c10/core/DeviceGuard.h>
 #include <torch/csrc/utils/pybind.h>
 

@@ -1,5 +1,5 @@
 // The adaptive step as a CUDA graph can hold it: everything that changes from step to step, times,
-// sizes and decisions, is in memory of the device. fastnode.engines.graph calls the pieces in
+// sizes and decisions, is in memory of the device. fastnode.engines.cuda_graph.engine calls the pieces in
 // order, with the vector field in between, and captures them.
 #pragma once
 

@@ -1,4 +1,4 @@
-// fastnode._C.read_layers, which fastnode.engines.perceptron calls and describes: the same in C++,
+// fastnode._C.read_layers, which fastnode.engines.fused.mlp calls and describes: the same in C++,
 // as every solve asks half a dozen modules for half a dozen entries each.
 #include <torch/csrc/autograd/python_variable.h>
 
@@ -9,7 +9,7 @@ namespace {
 
 namespace py = pybind11;
 
-// The number of fastnode.engines.perceptron for a column that stands last.
+// The number of fastnode.engines.fused.mlp for a column that stands last.
 constexpr int64_t kLast = -2;
 
 py::object attributes(py::handle object) {

@@ -1,4 +1,4 @@
-// fastnode._C.mlp_solve, which fastnode.engines.fused calls.
+// fastnode._C.mlp_solve, which fastnode.engines.fused.joint calls.
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
@@ -60,7 +60,7 @@ std::vector<Tensor> replay(const Tensor& y0, const Tensor& t, at::TensorList par
   py::list held;
   for (const Tensor& each : parameters) held.append(wrap(each));
   const py::object found =
-      py::module_::import("fastnode.engines.fused_replay")
+      py::module_::import("fastnode.engines.fused.double_backward")
           .attr("gradients")(wrap(y0), wrap(t), held, layout.vec(), activation, method, rtol, atol,
                              adaptive, perturb, wrap(steps), wrap_or_none(of_ys),
                              wrap_or_none(of_steps));

@@ -1,4 +1,4 @@
-// fastnode._C.mlp_solve_samples, which fastnode.engines.per_sample_fused calls.
+// fastnode._C.mlp_solve_samples, which fastnode.engines.fused.per_sample calls.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
@@ -97,7 +97,7 @@ py::tuple solve_on_gpu(const std::vector<LayerTensors>& layers, int activation, 
                         control.keep_states ? wrap(found.kept) : py::object(py::none()));
 }
 
-// The first fields of fastnode.engines.rows.Trace in their order, status in numbers, then what
+// The first fields of fastnode.engines.per_sample_trace.Trace in their order, status in numbers, then what
 // gradients need (see MlpSamples::kept), None without `keep`. None where the arguments are not
 // plain tensors that fit, or where it does not pay and is not `forced`. y0 is [B, D]; ts [B, T] and
 // the numbers of each sample, [B], are float64 and contiguous.

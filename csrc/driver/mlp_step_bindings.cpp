@@ -1,4 +1,4 @@
-// fastnode._C.mlp_first_step, which fastnode.engines.fused_step calls.
+// fastnode._C.mlp_first_step, which fastnode.engines.fused.first_step calls.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 

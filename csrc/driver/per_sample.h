@@ -1,4 +1,4 @@
-// Per-sample adaptive stepping: fastnode.engines.per_sample.PerSampleSolve, step for step the same,
+// Per-sample adaptive stepping: fastnode.engines.reference.per_sample.PerSampleSolve, step for step the same,
 // for float and double states on the CPU that need no graph.
 #pragma once
 
@@ -12,7 +12,7 @@
 
 namespace fastnode {
 
-// The weights of an estimate of stiffness, where a method has one (fastnode/stiffness.py).
+// The weights of an estimate of stiffness, where a method has one (fastnode/control/stiffness.py).
 struct StagePair {
   Weights slopes, states;
   double stability;

@@ -10,7 +10,7 @@ struct NeedsGraph {};
 
 class SampleField {
  public:
-  // `problem` is a fastnode.samples.SampleProblem whose state is one tensor on the CPU.
+  // `problem` is a fastnode.problem.batch.SampleProblem whose state is one tensor on the CPU.
   SampleField(py::object problem, const at::Tensor& y0);
 
   // dy/dt at (t, y) into k; with `before`, the directions of time, at the last number before each

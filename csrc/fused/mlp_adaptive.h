@@ -61,7 +61,7 @@ struct MlpSolve<T>::Adaptive : Worker {
                               options.atol);
   }
 
-  // fastnode.controllers.initial_step, which gives the source. The trial's slope goes to k[1].
+  // fastnode.control.controllers.initial_step, which gives the source. The trial's slope goes to k[1].
   bool choose_first_step() {
     double* sums = next_sums();
     for (Tile<T>* tile = begin; tile != end; ++tile) {

@@ -1,5 +1,5 @@
 // The steps of a solve followed backwards: their stages are computed again from the states that it
-// kept. Sizes of steps are constants, as in fastnode.engines.adaptive.
+// kept. Sizes of steps are constants, as in fastnode.engines.reference.adaptive.
 #pragma once
 
 #include "fused/mlp_gradient.h"

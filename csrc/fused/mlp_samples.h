@@ -1,5 +1,5 @@
 // A whole solve of a multilayer perceptron's field where every sample has steps of its own: sample
-// for sample the loop of fastnode.engines.per_sample.
+// for sample the loop of fastnode.engines.reference.per_sample.
 //
 // The samples of a tile try a step at once, each of its own size. Who has finished gives its place
 // to one that waits, or, when none is left, to the last of the tile, which shrinks: no evaluation

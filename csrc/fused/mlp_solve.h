@@ -1,6 +1,6 @@
 // A whole solve of a multilayer perceptron's field: the loop, the stages, the field and the control
 // of the steps, on tiles of samples that stay in the cache. Step for step the loops of
-// fastnode.engines.adaptive and fastnode.engines.fixed.
+// fastnode.engines.reference.adaptive and fastnode.engines.reference.fixed.
 #pragma once
 
 #include <atomic>
@@ -19,7 +19,7 @@
 
 namespace fastnode {
 
-// The weights of an estimate of stiffness (fastnode/stiffness.py).
+// The weights of an estimate of stiffness (fastnode/control/stiffness.py).
 struct StiffnessPair {
   Weights slopes, states;
   double stability;

@@ -1,5 +1,5 @@
 // Where a solve kept no states: those at which steps begin are found again from the initial one,
-// with a fixed number of them in memory (fastnode.adjoints.revolve, which gives the source). No
+// with a fixed number of them in memory (fastnode.adjoints.discrete.revolve, which gives the source). No
 // step needs another tile, so that each thread keeps states of the one tile at hand alone.
 #pragma once
 
@@ -11,7 +11,7 @@
 
 namespace fastnode {
 
-// fastnode.adjoints.revolve.split
+// fastnode.adjoints.discrete.revolve.split
 inline int64_t revolve_split(int64_t length, int64_t free) {
   if (free == 0) return length - 1;
   const auto binomial = [](int64_t n, int64_t m) {

@@ -81,7 +81,7 @@ struct MlpSamples<T>::Starter {
     slots.clear();
   }
 
-  // fastnode.controllers.initial_step, which gives the source, for each sample.
+  // fastnode.control.controllers.initial_step, which gives the source, for each sample.
   void choose_first_steps() {
     const auto one = [](int64_t, size_t) { return 1.0; };
     copy_tile(tile.frame().extent(dim), tile.y, tile.k[1]);

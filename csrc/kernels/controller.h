@@ -1,4 +1,4 @@
-// Step-size control: fastnode.controllers.Controller, operation by operation.
+// Step-size control: fastnode.control.controllers.Controller, operation by operation.
 #pragma once
 
 #include <cmath>
@@ -60,7 +60,7 @@ struct Controller {
     return next_step(h, ratio, before, earlier, LibraryPower());
   }
 
-  // fastnode.controllers.initial_step, which gives the source, from the norms of the state, of its
+  // fastnode.control.controllers.initial_step, which gives the source, from the norms of the state, of its
   // slope and of the difference of slopes over a trial step.
   FASTNODE_HD static double trial_step(double d0, double d1, double span) {
     return lesser(d0 < 1e-5 || d1 < 1e-5 ? 1e-6 : 0.01 * d0 / d1, span);

@@ -104,7 +104,7 @@ struct Joint : MlpSteps<T, false, Far> {
     meet();
   }
 
-  // fastnode.controllers.initial_step; no number where the state or its slope is not finite.
+  // fastnode.control.controllers.initial_step; no number where the state or its slope is not finite.
   __device__ double first_step(const Course& course, double end) {
     const T rtol = T(task.rtol), atol = T(task.atol);
     const T *const y = memory.y, *const f = slope(0), *const f1 = slope(1);

@@ -25,7 +25,7 @@ struct DeviceTableau {
   bool fsal;
   double rows[kMostStages * (kMostStages - 1) / 2], fractions[kMostStages];
   double solution[kMostStages], error[kMostStages];
-  // The estimate of stiffness (fastnode/stiffness.py); a method without has a stability of zero.
+  // The estimate of stiffness (fastnode/control/stiffness.py); a method without has a stability of zero.
   double slopes[kMostStages], states[kMostStages], stability;
   // As DenseTerms.
   double a[kMostStages][kMaxDegree];

@@ -148,7 +148,7 @@ FASTNODE_HD double worse(double so_far, double error) {
 }
 
 // Times of the stages after the first as the field takes them, in the state's type: t + c h, and
-// for c = 1 the number just before t1 on the way (fastnode.problem.VectorField).
+// for c = 1 the number just before t1 on the way (fastnode.problem.ivp.VectorField).
 template <class T>
 struct StageTimes {
   double fractions[kMaxTerms];  // c of each stage, the first one's included

@@ -84,7 +84,7 @@ FASTNODE_HD double worst(const A* norms, int parts) {
   return so_far;
 }
 
-// Stiffness of the step just tried (fastnode/stiffness.py), if it was accepted, from the norms of
+// Stiffness of the step just tried (fastnode/control/stiffness.py), if it was accepted, from the norms of
 // the difference of two slopes and of that of their states over h.
 template <class A>
 FASTNODE_HD void note_stiffness(const Control& control, const A* norms, double stability,

@@ -6,7 +6,7 @@
 
 namespace fastnode {
 
-// On the GPU, but `status`: the first fields of fastnode.engines.rows.Trace, numbers of samples
+// On the GPU, but `status`: the first fields of fastnode.engines.per_sample_trace.Trace, numbers of samples
 // [batch] and of all accepted steps, those of the first sample first. `failed` are records without
 // steps, of all samples, if one of them failed.
 struct SampleTensors {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor
 
 from fastnode.ops import interpolant as ops
-from fastnode.ops import sampled_interpolant as sampled
 
 Coefficient: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -145,8 +143,8 @@ class Path:
             ValueError, TypeError: as :func:`sample_time` and :meth:`interpolate`.
         """
         _check_probability(zero_probability)
-        if self._kind is not None and sampled.runs_fused(z0, z1):
-            t, coef, zt, stand_in = sampled.sampled_interpolant(
+        if self._kind is not None and ops.draws_times(z0, z1):
+            t, coef, zt, stand_in = ops.sampled_interpolant(
                 z0, z1, self._kind, zero_probability, generator
             )
             return t, zt, Target(stand_in, z0, z1, coef)
@@ -169,6 +167,10 @@ class Path:
 
 
 class _BuiltIn(Path):
+    def __init__(self) -> None:
+        assert self._kind is not None
+        super().__init__(*ops.BUILT_IN[self._kind])
+
     def __reduce__(self) -> tuple[type[Path], tuple[()]]:
         return type(self), ()
 
@@ -179,11 +181,6 @@ class Linear(_BuiltIn):
     name = "linear"
     _kind = 0
 
-    def __init__(self) -> None:
-        super().__init__(
-            lambda t: 1 - t, lambda t: t, lambda t: -torch.ones_like(t), torch.ones_like
-        )
-
 
 class Concave(_BuiltIn):
     """a = cos(pi t / 2), b = sin(pi t / 2): leaves z0 slowly and reaches z1 early."""
@@ -191,30 +188,12 @@ class Concave(_BuiltIn):
     name = "concave"
     _kind = 1
 
-    def __init__(self) -> None:
-        half = math.pi / 2
-        super().__init__(
-            lambda t: torch.cos(half * t),
-            lambda t: torch.sin(half * t),
-            lambda t: -half * torch.sin(half * t),
-            lambda t: half * torch.cos(half * t),
-        )
-
 
 class Convex(_BuiltIn):
     """a = 1 - sin(pi t / 2), b = 1 - cos(pi t / 2): leaves z0 early and reaches z1 late."""
 
     name = "convex"
     _kind = 2
-
-    def __init__(self) -> None:
-        half = math.pi / 2
-        super().__init__(
-            lambda t: 1 - torch.sin(half * t),
-            lambda t: 1 - torch.cos(half * t),
-            lambda t: -half * torch.cos(half * t),
-            lambda t: half * torch.sin(half * t),
-        )
 
 
 PATHS: dict[str, Callable[[], Path]] = {p.name: p for p in (Linear, Concave, Convex)}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastnode.adjoints import Revolve, find_adjoint
-from fastnode.methods import FIXED
+from fastnode.adjoints.select import Revolve, find_adjoint
+from fastnode.api.solve import solve
+from fastnode.engines.methods import FIXED
 from fastnode.nn.fields import check_positive
 from fastnode.nn.node import check_module, full_precision
-from fastnode.solve import solve
 from fastnode.tableaus import METHODS
 
 

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastnode.engines.perceptron import LAST, TIMELESS, read_layers
+from fastnode.engines.fused.mlp import ACTIVATION_NUMBERS, ACTIVATIONS, LAST, TIMELESS, read_layers
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "elu": F.elu,
-    "gelu": F.gelu,
-    "relu": torch.relu,
-    "sigmoid": torch.sigmoid,
-    "silu": F.silu,
-    "sin": torch.sin,
-    "softplus": F.softplus,
-    "tanh": torch.tanh,
-}
-#: The numbers of csrc/kernels/mlp.h.
-ACTIVATION_NUMBERS = {name: i for i, name in enumerate(ACTIVATIONS)}
 TIME_MODES = ("every", "once", "none")
 MAX_DEPTH = 8
 

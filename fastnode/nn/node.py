@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastnode.adjoints import Revolve, find_adjoint
-from fastnode.methods import ADAPTIVE, FIXED, NAMES
+from fastnode.adjoints.select import Revolve, find_adjoint
+from fastnode.api.odeint import odeint
+from fastnode.engines.methods import ADAPTIVE, FIXED, NAMES
 from fastnode.nn.fields import check_positive
 from fastnode.nn.solving import check_options, check_regularizer, fusable, solve_regularized
-from fastnode.odeint import odeint
 from fastnode.regularize import Regularizer
 from fastnode.regularize.base import no_penalty
 

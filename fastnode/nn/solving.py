@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastnode.controllers import Controller
-from fastnode.methods import ADAPTIVE
+from fastnode.api.solve import solve
+from fastnode.control.controllers import Controller
+from fastnode.engines.methods import ADAPTIVE
 from fastnode.regularize import Regularizer
 from fastnode.regularize.base import no_penalty
-from fastnode.solve import solve
 from fastnode.tableaus import METHODS
 
 #: The options of ``odeint`` that ``solve`` knows too.

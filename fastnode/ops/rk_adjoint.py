@@ -25,7 +25,7 @@ def rk_adjoint(x: Sequence[Tensor], c: Sequence[float]) -> Tensor:
     """sum_j c_j x_j in one pass.
 
     Where a step adds up slopes of stages to states, its transpose adds up cotangents to cotangents
-    of slopes (``fastnode.adjoints.stages`` gives the formula and its source).
+    of slopes (``fastnode.adjoints.discrete.step_transpose`` gives the formula and its source).
 
     Args:
         x: tensors of one shape, floating or complex, at least one.

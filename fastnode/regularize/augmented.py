@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastnode.problem import State
+from fastnode.api.solve import solve
+from fastnode.problem.ivp import State
 from fastnode.regularize.base import first_tensor
 from fastnode.solution import Solution, Steps
-from fastnode.solve import solve
 
 #: Takes func, t, y and func's further arguments; returns dy/dt and the integrands, scalars.
 Integrands = Callable[..., tuple[Any, Sequence[Tensor]]]

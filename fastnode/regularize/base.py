@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnode.embedded import find_tableau
-from fastnode.methods import ADAPTIVE, SOLVED
-from fastnode.problem import State
+from fastnode.api.embedded_step import find_tableau
+from fastnode.control.stiffness import Stiffness
+from fastnode.engines.methods import ADAPTIVE, SOLVED
+from fastnode.problem.ivp import State
 from fastnode.solution import Solution
-from fastnode.stiffness import Stiffness
 
 #: The method of a solve that names none, as in ``fastnode.solve``.
 METHOD = "tsit5"

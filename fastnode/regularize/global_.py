@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fastnode.embedded import embedded_step, find_tableau, stiffness
-from fastnode.norms import ErrorNorm
+from fastnode.api.embedded_step import embedded_step, find_tableau, stiffness
+from fastnode.api.solve import solve
+from fastnode.control.norms import ErrorNorm
 from fastnode.ops.rk_error import rk_error
-from fastnode.problem import State, make_problem, to_float
+from fastnode.problem.ivp import State, make_problem, to_float
 from fastnode.regularize.base import Regularizer, check_kind, needs_error_estimate
 from fastnode.regularize.schedules import Schedule, as_schedule
 from fastnode.solution import Solution, Steps
-from fastnode.solve import solve
 from fastnode.tableaus import Tableau
 
 #: Adjoints that give the gradient of the steps that were taken.

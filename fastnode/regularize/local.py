@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnode.embedded import SampleStart, Start, find_tableau
-from fastnode.engines.fused_step import first_step
-from fastnode.methods import FIXED
-from fastnode.problem import State
+from fastnode.api.embedded_step import SampleStart, Start, find_tableau
+from fastnode.engines.fused.first_step import first_step
+from fastnode.engines.methods import FIXED
+from fastnode.problem.ivp import State
 from fastnode.regularize import random_time
 from fastnode.regularize.base import METHOD, Regularizer, check_kind, needs_error_estimate
 from fastnode.regularize.schedules import Schedule, as_schedule

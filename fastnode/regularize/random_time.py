@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnode.problem import Layout, State, check_times
+from fastnode.api.solve import solve
+from fastnode.problem.ivp import Layout, State, check_times
 from fastnode.solution import Solution
-from fastnode.solve import solve
 
 #: Uniform numbers in [0, 1) of a shape, float64, on the CPU.
 Uniform = Callable[..., Tensor]

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnode.problem import State
+from fastnode.api.solve import solve
+from fastnode.problem.ivp import State
 from fastnode.regularize.base import Regularizer, no_penalty
 from fastnode.regularize.schedules import check_weight
 from fastnode.solution import Solution
-from fastnode.solve import solve
 
 
 class STEER(Regularizer):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnode.problem import State
+from fastnode.problem.ivp import State
 from fastnode.regularize.augmented import solve_with_integrals
 from fastnode.regularize.base import Regularizer
 from fastnode.regularize.rnode import mean_square

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fastnode
-from fastnode.adjoints import kept_graph
+from fastnode.adjoints.discrete import retained_graph as kept_graph
 
 DISCRETE = {
     "checkpoint": "checkpoint",

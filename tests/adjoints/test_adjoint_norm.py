@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from fastnode.adjoints.adjoint_norm import AdjointNorm
-from fastnode.adjoints.quadrature import Quadrature
-from fastnode.problem import make_problem
+from fastnode.adjoints.continuous.adjoint_norm import AdjointNorm
+from fastnode.adjoints.continuous.quadrature import Quadrature
+from fastnode.problem.ivp import make_problem
 from fastnode.tableaus import METHODS
 
 

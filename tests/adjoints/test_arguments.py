@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastnode
-from fastnode.adjoints.revolve import Keeper, reverse, split
+from fastnode.adjoints.discrete.revolve import Keeper, reverse, split
 from fastnode.nn import MLPField, NeuralODE
 
 

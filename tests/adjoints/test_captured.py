@@ -9,7 +9,7 @@ from torch import nn
 
 import fastnode
 from fastnode import extension
-from fastnode.adjoints.captured import BackwardStep
+from fastnode.adjoints.discrete.cuda_graph import BackwardStep
 
 pytestmark = pytest.mark.skipif(not extension.AVAILABLE, reason=extension.REASON)
 

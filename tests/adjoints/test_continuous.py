@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import fastnode
-from fastnode.adjoints.continuous import Adjoint
-from fastnode.methods import ADAPTIVE, NAMES
-from fastnode.odeint import solve_packed
-from fastnode.problem import make_problem
+from fastnode.adjoints.continuous.adjoint import Adjoint
+from fastnode.api.odeint import solve_packed
+from fastnode.engines.methods import ADAPTIVE, NAMES
+from fastnode.problem.ivp import make_problem
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-10}
 T = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)

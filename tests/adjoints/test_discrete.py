@@ -11,8 +11,16 @@ import torch
 from adjoint_cases import ADAPTIVE, state, steady, times
 
 import fastnode
-from fastnode import joint
-from fastnode.adjoints import backward_pass, checkpoint, kept_graph
+from fastnode.adjoints.discrete import (
+    checkpoint,
+)
+from fastnode.adjoints.discrete import (
+    checkpoint as backward_pass,
+)
+from fastnode.adjoints.discrete import (
+    retained_graph as kept_graph,
+)
+from fastnode.api import solve_joint as joint
 from fastnode.tableaus import METHODS
 
 SAME = ["checkpoint", fastnode.Revolve(1), fastnode.Revolve(3)]

@@ -10,8 +10,13 @@ from adjoint_cases import ADAPTIVE, state, times
 
 import fastnode
 from fastnode import extension
-from fastnode.adjoints import backward_pass, kept_graph
-from fastnode.adjoints.quadrature import Quadrature
+from fastnode.adjoints.continuous.quadrature import Quadrature
+from fastnode.adjoints.discrete import (
+    checkpoint as backward_pass,
+)
+from fastnode.adjoints.discrete import (
+    retained_graph as kept_graph,
+)
 from fastnode.tableaus import METHODS
 
 ADJOINTS = ["checkpoint", fastnode.Revolve(1), fastnode.Revolve(3), "reversible", "continuous"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastnode import extension
-from fastnode.adjoints.quadrature import Quadrature, add_stage_reference
+from fastnode.adjoints.continuous.quadrature import Quadrature, add_stage_reference
 from fastnode.tableaus import METHODS
 
 SHAPES = [(), (3,), (2, 5), (0,), (129, 257)]

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import fastnode
-from fastnode.adjoints import backward_pass, recompute
+from fastnode.adjoints.discrete import checkpoint as backward_pass
+from fastnode.torch_support import recompute
 
 
 def times(*values):
@@ -42,7 +43,7 @@ class Noisy(torch.nn.Module):
 @pytest.mark.parametrize("method", ["dopri5", "rk4", "fehlberg2"])
 @pytest.mark.parametrize("adjoint", ["checkpoint", fastnode.Revolve(2)], ids=str)
 def test_random_numbers_are_drawn_again(relative, monkeypatch, adjoint, method, room):
-    monkeypatch.setattr("fastnode.adjoints.kept_graph.ROOM", room)
+    monkeypatch.setattr("fastnode.adjoints.discrete.retained_graph.ROOM", room)
     options = (
         {"steps": 5}
         if method == "rk4"
@@ -99,7 +100,7 @@ class Normed(torch.nn.Module):
 
 @pytest.mark.parametrize("small", [True, False])
 def test_buffers_change_once(discrete, small, monkeypatch):
-    monkeypatch.setattr("fastnode.adjoints.backward_pass.SMALL", 2**30 if small else 0)
+    monkeypatch.setattr("fastnode.adjoints.discrete.checkpoint.SMALL", 2**30 if small else 0)
     net = Normed()
     before = {name: x.clone() for name, x in net.named_buffers()}
     with torch.no_grad():

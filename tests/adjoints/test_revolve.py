@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from fastnode.adjoints.revolve import Keeper, reverse
+from fastnode.adjoints.discrete.revolve import Keeper, reverse
 
 
 @cache

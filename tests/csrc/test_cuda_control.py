@@ -11,11 +11,11 @@ import torch
 from cuda_emulation import COMPILER, DTYPES, library, numbers, pointer
 
 from fastnode import extension
-from fastnode.controllers import Controller, find_controller
-from fastnode.engines import native
-from fastnode.methods import ADAPTIVE
-from fastnode.norms import ErrorNorm
-from fastnode.problem import make_problem
+from fastnode.control.controllers import Controller, find_controller
+from fastnode.control.norms import ErrorNorm
+from fastnode.engines.methods import ADAPTIVE
+from fastnode.engines.native import joint as native
+from fastnode.problem.ivp import make_problem
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 compiled = pytest.mark.skipif(not extension.AVAILABLE, reason="C++ extension not built")

@@ -12,8 +12,8 @@ from emulated_mlp import BY_SAMPLE, FIXED, TIMES, make, run
 
 import fastnode
 from fastnode import extension
-from fastnode.controllers import Controller
-from fastnode.nn.fields import ACTIVATIONS
+from fastnode.control.controllers import Controller
+from fastnode.engines.fused.mlp import ACTIVATIONS
 
 pytestmark = [
     pytest.mark.skipif(COMPILER is None, reason="no C++ compiler"),

@@ -10,8 +10,9 @@ from emulated_mlp import BY_SAMPLE, FIXED, JOINT, TIMES, make, run
 from emulated_mlp_backward import back
 
 from fastnode import extension
-from fastnode.engines import fused, native
-from fastnode.nn.fields import ACTIVATIONS
+from fastnode.engines.fused import joint as fused
+from fastnode.engines.fused.mlp import ACTIVATIONS
+from fastnode.engines.native import joint as native
 from fastnode.tableaus import METHODS
 
 pytestmark = [

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastnode
-from fastnode.methods import ADAPTIVE, FIXED
+from fastnode.engines.methods import ADAPTIVE, FIXED
 
 #: Order of the solution and, at h = 0.4, 0.2, ..., of one step and of what lies inside it.
 FIXED_ORDER = {

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 import fastnode
 from fastnode import extension
-from fastnode.engines import fused
+from fastnode.engines.fused import joint as fused
+from fastnode.engines.fused.mlp import ACTIVATIONS
 from fastnode.nn import MLPField
-from fastnode.nn.fields import ACTIVATIONS
 from fastnode.tableaus import METHODS
 
 pytestmark = pytest.mark.skipif(not extension.AVAILABLE, reason=extension.REASON)

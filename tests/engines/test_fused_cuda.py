@@ -7,8 +7,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import fastnode
+from fastnode.engines.fused.mlp import ACTIVATIONS
 from fastnode.nn import MLPField
-from fastnode.nn.fields import ACTIVATIONS
 
 pytestmark = [
     pytest.mark.gpu,

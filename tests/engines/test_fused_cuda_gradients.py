@@ -7,9 +7,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import fastnode
-from fastnode.controllers import Controller
+from fastnode.control.controllers import Controller
+from fastnode.engines.fused.mlp import ACTIVATIONS
 from fastnode.nn import MLPField
-from fastnode.nn.fields import ACTIVATIONS
 
 pytestmark = [
     pytest.mark.gpu,

@@ -5,7 +5,7 @@ import torch
 
 import fastnode
 from fastnode import extension
-from fastnode.engines import fused_step
+from fastnode.engines.fused import first_step as fused_step
 from fastnode.nn import MLPField
 from fastnode.regularize import Local
 

@@ -9,10 +9,10 @@ from torch import nn
 
 import fastnode
 from fastnode import extension
-from fastnode.controllers import Controller
-from fastnode.engines import graph_program
+from fastnode.control.controllers import Controller
+from fastnode.engines.cuda_graph import program as graph_program
+from fastnode.engines.methods import ADAPTIVE
 from fastnode.errors import MaxStepsExceeded, NonFiniteState, StepSizeUnderflow
-from fastnode.methods import ADAPTIVE
 
 pytestmark = pytest.mark.skipif(not extension.AVAILABLE, reason=extension.REASON)
 

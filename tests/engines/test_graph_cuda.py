@@ -9,8 +9,9 @@ from torch.profiler import ProfilerActivity, profile
 
 import fastnode
 from fastnode import extension
-from fastnode.engines import graph_plan, graph_program
-from fastnode.methods import ADAPTIVE
+from fastnode.engines.cuda_graph import plan as graph_plan
+from fastnode.engines.cuda_graph import program as graph_program
+from fastnode.engines.methods import ADAPTIVE
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,7 +41,7 @@ def loops(request, monkeypatch):
     if request.param and not extension.native().graph_loops():
         pytest.skip("no conditional nodes here")
     if not request.param:
-        from fastnode.engines.graph_runtime import CudaRuntime
+        from fastnode.engines.cuda_graph.runtime import CudaRuntime
 
         monkeypatch.setattr(CudaRuntime, "loop", lambda *_: None)
     yield request.param

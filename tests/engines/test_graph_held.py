@@ -8,7 +8,7 @@ import gc
 import pytest
 import torch
 
-from fastnode.engines.graph_field import LONG, Held, weakly
+from fastnode.engines.cuda_graph.field import LONG, Held, weakly
 
 
 class Field:

@@ -10,8 +10,9 @@ import torch
 from graph_fake import TS, Turning, faked, run
 
 import fastnode
-from fastnode import engines, extension
-from fastnode.engines import graph_plan
+from fastnode import extension
+from fastnode.engines import select
+from fastnode.engines.cuda_graph import plan as graph_plan
 
 pytestmark = pytest.mark.skipif(not extension.AVAILABLE, reason=extension.REASON)
 
@@ -126,7 +127,7 @@ def test_objects_of_the_user_are_looked_at_and_those_of_libraries_are_not(runtim
 def test_clear_lets_go_of_all_graphs(runtimes):
     field = Turning()
     run(field)
-    engines.graph.clear()
+    select.graph.clear()
     run(field)
     assert len(runtimes) == 2
 

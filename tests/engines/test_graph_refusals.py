@@ -10,7 +10,7 @@ from graph_fake import FakeRuntime, Turning, faked, run
 from torch import nn
 
 from fastnode import extension
-from fastnode.engines import graph_plan
+from fastnode.engines.cuda_graph import plan as graph_plan
 
 pytestmark = pytest.mark.skipif(not extension.AVAILABLE, reason=extension.REASON)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastnode
-from fastnode.engines import newton
+from fastnode.engines.reference import newton
 from fastnode.tableaus import IMPLICIT
 
 DAMPING = ["implicit_euler", "radauIIA3", "radauIIA5", "sdirk2", "trbdf2"]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastnode.engines.krylov import gmres
+from fastnode.engines.reference.gmres import gmres
 
 
 def system(n, seed=0):

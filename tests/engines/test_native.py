@@ -8,14 +8,15 @@ import pytest
 import torch
 
 import fastnode
-from fastnode import engines, extension
-from fastnode.controllers import Controller
-from fastnode.engines.adaptive import Stop
-from fastnode.engines.step import ExplicitSteps
+from fastnode import extension
+from fastnode.control.controllers import Controller
+from fastnode.control.norms import ErrorNorm
+from fastnode.control.options import Stop
+from fastnode.engines import select
+from fastnode.engines.methods import ADAPTIVE
+from fastnode.engines.reference.step import ExplicitSteps
 from fastnode.errors import MaxStepsExceeded, NonFiniteState, StepSizeUnderflow
-from fastnode.methods import ADAPTIVE
-from fastnode.norms import ErrorNorm
-from fastnode.problem import Callbacks, as_times, make_problem
+from fastnode.problem.ivp import Callbacks, as_times, make_problem
 from fastnode.tableaus import METHODS
 
 pytestmark = pytest.mark.skipif(not extension.AVAILABLE, reason=extension.REASON)
@@ -27,7 +28,7 @@ def wave(t, y):
 
 def stepper(engine, field, y0, *, method="dopri5", span=(0.0, 2.0), tolerance=1e-6, **options):
     problem = make_problem(field, y0, torch.tensor(span, dtype=torch.float64))
-    return engines.make_stepper(
+    return select.make_stepper(
         engine,
         problem.field,
         ADAPTIVE[method],
@@ -98,7 +99,7 @@ def test_fixed_steps_agree_with_the_reference(method, interp, perturb):
     results = []
     for engine in ("reference", "native"):
         problem = make_problem(wave, start(), times)
-        solution = engines.integrate_fixed(
+        solution = select.integrate_fixed(
             engine, problem.field, steps, problem.y0, problem.times, grid,
             interp=interp, perturb=perturb,
         )  # fmt: skip
@@ -112,7 +113,7 @@ def test_fixed_steps_of_states_that_take_several_threads_agree_with_the_referenc
     y0 = torch.linspace(-1, 2, size)
     times = torch.tensor([0.0, 0.5, 1.0])
     ours, theirs = (
-        engines.integrate_fixed(
+        select.integrate_fixed(
             engine, problem.field, ExplicitSteps(METHODS["rk4"]), y0, problem.times, problem.times
         )
         for engine in ("native", "reference")
@@ -153,7 +154,7 @@ def test_gradients_agree_with_the_reference(monkeypatch):
         net.zero_grad()
         solve(lambda t, y: net(y) * t, y0).square().sum().backward()
         grads.append([y0.grad, *(p.grad.clone() for p in net.parameters())])
-        monkeypatch.setattr(engines.native, "available", lambda y, times: False)
+        monkeypatch.setattr(select.native, "available", lambda y, times: False)
     for ours, theirs in zip(*grads, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
@@ -221,8 +222,8 @@ def test_wrong_results_of_the_field_are_refused_with_their_form():
 
 def test_engine_is_chosen_by_name():
     with pytest.raises(ValueError, match="engine must be one of"):
-        engines.is_native("quick", start(), [0.0])
+        select.is_native("quick", start(), [0.0])
     with pytest.raises(ValueError, match="cannot run this solve"):
-        engines.is_native("native", start(), [torch.tensor(0.0, requires_grad=True)])
-    assert engines.is_native("auto", start(), [0.0])
-    assert not engines.is_native("reference", start(), [0.0])
+        select.is_native("native", start(), [torch.tensor(0.0, requires_grad=True)])
+    assert select.is_native("auto", start(), [0.0])
+    assert not select.is_native("reference", start(), [0.0])

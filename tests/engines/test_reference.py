@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastnode
-from fastnode.engines import adaptive as reference
+from fastnode.engines.reference import adaptive as reference
 
 ADAPTIVE = ["dopri5", "tsit5"]
 FIXED = {"euler": 1, "midpoint": 2, "rk4": 4}
@@ -97,7 +97,7 @@ def steps(monkeypatch):
         return original(field, tableau, t, t1, y, f, perturb)
 
     monkeypatch.setattr(reference, "take_step", recorded)
-    monkeypatch.setattr(fastnode.engines.native, "available", lambda y, times: False)
+    monkeypatch.setattr(fastnode.engines.native.joint, "available", lambda y, times: False)
     return tried
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import fastnode
-from fastnode.controllers import initial_step
-from fastnode.norms import ErrorNorm
-from fastnode.problem import make_problem
+from fastnode.control.controllers import initial_step
+from fastnode.control.norms import ErrorNorm
+from fastnode.problem.ivp import make_problem
 
 TIMES = torch.tensor([0.0, 1.0], dtype=torch.float64)
 

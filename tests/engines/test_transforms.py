@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastnode
-from fastnode.methods import FIXED
+from fastnode.engines.methods import FIXED
 from fastnode.tableaus import IMPLICIT
 
 METHODS = [*IMPLICIT, "implicit_adams", "explicit_adams", "heun3"]

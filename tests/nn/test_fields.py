@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fastnode.engines.fused.mlp import ACTIVATIONS
 from fastnode.nn import ConvField, MLPField
-from fastnode.nn.fields import ACTIVATIONS
 
 
 def concatenated_mlp(field, t, z):

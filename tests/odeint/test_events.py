@@ -180,7 +180,7 @@ def test_of_three_roots_in_one_step_the_first_one_is_found():
 
 @pytest.mark.parametrize("way", [{}, FIXED], ids=str)
 def test_a_search_without_an_event_ends(monkeypatch, way):
-    monkeypatch.setattr("fastnode.events.MAX_FIXED_STEPS", 100)
+    monkeypatch.setattr("fastnode.events.search.MAX_FIXED_STEPS", 100)
     with pytest.raises(fastnode.EventNotFound, match="no event") as caught:
         fastnode.odeint_event(
             lambda t, y: y * 0, vector(1.0), vector(0.0), event_fn=lambda t, y: y, **way

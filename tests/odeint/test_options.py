@@ -9,7 +9,7 @@ import torchdiffeq
 from odeint_cases import TIMES, grid, state
 
 import fastnode
-from fastnode.options import _even_grid
+from fastnode.control.options import _even_grid
 
 
 def fewer_by_whole_steps(ours, theirs):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torchdiffeq._impl.odeint import SOLVERS
 
 import fastnode
-from fastnode.methods import ADAPTIVE, FIXED, NAMES
+from fastnode.engines.methods import ADAPTIVE, FIXED, NAMES
 
 #: Without the Adams methods: torchdiffeq takes every grid for an even one, fastnode does not.
 METHODS = [name for name in NAMES if name in SOLVERS and "adams" not in name]

@@ -5,7 +5,7 @@ import torch
 
 import fastnode
 from fastnode import extension
-from fastnode.engines import fused
+from fastnode.engines.fused import joint as fused
 from fastnode.nn import MLPField
 from fastnode.ops.mlp_solve import mlp_solve
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastnode
-from fastnode.methods import ADAPTIVE
+from fastnode.engines.methods import ADAPTIVE
 
 TOLERANCES = {"rtol": 1e-4, "atol": 1e-5}
 CASES = [(method, per_sample) for method in ADAPTIVE for per_sample in (False, True)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fastnode
-from fastnode.methods import ADAPTIVE
+from fastnode.engines.methods import ADAPTIVE
 from fastnode.regularize import Global
 
 TOLERANCES = {"rtol": 1e-3, "atol": 1e-4}

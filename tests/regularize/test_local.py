@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastnode
-from fastnode.methods import ADAPTIVE
+from fastnode.engines.methods import ADAPTIVE
 from fastnode.nn import MLPField
 from fastnode.regularize import Exponential, Local
 

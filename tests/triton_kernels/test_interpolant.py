@@ -10,7 +10,9 @@ from fastnode.ops import dispatch  # noqa: E402
 from fastnode.triton_kernels.interpolant import (  # noqa: E402
     interpolant,
     interpolant_backward,
-    sampled_interpolant,
+)
+from fastnode.triton_kernels.interpolant import (
+    interpolant as sampled_interpolant,
 )
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

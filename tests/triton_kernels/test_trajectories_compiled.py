@@ -9,8 +9,8 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from fastnode.controllers import CONTROLLERS  # noqa: E402
-from fastnode.solve_triton import plain_method, plain_numbers  # noqa: E402
+from fastnode.api.solve_triton import plain_method, plain_numbers  # noqa: E402
+from fastnode.control.controllers import CONTROLLERS  # noqa: E402
 from fastnode.tableaus import METHODS  # noqa: E402
 from fastnode.triton_kernels import trajectories  # noqa: E402
 

@@ -1,0 +1,1 @@
+"""The continuous adjoint: gradients by a second solve, backwards in time."""

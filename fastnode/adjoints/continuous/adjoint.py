@@ -1,0 +1,173 @@
+"""The continuous adjoint: gradients by an ODE that runs backwards from the end of a solve.
+
+With a = dL/dy along the solution of dy/dt = f(t, y, p), between two output times
+
+    dy/dt = f,    da/dt = -a^T df/dy,    dL/dp = int a^T df/dp dt,
+
+and at an output time t_i the gradient g_i of the loss by the solution there is added to a. The
+times themselves have dL/dt_i = g_i^T f(t_i, y_i), and dL/dt_0 = -a(t_0)^T f(t_0, y_0).
+Sources: R. T. Q. Chen et al., Neural ordinary differential equations, NeurIPS 2018, appendix B and
+algorithm 2; seminorm: P. Kidger, R. T. Q. Chen, T. Lyons, "Hey, that's not an ODE", ICML 2021.
+
+Only the output is kept of the forward solve. The gradient is that of the exact solution up to the
+tolerances of both solves, not that of the numerical one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnode.adjoints.continuous.adjoint_norm import AdjointNorm
+from fastnode.adjoints.continuous.backward_solve import BackwardSolve
+from fastnode.control.options import AdaptiveOptions, parse
+from fastnode.engines.methods import ADAPTIVE, find_method
+from fastnode.problem.ivp import Problem, VectorField
+from fastnode.torch_support.partial_grad import Gates
+
+
+class Adjoint:
+    """The continuous adjoint of one solve, its arguments checked.
+
+    Args:
+        problem: what is solved; its y0 and t get gradients.
+        params: further tensors that f depends on and that get gradients, all of which require one.
+        method, rtol, atol, options: of the adjoint solve, as in ``odeint``; tolerances may also be
+            a tuple for (t, y, a, *params). ``norm`` in options is the largest norm among y, a and
+            each of params by default; "seminorm" for y and a alone; or a function of the scaled
+            errors (t, *y, *a, *params), of which that of t, which is not integrated, is zero.
+        state_norm: norm of y and of a; root mean square of each tensor if None.
+        again: solves the problem with a graph; needed for second derivatives, which are those of
+            that solve.
+
+    Raises:
+        ValueError, TypeError: method, options or tolerances are wrong.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        params: Sequence[Tensor],
+        *,
+        method: str | None,
+        rtol: Any,
+        atol: Any,
+        options: Mapping[str, Any] | None = None,
+        state_norm: Callable[[Any], Any] | None = None,
+        again: Callable[[Problem], Tensor] | None = None,
+    ):
+        self.problem, self.params, self.again = problem, tuple(params), again
+        self.name = find_method(method)
+        chosen = dict(options or {})
+        norm = chosen.pop("norm", None)
+        if not (norm is None or callable(norm) or norm == "seminorm"):
+            raise TypeError(f"norm in adjoint_options must be callable or 'seminorm', got {norm!r}")
+        parsed = parse(AdaptiveOptions, self.name, chosen) if self.name in ADAPTIVE else None
+        self.options: Any = chosen if parsed is None else parsed
+        self.norm = AdjointNorm(problem, self.params, rtol, atol, norm, state_norm)
+        device = problem.y0.device.type
+        self._autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+
+    def attach(self, solution: Tensor, t: Tensor | None = None) -> Tensor:
+        """``solution``, made without a graph, with its gradients.
+
+        Args:
+            solution: packed states [T, *problem.y0.shape] at t.
+            t: the times, those of the problem by default.
+        """
+        times = self.problem.t if t is None else t
+        result = _Continuous.apply(self, [solution], self.problem.y0, times, *self.params)
+        assert isinstance(result, Tensor)
+        return result
+
+    def gradients(
+        self, solution: Tensor, t: Tensor, grad: Tensor, timed: bool
+    ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """dL by y0, by t if ``timed``, and by each of params; ``grad`` is dL by the solution."""
+        device = solution.device.type
+        enabled, dtype = self._autocast
+        if enabled == torch.is_autocast_enabled(device):
+            return self._gradients(solution, t, grad, timed)
+        with torch.autocast(device, dtype, enabled):
+            return self._gradients(solution, t, grad, timed)
+
+    def _gradients(
+        self, solution: Tensor, t: Tensor, grad: Tensor, timed: bool
+    ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        field, times = self.problem.field, t.tolist()
+        solve = BackwardSolve(self)
+        by_time: list[Tensor] = []
+        a = grad[-1]
+        for i in range(len(times) - 1, 0, -1):
+            if timed:
+                by_time.append(_inner(grad[i], field(times[i], solution[i])))
+            a = solve.interval(times[i], times[i - 1], solution[i], a)
+            if timed and i == 1:
+                by_time.append(-_inner(a, field(times[0], solution[0])))
+            a = a + grad[i - 1]
+        self.norm.watch(None)
+        params = [
+            total.to(param.dtype) for total, param in zip(solve.totals(), self.params, strict=True)
+        ]
+        if not timed:
+            return a, None, params
+        if not by_time:
+            return a, torch.zeros_like(t), params
+        return a, torch.stack(by_time[::-1]).to(t.device, t.dtype), params
+
+
+def _inner(a: Tensor, f: Tensor) -> Tensor:
+    return torch.vdot(a.reshape(-1), f.reshape(-1)).real
+
+
+class _Continuous(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, adjoint: Adjoint, made: list[Tensor], y0: Tensor, t: Tensor, *params: Tensor
+    ) -> Tensor:
+        solution = made.pop()
+        ctx.adjoint = adjoint
+        ctx.save_for_backward(solution, y0, t, *params)
+        return solution
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        solution, y0, t, *params = ctx.saved_tensors
+        adjoint: Adjoint = ctx.adjoint
+        timed = ctx.needs_input_grad[3]
+        if torch.is_grad_enabled():
+            return None, None, *_differentiable(adjoint, grads[0], (y0, t, *params))
+        by_y0, by_t, by_params = adjoint.gradients(solution, t, grads[0], timed)
+        return None, None, by_y0, by_t, *by_params
+
+
+def _differentiable(
+    adjoint: Adjoint, grad: Tensor, inputs: tuple[Tensor, ...]
+) -> list[Tensor | None]:
+    """Gradients that have gradients: those of the steps of a further solve."""
+    if adjoint.again is None:
+        raise RuntimeError(
+            "the continuous adjoint has first derivatives only here; backprop has second ones"
+        )
+    problem, field, gates = adjoint.problem, adjoint.problem.field, Gates()
+    with torch.enable_grad():
+        args = {id(x): gates(x) for x in field.args}
+        y0, t = map(gates, inputs[:2])
+        given = tuple(args[id(x)] for x in field.args)
+        own = VectorField(field.func, field.layout, y0, field.direction, given)
+        solution = adjoint.again(replace(problem, field=own, y0=y0, t=t))
+        # What func itself holds has no copy; no path goes on from a leaf.
+        inputs = (y0, t, *(args.get(id(x), x) for x in adjoint.params))
+        wanted = [each for each in inputs if each.requires_grad]
+        found = iter(
+            torch.autograd.grad(solution, wanted, grad, create_graph=True, allow_unused=True)
+        )
+    gates.open()
+    return [
+        (torch.zeros_like(x) if (g := next(found)) is None else g) if x.requires_grad else None
+        for x in inputs
+    ]

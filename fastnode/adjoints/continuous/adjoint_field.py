@@ -1,0 +1,86 @@
+"""The right-hand side of the continuous adjoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastnode import extension
+from fastnode.adjoints.continuous.quadrature import Integrand, Quadrature
+from fastnode.problem.ivp import Problem
+
+
+class AdjointField:
+    """(f, -a^T df/dy) as a function of time and (*y, *a), tensor by tensor.
+
+    With a quadrature, -a^T df/dp comes out of the same call of autograd wherever that wants it.
+    With ``inside`` it is a further part of the result.
+    """
+
+    def __init__(self, problem: Problem, params: Sequence[Tensor], inside: bool = False):
+        self.field, self.params, self.inside = problem.field, tuple(params), inside
+        self.quadrature: Quadrature | None = None
+        plain = all(type(param) in (Tensor, torch.nn.Parameter) for param in self.params)
+        native = extension.AVAILABLE and plain
+        self._pull_back = extension.native().pull_back if native else pull_back_reference
+        self._lone = problem.layout.shapes is None
+        self._count = 1 if problem.layout.shapes is None else len(problem.layout.shapes)
+
+    def __call__(self, t: Tensor, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        quadrature = self.quadrature
+        if quadrature is not None:
+            slopes, integrand = self.evaluate(t, parts, quadrature.wants())
+            quadrature.evaluated(integrand)
+            return slopes
+        slopes, integrand = self.evaluate(t, parts, self.inside)
+        return (*slopes, *self.as_state(integrand)) if self.inside else slopes
+
+    def evaluate(
+        self, t: Tensor, parts: tuple[Tensor, ...], wanted: bool
+    ) -> tuple[tuple[Tensor, ...], Integrand]:
+        """(*f, *-a^T df/dy), and -a^T df/dp if it is wanted, else ()."""
+        field, count = self.field, self._count
+        with torch.enable_grad():
+            leaves = [part.detach().requires_grad_() for part in parts[:count]]
+            state = leaves[0] if self._lone else tuple(leaves)
+            f = field.parts(field.func(t, state, *field.args))
+        inputs = [*leaves, *self.params] if wanted else leaves
+        found = self._pull_back(f, parts[count:], inputs)
+        by_y = [
+            torch.zeros_like(leaf) if grad is None else grad
+            for leaf, grad in zip(leaves, found, strict=False)
+        ]
+        return (*(x.detach() for x in f), *by_y), found[count:]
+
+    def as_state(self, integrand: Integrand) -> list[Tensor]:
+        """Gradients in the state's dtype, complex ones beside a real state as pairs of numbers."""
+        rows = []
+        for param, term in zip(self.params, integrand or [None] * len(self.params), strict=True):
+            row = torch.zeros_like(param) if term is None else term
+            if row.is_complex() and not self.field.dtype.is_complex:
+                row = torch.view_as_real(row.resolve_conj())
+            rows.append(row.to(self.field.dtype))
+        return rows
+
+    def from_state(self, rows: Sequence[Tensor]) -> list[Tensor]:
+        found = []
+        for param, row in zip(self.params, rows, strict=True):
+            if param.is_complex():
+                found.append(row if row.is_complex() else torch.view_as_complex(row.contiguous()))
+            else:
+                found.append(row.real if row.is_complex() else row)
+        return found
+
+
+def pull_back_reference(
+    outputs: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]
+) -> Sequence[Tensor | None]:
+    """-sum_i cotangents_i^T d outputs_i / d inputs; None where an input plays no part."""
+    pairs = [(f, -a) for f, a in zip(outputs, cotangents, strict=False) if f.requires_grad]
+    if not pairs:
+        return [None] * len(inputs)
+    roots, weights = zip(*pairs, strict=True)
+    # What f holds besides y may have a graph that the next evaluation needs again.
+    return torch.autograd.grad(roots, inputs, weights, retain_graph=True, allow_unused=True)

@@ -1,0 +1,128 @@
+"""How errors of the continuous adjoint are measured: state, adjoint state, parameter gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnode.adjoints.continuous.quadrature import Quadrature
+from fastnode.control.norms import ErrorNorm, check_tolerance, measured
+from fastnode.problem.ivp import Layout, Problem
+
+Norm = Callable[[Any], Any]
+
+
+class AdjointNorm:
+    """An ``ErrorNorm`` over (y, a) that knows the parameter gradients beside it.
+
+    ``plain`` if kernels can measure y and a by themselves. The first step is chosen by y and a
+    alone; a norm of the caller's is given zeros for the rest there.
+
+    Attributes:
+        layout: (*y, *a), tensor by tensor.
+        rtol, atol: of each part of the layout.
+        tolerances: both of these, followed by those of each of params.
+        uses_params: whether errors of parameter gradients count.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        params: Sequence[Tensor],
+        rtol: Any,
+        atol: Any,
+        norm: Norm | str | None,
+        state_norm: Norm | None,
+    ):
+        shapes = problem.layout.shapes or (problem.y0.shape,)
+        self.layout = Layout((*shapes, *shapes))
+        self.params = params
+        self.uses_params = norm != "seminorm" and bool(params)
+        self._custom = norm if callable(norm) else None
+        self._clock = problem.y0.new_zeros((), dtype=problem.field.time_dtype)
+        self._quadrature: Quadrature | None = None
+        count, lone = len(shapes), problem.layout.shapes is None
+
+        def by_state(parts: tuple[Tensor, ...]) -> float:
+            assert state_norm is not None
+            halves = parts[:count], parts[count:]
+            return max(measured(state_norm, half[0] if lone else half) for half in halves)
+
+        joint = by_state if state_norm is not None else None
+        (rtol, of_params), (atol, also) = (self._split(each, problem) for each in (rtol, atol))
+        self._state = ErrorNorm(
+            self.layout,
+            problem.y0.detach().reshape(-1),
+            rtol,
+            atol,
+            joint if self._custom is None else self._measure,
+            "adjoint_",
+        )
+        self._tolerances = [
+            [
+                check_tolerance(f"adjoint_{name} of adjoint_params[{i}]", each, p.shape, p)
+                for i, (each, p) in enumerate(zip(given, params, strict=True))
+            ]
+            for name, given in (("rtol", of_params), ("atol", also))
+        ]
+        self.rtol, self.atol = self._state.rtol, self._state.atol
+        self.tolerances = [
+            [*state, *own]
+            for state, own in zip((self.rtol, self.atol), self._tolerances, strict=True)
+        ]
+        self.plain = self._state.plain
+        #: What else is measured where kernels measure y and a; None for nothing.
+        self.beside = self._of_params if self.uses_params else None
+
+    def watch(self, quadrature: Quadrature | None) -> None:
+        """Steps are measured with this quadrature from now on."""
+        self._quadrature = quadrature
+
+    def __call__(
+        self, y0: Tensor, y1: Tensor, k: Sequence[Tensor], weights: Sequence[float]
+    ) -> float:
+        state = self._state(y0, y1, k, weights)
+        if self._custom is not None or not self.uses_params:
+            return state
+        params = self._of_params()
+        # Not max, which would lose a NaN.
+        return state if params <= state else params
+
+    def _of_params(self) -> float:
+        """The norm of the parameter gradients' errors in the step that is tried."""
+        if self._quadrature is None or not self._quadrature.measurable:
+            return 0.0
+        return self._quadrature.error_norm(self._tolerances[0], self._tolerances[1])
+
+    def size(self, x: Tensor, y: Tensor) -> float:
+        """The norm of x relative to the tolerances at y."""
+        return self(y, y, [x], [1.0])
+
+    def _measure(self, parts: tuple[Tensor, ...]) -> Any:
+        assert self._custom is not None
+        if self._quadrature is not None and self._quadrature.measurable:
+            errors = self._quadrature.scaled_errors(self._tolerances[0], self._tolerances[1])
+        else:
+            errors = [torch.zeros_like(param) for param in self.params]
+        return self._custom((self._clock, *parts, *errors))
+
+    def _split(self, tolerance: Any, problem: Problem) -> tuple[Any, list[Any]]:
+        """The tolerance for (*y, *a), and one for each of params."""
+        shapes, count = problem.layout.shapes, len(self.params)
+        if isinstance(tolerance, Tensor):
+            several = tolerance.dim() > 0
+        else:
+            several = isinstance(tolerance, (tuple, list))
+        if not several:
+            return tolerance, [tolerance] * count
+        if isinstance(tolerance, (tuple, list)) and len(tolerance) == 3 + count:
+            _, y, a, *params = tolerance
+            parts = 1 if shapes is None else len(shapes)
+            return [y] * parts + [a] * parts, params
+        state = [tolerance] if shapes is None else list(tolerance)
+        # Nobody said how exact they are to be: as exact as anything else.
+        tightest = min((float(torch.as_tensor(each).min()) for each in state), default=0.0)
+        return state * 2, [tightest] * count

@@ -1,0 +1,223 @@
+"""The solve of the continuous adjoint, interval by interval, by the engines of every other solve.
+
+Explicit Runge-Kutta methods carry (y, a), and their stages feed the parameter quadrature; so do the
+stages of implicit ones once they are solved. Adams methods, which need slopes of steps past, and
+SciPy carry the parameter gradients in the state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fastnode.adjoints.continuous.adjoint_field import AdjointField
+from fastnode.adjoints.continuous.adjoint_norm import AdjointNorm
+from fastnode.adjoints.continuous.quadrature import Quadrature
+from fastnode.control.norms import ErrorNorm
+from fastnode.control.options import ScipyOptions, parse
+from fastnode.engines import select
+from fastnode.engines.methods import ADAPTIVE, SCIPY, fixed_method
+from fastnode.engines.reference.implicit import ImplicitSteps
+from fastnode.engines.reference.scipy_solver import integrate_scipy
+from fastnode.engines.reference.step import Step, StepFunction
+from fastnode.engines.select import stepper_with
+from fastnode.problem.callbacks import ADAPTIVE_CALLBACKS, FIXED_CALLBACKS, find_callbacks
+from fastnode.problem.ivp import (
+    Callbacks,
+    Layout,
+    Problem,
+    Time,
+    VectorField,
+    as_times,
+    clock_dtype,
+    silent,
+)
+from fastnode.tableaus import IMPLICIT, METHODS
+
+Told = Callable[[Time, Tensor, Time], None]
+
+
+class Settings(Protocol):
+    """What a backward solve asks of an adjoint: how it was set up."""
+
+    problem: Problem
+    params: tuple[Tensor, ...]
+    name: str
+    options: Any
+    norm: AdjointNorm
+
+
+class BackwardSolve:
+    """One backward pass, asked for one interval after the other."""
+
+    def __init__(self, settings: Settings):
+        self.settings, self.problem, self.name = settings, settings.problem, settings.name
+        self.norm, self.options = settings.norm, settings.options
+        tableau = METHODS.get(self.name)
+        inside = tableau is None and self.name not in IMPLICIT
+        self.func = AdjointField(self.problem, settings.params, inside)
+        self._h: float | None = None
+        shapes = self.norm.layout.shapes or ()
+        self._rows: list[Tensor] = []
+        self.quadrature = Quadrature(settings.params)
+        if inside:
+            self._rows = self.func.as_state(())
+        elif tableau is not None:
+            self.quadrature.follow(tableau, self.norm.uses_params and self.name in ADAPTIVE)
+            self.func.quadrature = self.quadrature
+            self.norm.watch(self.quadrature)
+        self.layout = Layout((*shapes, *(row.shape for row in self._rows)))
+
+    def totals(self) -> list[Tensor]:
+        """The gradients of the parameters so far."""
+        return self.func.from_state(self._rows) if self.func.inside else self.quadrature.totals
+
+    def interval(self, start: float, end: float, y: Tensor, a: Tensor) -> Tensor:
+        """a at ``end``, from y and a at ``start``."""
+        state = torch.cat([part.reshape(-1) for part in (y, a, *self._rows)])
+        direction = -self.problem.field.direction
+        field = VectorField(self.func, self.layout, state, direction)
+        times = torch.tensor([start, end], dtype=self._time_dtype)
+        problem = Problem(field, self.layout, state, times)
+        if self.name in ADAPTIVE:
+            final = self._adaptive(problem)
+        elif self.name == SCIPY:
+            final = self._by_scipy(problem)
+        else:
+            final = self._fixed(problem)
+        n = self.problem.y0.numel()
+        if self.func.inside:
+            self._rows = self._gradients_in(final)
+        return final[n : 2 * n].reshape(self.problem.y0.shape)
+
+    def _parts(self, state: Tensor) -> tuple[Tensor, ...]:
+        parts = self.layout.unpack(state)
+        assert isinstance(parts, tuple)
+        return parts
+
+    def _gradients_in(self, state: Tensor) -> list[Tensor]:
+        """Those of the parameters that a state holds besides y and a."""
+        return list(self._parts(state)[len(self.norm.layout.shapes or ()) :])
+
+    @property
+    def _time_dtype(self) -> torch.dtype:
+        return torch.float64 if self.name in ADAPTIVE else self.problem.t.dtype
+
+    def _adaptive(self, problem: Problem) -> Tensor:
+        start, end = problem.times
+        self.quadrature.restart()
+        told = self._told(ADAPTIVE_CALLBACKS, clock_dtype(problem.field.device))
+        stepper = stepper_with(
+            problem.field,
+            self.name,
+            start,
+            problem.y0,
+            end,
+            self.options,
+            norm=self.norm,
+            callbacks=Callbacks(
+                _both(self._begin, told.step),
+                _both(told.accept, self._accept),
+                told.reject,
+            ),
+            # The steps of the interval before say more than the first slope of this one.
+            first_step=self.options.first_step or self._h,
+        )
+        final = select.integrate(stepper, [start, end])[-1]
+        self._h = stepper.h
+        return final
+
+    def _fixed(self, problem: Problem) -> Tensor:
+        fixed, step = fixed_method(self.name, self.options, problem, *self._tolerances)
+        told = self._told(FIXED_CALLBACKS, self.problem.t.dtype)
+        if isinstance(step, ImplicitSteps):
+            step = self._with_parameters(step)
+        elif not self.func.inside:
+            told = Callbacks(_both(self._next, told.step))
+        grid = fixed.grid(self.func, problem.layout.unpack(problem.y0), problem.t)
+        final = select.integrate_fixed(
+            "auto",
+            problem.field,
+            step,
+            problem.y0,
+            problem.times,
+            problem.times if fixed.steps_between_times else as_times(grid),
+            interp=fixed.interp,
+            perturb=fixed.perturb,
+            callbacks=told,
+        )[-1]
+        self.quadrature.accept()
+        return final
+
+    def _with_parameters(self, steps: ImplicitSteps) -> StepFunction:
+        def step(field: VectorField, t: Time, t1: Time, y: Tensor, perturb: bool) -> Step:
+            made = steps(field, t, t1, y, perturb)
+            h = made.t1 - made.t
+            for weight, time, side, state in steps.stages(h, y):
+                if weight:
+                    at = field.time(time, side)
+                    _, integrand = self.func.evaluate(at, self._parts(state), True)
+                    self.quadrature.add(integrand, float(h) * weight)
+            return made
+
+        return step
+
+    def _by_scipy(self, problem: Problem) -> Tensor:
+        self._told((), self.problem.t.dtype)
+        rtol, atol = self._tolerances
+        scipy = parse(ScipyOptions, self.name, self.options)
+        return integrate_scipy(
+            problem.field,
+            problem.y0,
+            problem.times,
+            ErrorNorm(problem.layout, problem.y0, rtol, atol),
+            solver=scipy.solver,
+            min_step=scipy.min_step,
+            max_step=scipy.max_step,
+        )[-1]
+
+    @property
+    def _tolerances(self) -> list[list[Any]]:
+        """rtol and atol for each part of the state."""
+        count = len(self.layout.shapes or ())
+        return [each[:count] for each in self.norm.tolerances]
+
+    def _begin(self, t: Time, y: Tensor, h: Time) -> None:
+        self.quadrature.begin(float(h))
+
+    def _next(self, t: Time, y: Tensor, h: Time) -> None:
+        # Nobody says that a given step is accepted: it always is.
+        self.quadrature.accept()
+        self.quadrature.begin(float(h))
+
+    def _accept(self, t: Time, y: Tensor, h: Time) -> None:
+        self.quadrature.accept()
+
+    def _told(self, supported: Sequence[str], dtype: torch.dtype) -> Callbacks:
+        """The caller's callbacks, which see (gradient of time, y, a, *gradients of params)."""
+        n, like = self.problem.y0.numel(), self.problem.y0
+
+        def view(state: Tensor) -> tuple[Tensor, ...]:
+            y, a = (state[i : i + n].reshape(like.shape) for i in (0, n))
+            if self.func.inside:
+                totals = self.func.from_state(self._gradients_in(state))
+            else:
+                totals = self.quadrature.totals
+            return like.new_zeros(()), y, a, *totals
+
+        return find_callbacks(self.problem, self.name, supported, dtype, "_adjoint", view)
+
+
+def _both(first: Told, second: Told) -> Told:
+    """One after the other; one alone where nobody listens to the other."""
+    if first is silent or second is silent:
+        return second if first is silent else first
+
+    def call(t: Time, y: Tensor, h: Time) -> None:
+        first(t, y, h)
+        second(t, y, h)
+
+    return call

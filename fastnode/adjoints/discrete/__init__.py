@@ -1,0 +1,1 @@
+"""Exact gradients of the discrete solve, by recomputing its steps."""

@@ -1,0 +1,323 @@
+"""checkpoint.py where each sample has steps of its own.
+
+The backward pass takes the steps again wave by wave: wave w holds step w of every sample that took
+more than w, in one batch, whatever the times at which these steps were taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnode.adjoints.discrete.autograd_node import Cotangents, Inputs, State, solve_in_one_node
+from fastnode.adjoints.discrete.revolve import reverse
+from fastnode.adjoints.discrete.step_transpose import Gradients
+from fastnode.engines import select
+from fastnode.engines.per_sample_trace import SampleOptions, Trace, combine_rows, interpolate_rows
+from fastnode.problem.batch import SampleField, SampleProblem
+from fastnode.torch_support.recompute import Observed, Surroundings
+
+
+@dataclass(eq=False)
+class Wave:
+    """Step w of the samples ``rows``, in the order of ``rows``.
+
+    ``steps`` says which steps of the trace these are; output i of ``inner`` and ``columns`` is that
+    of sample rows[inner[i]] at its time columns[i].
+    """
+
+    w: int
+    rows: Tensor
+    steps: Tensor
+    t: Tensor
+    t1: Tensor
+    inner: Tensor
+    columns: Tensor
+
+
+def find_waves(problem: SampleProblem, accepted: Tensor, step_ends: Tensor) -> list[Wave]:
+    """Sorts steps and output times by sample and by number; steps are those of a trace."""
+    ts, direction = problem.ts.detach(), problem.direction
+    counts = accepted.to(ts.device)
+    first, start = counts.cumsum(0) - counts, ts[:, 0]
+    ends = step_ends.detach().to(ts)
+    # Which step each time lies in: the first whose end is at it or beyond.
+    waves: list[Wave] = []
+    pending = torch.ones_like(ts, dtype=torch.bool)
+    pending[:, 0] = False
+    for w in range(int(counts.max()) if counts.numel() else 0):
+        rows = (counts > w).nonzero()[:, 0]
+        steps = first[rows] + w
+        t1 = ends[steps]
+        due = pending[rows] & ((ts[rows] - t1[:, None]) * direction[rows, None] <= 0)
+        inner, columns = due.nonzero().unbind(dim=1)
+        pending[rows[inner], columns] = False
+        waves.append(Wave(w, rows, steps, start[rows], t1, inner, columns))
+        start = start.clone()
+        start[rows] = t1
+    return waves
+
+
+class SampleChain:
+    """The steps of one per-sample solve.
+
+    Args:
+        problem: the caller's.
+        options, engine: how it is solved.
+        slots: states kept by the backward pass, None for those of all waves.
+        needed: positions among args of those that need a gradient.
+    """
+
+    def __init__(
+        self,
+        problem: SampleProblem,
+        options: SampleOptions,
+        engine: str,
+        slots: int | None,
+        needed: Sequence[int],
+    ):
+        self.problem, self.options, self.engine = problem, options, engine
+        self.slots, self.needed = slots, needed
+        self.tableau = options.tableau
+        self.carries = not self.tableau.fsal
+        device = problem.y0.device
+        self.observed = Observed(problem.field.func, problem.y0)
+        self.surroundings = Surroundings(problem.field.func, device)
+        self.trace: Trace | None = None
+        self.waves: list[Wave] = []
+
+    def run(self, inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]:
+        keeps = self.slots is None
+        options = replace(
+            self.options,
+            keep_states=self.options.keep_states or keeps,
+            keep_slopes=self.options.keep_slopes or (keeps and self.carries),
+        )
+        inner = replace(self._problem(inputs), ts=self.problem.ts.detach())
+        with self.surroundings.first():
+            trace = self.trace = select.solve_per_sample(self.engine, inner, options)
+        if self.observed.draws:
+            raise ValueError(
+                "func draws random numbers, which a per-sample solve cannot draw again for each "
+                "sample; use adjoint='backprop'"
+            )
+        self.waves = find_waves(self.problem, trace.accepted, trace.t1)
+        # Outputs are tensors of their own: the trace keeps those that nobody differentiates.
+        outputs = [trace.ys]
+        if self.options.keep_states and trace.states is not None:
+            outputs.append(trace.states)
+        if self.options.keep_slopes and trace.slopes is not None:
+            outputs.append(trace.slopes)
+        kept = []
+        for before, wave in zip(self.waves, self.waves[1:], strict=False) if keeps else ():
+            assert trace.states is not None
+            going_on = torch.isin(before.rows, wave.rows)
+            kept.append(trace.states[before.steps[going_on]])
+            if self.carries:
+                assert trace.slopes is not None
+                kept.append(trace.slopes[0, wave.steps])
+        return outputs, kept
+
+    def again(self, inputs: Inputs) -> list[Tensor]:
+        problem = self._problem(inputs)
+        state = self._initial(problem)
+        slots, values = [torch.arange(len(inputs.y0), device=inputs.y0.device)], [inputs.y0]
+        steps, states, slopes = [], [], []
+        for wave in self.waves:
+            y1, inside, k = self._take(problem, wave, state, inputs.ts)
+            slots.append(wave.columns * len(inputs.y0) + wave.rows[wave.inner])
+            values.append(inside)
+            steps.append(wave.steps)
+            states.append(y1)
+            slopes.append(torch.stack(k))
+            state = self._next(wave, y1, k)
+        ys = torch.full_like(self.problem.y0.expand(self._shape), torch.nan).flatten(0, 1)
+        outputs = [ys.index_copy(0, torch.cat(slots), torch.cat(values)).reshape(self._shape)]
+        order = torch.cat(steps).argsort() if steps else slots[0][:0]
+        if self.options.keep_states:
+            outputs.append(torch.cat(states)[order] if states else inputs.y0[:0])
+        if self.options.keep_slopes:
+            stages = len(self.tableau.a) + len(self.tableau.further)
+            none = inputs.y0.new_empty(stages, 0, inputs.y0.shape[1])
+            outputs.append(torch.cat([none, *slopes], dim=1)[:, order])
+        return outputs
+
+    def pull(
+        self, inputs: Inputs, kept: Sequence[Tensor], cotangents: Cotangents
+    ) -> list[Tensor | None]:
+        for x in inputs.args:
+            x.requires_grad_()
+        problem = self._problem(inputs)
+        sums = Gradients([*inputs.args, *inputs.params])
+        by_time = None if inputs.ts is None else torch.zeros_like(inputs.ts)
+        upstream = [torch.zeros_like(inputs.y0) for _ in range(2 if self.carries else 1)]
+        width = len(upstream)
+        with torch.no_grad():
+            states: dict[int, State] = {0: self._initial(problem)}
+        for w in range(1, len(self.waves)) if kept else ():
+            states[w] = tuple(x.detach() for x in kept[(w - 1) * width : w * width])
+
+        def advance(m: int, n: int, state: State) -> State:
+            with torch.no_grad():
+                for wave in self.waves[m:n]:
+                    y1, _, k = self._take(problem, wave, state, None)
+                    state = self._next(wave, y1, k)
+            return state
+
+        def pull(w: int, state: State) -> None:
+            self._pull(problem, self.waves[w], state, cotangents, upstream, sums, by_time)
+
+        reverse(states, len(self.waves), self.slots, advance, pull)
+        by_y0 = upstream[0]
+        if cotangents[0] is not None:
+            by_y0 = by_y0 + cotangents[0][0]
+        if self.carries and self.waves:
+            by_y0 = by_y0 + self._through_first_slope(inputs, upstream[1], sums, by_time)
+        return [by_y0, by_time, None, *sums.sums]
+
+    def _pull(
+        self,
+        problem: SampleProblem,
+        wave: Wave,
+        state: State,
+        cotangents: Cotangents,
+        upstream: list[Tensor],
+        sums: Gradients,
+        by_time: Tensor | None,
+    ) -> None:
+        """From the cotangents of the states after a wave to those before it, in place."""
+        leaves = [x.detach().requires_grad_() for x in state]
+        ts = None if by_time is None else self.problem.ts.detach().requires_grad_()
+        with torch.enable_grad():
+            y1, inside, k = self._take(problem, wave, tuple(leaves), ts)
+        by_ys, *others = cotangents
+        pairs: list[tuple[Tensor, Tensor]] = [(y1, upstream[0][wave.rows])]
+        if self.carries:
+            last = len(self.tableau.a) - 1
+            pairs.append((k[last], upstream[1][wave.rows]))
+        if by_ys is not None and wave.inner.numel():
+            pairs.append((inside, by_ys[wave.columns, wave.rows[wave.inner]]))
+        if self.options.keep_states:
+            g, *others = others
+            if g is not None:
+                pairs.append((y1, g[wave.steps]))
+        if self.options.keep_slopes and others[0] is not None:
+            pairs += zip(k, others[0][:, wave.steps].unbind(), strict=True)
+        pairs = [(x, g) for x, g in pairs if x.requires_grad]
+        sources = [*leaves, *([] if ts is None else [ts])]
+        found = torch.autograd.grad(
+            [x for x, _ in pairs],
+            [*sources, *sums.wanted],
+            [g for _, g in pairs],
+            allow_unused=True,
+        )
+        for into, g in zip(upstream, found, strict=False):
+            into[wave.rows] = 0 if g is None else g
+        if by_time is not None and found[len(leaves)] is not None:
+            by_time += found[len(leaves)]
+        sums.add(found[len(sources) :])
+
+    def _through_first_slope(
+        self, inputs: Inputs, cotangent: Tensor, sums: Gradients, by_time: Tensor | None
+    ) -> Tensor:
+        leaves, again = inputs.with_leaves()
+        with torch.enable_grad():
+            rows, f0 = self.waves[0].rows, self._initial(self._problem(again))[1]
+        if not f0.requires_grad:
+            return torch.zeros_like(inputs.y0)
+        found = torch.autograd.grad(f0, [*leaves, *sums.wanted], cotangent[rows], allow_unused=True)
+        if by_time is not None and found[1] is not None:
+            by_time += found[1]
+        sums.add(found[len(leaves) :])
+        return torch.zeros_like(inputs.y0) if found[0] is None else found[0]
+
+    def _take(
+        self, problem: SampleProblem, wave: Wave, state: State, ts: Tensor | None
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The states at the end of a wave and at the times inside it, and all slopes."""
+        rows, tableau, field = wave.rows, self.tableau, problem.field
+        args = problem.take_args(problem.args, rows)
+        y, before = state[0], problem.direction[rows]
+        shift = 0.0 if ts is None else (ts[:, 0] - ts[:, 0].detach())[rows]
+        t, t1 = wave.t + shift, wave.t1 + shift
+        h = t1 - t
+        first = state[1] if self.carries else field(t, y, args, before if wave.w else None)
+        k, stage = [first], y
+        for c, weights in zip(tableau.stage_times[1:], tableau.stage_weights[1:], strict=True):
+            stage = combine_rows(y, k, h, weights)
+            k.append(field(t1, stage, args, before) if c == 1 else field(t + c * h, stage, args))
+        y1 = stage if tableau.fsal else combine_rows(y, k, h, tableau.solution_weights)
+        if self.options.keep_slopes or wave.inner.numel():
+            for c, weights in tableau.further_stages:
+                k.append(field(t + c * h, combine_rows(y, k, h, weights), args))
+        inner = wave.inner
+        if not inner.numel():
+            return y1, y1[:0], k
+        times = (self.problem.ts.detach() if ts is None else ts)[rows[inner], wave.columns]
+        inside = interpolate_rows(
+            tableau, y[inner], [x[inner] for x in k], h[inner], times - t[inner]
+        )
+        if ts is None:
+            inside = torch.where((times == t1[inner])[:, None], y1[inner], inside)
+        return y1, inside, k
+
+    def _next(self, wave: Wave, y1: Tensor, k: list[Tensor]) -> State:
+        """What the next wave begins with."""
+        if wave.w + 1 == len(self.waves):
+            return ()
+        going_on = torch.isin(wave.rows, self.waves[wave.w + 1].rows)
+        carried = [k[len(self.tableau.a) - 1]] if self.carries else []
+        return tuple(x[going_on] for x in (y1, *carried))
+
+    def _initial(self, problem: SampleProblem) -> State:
+        if not self.waves:
+            return ()
+        rows = self.waves[0].rows
+        y = problem.y0[rows]
+        if not self.carries:
+            return (y,)
+        args = problem.take_args(problem.args, rows)
+        return y, problem.field(problem.ts[rows, 0], y, args)
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return (self.problem.ts.shape[1], *self.problem.y0.shape)
+
+    def _problem(self, inputs: Inputs) -> SampleProblem:
+        outer = self.problem
+        args = list(outer.args)
+        for i, x in zip(self.needed, inputs.args, strict=True):
+            args[i] = x
+        field = SampleField(self.observed, outer.field.layout, inputs.y0)
+        ts = outer.ts.detach() if inputs.ts is None else inputs.ts
+        return replace(outer, field=field, y0=inputs.y0, ts=ts, args=tuple(args))
+
+
+def checkpoint_samples(
+    problem: SampleProblem,
+    options: SampleOptions,
+    engine: str,
+    slots: int | None,
+    params: tuple[Tensor, ...],
+) -> Trace:
+    """The trace of a per-sample solve, its tensors with the gradients of ``SampleChain``."""
+    args: tuple[Any, ...] = problem.args
+    needed = [i for i, x in enumerate(args) if isinstance(x, Tensor) and x.requires_grad]
+    chain = SampleChain(problem, options, engine, slots, needed)
+    ts = problem.ts if problem.ts.requires_grad else None
+    inputs = Inputs(problem.y0, ts, None, tuple(args[i] for i in needed), params)
+    ys, *kept = solve_in_one_node(chain, inputs)
+    trace, chain.trace = chain.trace, None
+    assert trace is not None
+    states = kept.pop(0) if options.keep_states else None
+    slopes = kept.pop(0) if options.keep_slopes else None
+    t1 = trace.t1
+    if ts is not None:
+        # Steps begin and end at fixed distances from the start.
+        start = ts[:, 0].repeat_interleave(trace.accepted)
+        t1 = t1 + (start - start.detach())
+    return replace(trace, ys=ys, t1=t1, states=states, slopes=slopes)

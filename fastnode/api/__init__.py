@@ -1,0 +1,1 @@
+"""The faces: functions with the arguments and the results that users know."""

@@ -1,0 +1,297 @@
+"""The library's own face: a solve that tells what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnode.adjoints.discrete.per_sample import checkpoint_samples
+from fastnode.adjoints.discrete.per_sample_fused import solve_perceptrons
+from fastnode.adjoints.select import DISCRETE, Revolve, find_adjoint, find_params, recorded
+from fastnode.api.solve_joint import JointSolve
+from fastnode.control.controllers import Controller, find_controller
+from fastnode.engines import select
+from fastnode.engines.fused import joint as fused
+from fastnode.engines.methods import ADAPTIVE, FIXED, SOLVED
+from fastnode.engines.per_sample_trace import SampleOptions
+from fastnode.events.watch import as_events
+from fastnode.ops.dispatch import transformed
+from fastnode.problem.batch import SampleProblem, make_samples, sample_first_step, sample_tolerances
+from fastnode.problem.ivp import State, check_times, make_problem
+from fastnode.recording.per_sample import sample_solution
+from fastnode.solution import Solution, Steps
+from fastnode.tableaus import METHODS
+from fastnode.torch_support.compile import outside_graph
+
+SAVE = ("times", "steps", "dense")
+
+
+@outside_graph
+def solve(
+    func: Callable[..., Any],
+    y0: State,
+    ts: Tensor,
+    *,
+    method: str = "tsit5",
+    rtol: Any = 1e-3,
+    atol: Any = 1e-6,
+    controller: str | Controller = "I",
+    per_sample: bool = False,
+    save: str = "times",
+    events: Any = None,
+    args: Sequence[Any] = (),
+    engine: str = "auto",
+    first_step: float | Tensor | None = None,
+    min_step: float | None = None,
+    max_step: float | None = None,
+    max_num_steps: int = 100_000,
+    step_size: float | None = None,
+    steps: int | None = None,
+    throw: bool = True,
+    on_step: Callable[[Any], Any] | None = None,
+    adjoint: str | Revolve = "backprop",
+    adjoint_params: Iterable[Tensor] | None = None,
+) -> Solution:
+    """Solves dy/dt = func(t, y, *args) from y0 at the first of ``ts``, and says how that went.
+
+    The defaults are those that most users know: SciPy's tolerances, and the method and controller
+    with which other libraries of differentiable solvers begin. Gradients flow to y0, to args, to
+    what func closes over and to ts; ``adjoint`` says how.
+
+    With ``per_sample=True`` the first dimension of y0 is a batch of independent problems, each with
+    steps of its own: what comes out for one is what solving it alone gives. Each may have its own
+    times, direction of time included. func then gets t of shape [b] and y of shape [b, ...], the b
+    samples that still run, a number that shrinks as samples finish; tensors of args whose first
+    dimension is B hold a row for each sample and shrink along. A tensor to be shared whose first
+    dimension happens to be B is better closed over than passed.
+
+    Args:
+        func: takes t (a scalar, or [b]) in the real dtype of y0, the state and args; returns dy/dt
+            in the state's form.
+        y0: state, a floating or complex tensor of any shape, or a tuple of such of one dtype;
+            [B, ...] if per sample.
+        ts: times at which the solution is wanted, [T], strictly increasing or decreasing; if per
+            sample also [B, T].
+        method: any of ``odeint``'s but scipy_solver. Those without an error estimate take steps of
+            one size and cannot solve per sample.
+        rtol, atol: tolerances as in ``odeint``; if per sample a number or [B].
+        controller: "I", "PI", "PID" or a ``Controller``.
+        per_sample: whether each sample has its own steps.
+        save: "times"; "steps" to keep the state at every accepted step; "dense" for that and
+            ``Solution.evaluate``.
+        events: an ``Event``, a function of t and the state (an event that ends the solve), or a
+            sequence of these; not per sample. ``Solution.events`` says where they happened. As in
+            ``odeint_event`` a function that changes its sign twice within a step is not seen.
+        args: further arguments of func.
+        engine: "auto", "reference" (pure PyTorch), "native" (C++), which knows no gradients where
+            it solves per sample, or "fused" (one native call for the whole solve) for an MLPField
+            or what ``fastnode.fuse`` returns, with ``save="times"``, and where it solves per sample
+            without gradients too; "auto" takes the last of these that it can. "graph" runs the
+            whole adaptive solve on a CUDA device without waiting for it, for a func that is pure:
+            kernels on tensors, nothing else (docs/graph.md).
+        first_step: size of the first step; chosen at the cost of one evaluation if None; if per
+            sample a number or [B].
+        min_step, max_step: limits of the step size, those of the controller if None.
+        max_num_steps: steps tried (by each sample) before the solve gives up.
+        step_size, steps: size or number of the steps of methods without an error estimate; one step
+            between neighbours of ts if both are None. Between the ends of steps these methods
+            interpolate by the cubic with the values and slopes of both ends.
+        throw: whether a solve that cannot go on raises; otherwise its ``Solution.status`` says why
+            and its values are NaN from there on.
+        on_step: called with each accepted step as it is taken; its attributes are the times ``t``
+            and ``t1``, the packed states ``y`` and ``y1`` at both, the slopes ``k`` of the stages
+            and, in units of the tolerances, the local ``error``; not per sample.
+        adjoint: how gradients are made. "backprop": through the operations of the solve, whose
+            graph stays in memory. "checkpoint": the steps are taken again from the state at the
+            beginning of each, ``Revolve(slots)``: from at most that many states; the same
+            gradient, in the memory of one step and of the states. "reversible": by two states and
+            steps that can be undone, a solution of its own (see adjoints/reversible.py) and its
+            exact gradient. "continuous": by a second solve, as ``odeint_adjoint`` does. "none": no
+            gradient. All but "backprop" call func again in the backward pass; random numbers,
+            autocast and buffers are as in the forward pass.
+        adjoint_params: the tensors that func holds and that need a gradient, for every adjoint but
+            "backprop"; the parameters of func if it is None and func a module. They must be leaves;
+            those that func does not use get zero.
+
+    Raises:
+        ValueError, TypeError: an argument is wrong; named before any work is done, except for what
+            func returns.
+        StepSizeUnderflow, MaxStepsExceeded, NonFiniteState: the solve cannot go on; the error names
+            time and step, and the samples if per sample.
+    """
+    _check_choice("method", method, SOLVED)
+    _check_choice("save", save, SAVE)
+    _check_choice("engine", engine, select.NAMES)
+    if not callable(func):
+        raise TypeError(f"func must be callable, got {type(func).__name__}")
+    if not isinstance(args, (tuple, list)):
+        raise TypeError(f"args must be a tuple or a list, got {type(args).__name__}")
+    control = _limited(find_controller(controller), min_step, max_step)
+    if not isinstance(max_num_steps, int) or max_num_steps < 1:
+        raise ValueError(f"max_num_steps must be an integer of at least 1, got {max_num_steps!r}")
+    watched = as_events(events)
+    if method in ADAPTIVE and not (step_size is None and steps is None):
+        raise ValueError(f"step_size and steps need a method of fixed steps, got {method!r}")
+    name, slots = find_adjoint(adjoint, method)
+    _check_combination(name, method, per_sample, save, bool(watched), on_step)
+    if engine == "graph":
+        select.graph_engine().check(
+            method in ADAPTIVE, per_sample, save, bool(watched), on_step, name
+        )
+    with torch.no_grad() if name == "none" else nullcontext():
+        if per_sample:
+            samples = make_samples(func, y0, ts, tuple(args))
+            options = SampleOptions(
+                ADAPTIVE[method],
+                control,
+                sample_tolerances(rtol, atol, samples.y0),
+                sample_first_step(first_step, samples.y0),
+                max_num_steps,
+                keep_states=save != "times",
+                keep_slopes=save == "dense",
+                throw=throw,
+            )
+            return _solve_samples(ts, samples, options, engine, name, slots, adjoint_params)
+        size = _positive("first_step", first_step)
+        # Who wants only the errors of steps, or the states where they begin, need not be called
+        # for each step.
+        of_errors = getattr(on_step, "take_errors", None)
+        of_states = getattr(on_step, "take_states", None)
+        whole = engine in ("auto", "fused") and save == "times" and not (watched or args)
+        # What the fused engine keeps for gradients are the states at which steps begin.
+        whole = whole and (
+            name in ("backprop", "none")
+            or (name in ("checkpoint", "revolve") and adjoint_params is None)
+        )
+        able = on_step is None or of_errors is not None or of_states is not None
+        if whole and method in ADAPTIVE and able:
+            solved = fused.solve(
+                func,
+                y0,
+                ts,
+                ADAPTIVE[method],
+                rtol,
+                atol,
+                control,
+                size,
+                max_num_steps,
+                throw,
+                name == "backprop",
+                slots,
+                engine == "fused",
+                of_errors is not None,
+                of_states,
+            )
+            if solved is not None:
+                if of_errors is None:
+                    return solved
+                taken = solved.steps
+                assert isinstance(taken, Steps)
+                of_errors(taken)
+                return replace(solved, steps=replace(taken, error=taken.error.detach()))
+        check_times("ts", ts)
+        joint = JointSolve(
+            make_problem(func, y0, ts, tuple(args)),
+            method,
+            rtol,
+            atol,
+            control,
+            save,
+            watched,
+            engine,
+            size,
+            max_num_steps,
+            step_size,
+            steps,
+            throw,
+            on_step,
+        )
+        if whole and on_step is None and method in METHODS and joint.grid:
+            solved = fused.solve_along(
+                func,
+                y0,
+                ts,
+                METHODS[method],
+                joint.grid,
+                max_num_steps,
+                name == "backprop",
+                slots,
+                engine == "fused",
+            )
+            if solved is not None:
+                return solved
+        if engine == "fused":
+            fused.refuse()
+        return joint.run(name, slots, adjoint_params)
+
+
+def _solve_samples(
+    ts: Tensor,
+    samples: SampleProblem,
+    options: SampleOptions,
+    engine: str,
+    adjoint: str,
+    slots: int | None,
+    adjoint_params: Iterable[Tensor] | None,
+) -> Solution:
+    trace = None
+    if (
+        engine in ("auto", "fused")
+        and (adjoint == "backprop" or (adjoint == "checkpoint" and adjoint_params is None))
+        and not options.controller.has_own_rules
+    ):
+        trace = solve_perceptrons(samples, options, engine == "fused")
+    if trace is None and adjoint in DISCRETE:
+        params = find_params(samples.field.func, adjoint, adjoint_params)
+        known = recorded((samples.y0, ts), samples.args, params)
+        if known and not transformed() and samples.ts.shape[1] > 1:
+            trace = checkpoint_samples(samples, options, engine, slots, params)
+    if trace is None:
+        trace = select.solve_per_sample(engine, samples, options)
+    return sample_solution(ts, samples, options, trace)
+
+
+def _check_combination(
+    adjoint: str, method: str, per_sample: bool, save: str, events: bool, on_step: Any
+) -> None:
+    """Raises ValueError for what cannot go together."""
+    if per_sample:
+        if events:
+            raise ValueError("events must be None with per_sample=True")
+        if on_step is not None:
+            raise ValueError("on_step must be None with per_sample=True")
+        if method in FIXED:
+            raise ValueError(f"per_sample needs a method with an error estimate, got {method!r}")
+    if adjoint not in ("reversible", "continuous"):
+        return
+    kept = save == "dense" or (save == "steps" and adjoint == "continuous")
+    asked = {"per_sample": per_sample, "events": events, f"save={save!r}": kept}
+    for what in (what for what, wanted in asked.items() if wanted):
+        raise ValueError(f"adjoint {adjoint!r} has no {what}; use adjoint='checkpoint'")
+
+
+def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _limited(controller: Controller, min_step: Any, max_step: Any) -> Controller:
+    limits = {"min_step": min_step, "max_step": max_step}
+    return replace(controller, **{n: v for n, v in limits.items() if v is not None})
+
+
+def _positive(name: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}") from error
+    if not 0 < number < float("inf"):
+        raise ValueError(f"{name} must be positive, got {number}")
+    return number

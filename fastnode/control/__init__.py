@@ -1,0 +1,1 @@
+"""Step-size control: controllers, error norms, stiffness, options of methods."""

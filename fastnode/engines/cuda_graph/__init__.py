@@ -1,0 +1,1 @@
+"""A whole adaptive solve as one CUDA graph."""

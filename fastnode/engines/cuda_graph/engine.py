@@ -1,0 +1,241 @@
+"""A whole adaptive solve in one CUDA graph (opt in: ``engine="graph"``).
+
+A step is captured once and repeated on the device, which decides over steps by itself; the host
+waits for the end of the solve and for nothing in between. Kernels and decisions are those of the
+native engine, and so are the numbers, bit for bit. The vector field must be pure: what Python does
+in it happens at the capture and never again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnode import extension
+from fastnode.control.stiffness import Stiffness
+from fastnode.engines.cuda_graph.field import Held
+from fastnode.engines.cuda_graph.plan import Plan, Record, clear, plan_for
+from fastnode.engines.cuda_graph.program import Shape
+from fastnode.engines.native import joint as native
+from fastnode.engines.reference.step import take_step
+from fastnode.errors import cannot_continue, not_finite_at_start
+from fastnode.ops.rk_stage import FLOATING
+from fastnode.problem.ivp import NO_CALLBACKS, Callbacks, Time, VectorField
+from fastnode.tableaus import Tableau
+from fastnode.torch_support.recompute import Observed
+
+LIMITS = (
+    "it takes methods with an error estimate, states of real floating tensors on one CUDA device "
+    "and numbers as tolerances, and knows no per_sample, events, on_step, save='dense', norms or "
+    "stops of the caller's, callbacks, times that need gradients or torch.func transforms; "
+    "gradients are those of adjoint='checkpoint', Revolve or 'continuous'"
+)
+ADJOINTS = ("checkpoint", "revolve", "continuous", "none", "backprop")
+
+
+def refuse(what: str) -> ValueError:
+    return ValueError(f"engine 'graph' cannot run this solve: {what}; {LIMITS}")
+
+
+def check(
+    adaptive: bool,
+    per_sample: bool = False,
+    save: str = "times",
+    events: bool = False,
+    on_step: Any = None,
+    adjoint: str = "backprop",
+) -> None:
+    """Raises ValueError for what a caller asked in vain of this engine."""
+    asked = {
+        "the method has no error estimate": not adaptive,
+        "per_sample=True": per_sample,
+        "save='dense'": save == "dense",
+        "events": events,
+        "on_step": on_step is not None,
+        f"adjoint={adjoint!r}": adjoint not in ADJOINTS,
+    }
+    for what in (what for what, wanted in asked.items() if wanted):
+        raise refuse(what)
+
+
+@dataclass(frozen=True, eq=False)
+class TakenStep:
+    """A step of a solve that is over, with the outputs that it holds."""
+
+    t: float
+    t1: float
+    y: Tensor
+    y1: Tensor
+    error: float
+    stiffness: float
+    outputs: dict[float, Tensor]
+    #: Slopes were not kept.
+    k: tuple[Tensor, ...] = ()
+
+    def at(self, t: float) -> Tensor:
+        return self.y1 if t == self.t1 else self.outputs[t]
+
+
+@dataclass(eq=False)
+class GraphStepper:
+    """A solve with the interface of the native engine's stepper; nothing runs before ``integrate``
+    or the first ``advance``."""
+
+    field: VectorField
+    func: Any
+    shape: Shape
+    y: Tensor
+    times: list[float]
+    first_step: float | None
+    ends: list[float] = dataclasses.field(default_factory=list)
+    errors: list[float] = dataclasses.field(default_factory=list)
+    stiffness: list[float] = dataclasses.field(default_factory=list)
+    rejected: int = 0
+    evaluations: int = 0
+    _outputs: Tensor | None = None
+    _states: list[Tensor] = dataclasses.field(default_factory=list)
+    _failure: Any = None
+    #: Steps and outputs that were handed out.
+    _taken: int = 0
+    _given: int = 1
+
+    def record(self, weights: Any) -> None:
+        """From now on stiffness is kept, as ends and errors are."""
+        self.shape = replace(self.shape, stiffness=weights)
+
+    def integrate(self, times: Sequence[float], all_together: bool = False) -> Tensor:
+        """The solution [T, ...] at ``times``, which must be those the stepper was made for."""
+        assert list(times) == self.times
+        self._run(replace(self.shape, together=all_together))
+        if self._failure is not None:
+            self._failure()
+        return self.outputs()
+
+    def outputs(self) -> Tensor:
+        """What of it is there."""
+        return self.y.unsqueeze(0) if self._outputs is None else self._outputs
+
+    def advance(self) -> TakenStep:
+        """The next step of a solve that as a whole was made at the first call."""
+        if self._outputs is None:
+            weights = Stiffness(self.shape.tableau).weights
+            shape = replace(self.shape, together=True, keeps_starts=True, stiffness=weights)
+            self._run(shape)
+        n = self._taken
+        if n == len(self.ends):
+            self._failure()
+        self._taken += 1
+        outputs, direction = self.outputs(), self.field.direction
+        t, t1 = self.ends[n - 1] if n else self.times[0], self.ends[n]
+        inside: dict[float, Tensor] = {}
+        while self._given < len(outputs) and (self.times[self._given] - t1) * direction < 0:
+            inside[self.times[self._given]] = outputs[self._given]
+            self._given += 1
+        stiffness = self.stiffness[n] if self.stiffness else math.nan
+        y, y1 = self._states[n : n + 2]
+        return TakenStep(t, t1, y, y1, self.errors[n], stiffness, inside)
+
+    def _run(self, shape: Shape) -> None:
+        # What a plan keeps must be written again later, whatever the mode then.
+        with torch.inference_mode(False), torch.no_grad():
+            plan = plan_for(self.func, self.field, self.y, self.times[0], shape)
+            with plan.lock:
+                self._finish(plan, shape)
+
+    def _finish(self, plan: Plan, shape: Shape) -> None:
+        self._outputs = plan.run(self.field, self.y, self.times, self.first_step, self._take)
+        state, step = plan.state, plan.program.step
+        if shape.keeps_starts:
+            self._states.append(step.y.clone())
+        first, each = plan.program.evaluations
+        self.rejected = state["rejected"]
+        self.evaluations = first + each * (state["accepted"] + self.rejected)
+        if state["next"] < len(self.times):
+            self._failure = self._why(plan, dict(state))
+
+    def _take(self, record: Record) -> None:
+        self.ends += record.ends
+        self.errors += record.errors
+        self.stiffness += record.stiffness
+        self._states += record.starts.unbind()
+
+    def _why(self, plan: Plan, state: dict[str, Any]) -> Any:
+        """What raises the reason why the solve cannot go on."""
+        y, f = plan.program.step.y.clone(), plan.program.step.f.clone()
+        t, h, ratio = state["t"], state["h"] * state["direction"], state["ratio"]
+        if math.isnan(h):
+            return lambda: not_finite_at_start(t, y, f)
+        slopes: list[Tensor] = []
+        if not math.isfinite(ratio):
+            # The last attempt once more: the graph may have gone over its slopes since.
+            t1 = t + state["taken"] * state["direction"]
+            bare = VectorField(
+                self.func, self.field.layout, y, self.field.direction, self.field.args
+            )
+            slopes = take_step(bare, self.shape.tableau, t, t1, y, f, perturb=True).k
+        most = self.shape.max_num_steps
+        return lambda: cannot_continue(t, h, state["attempts"], most, ratio, slopes)
+
+
+def make_stepper(
+    field: VectorField,
+    tableau: Tableau,
+    t: Time,
+    y: Tensor,
+    *,
+    end: Time,
+    controller: Any,
+    norm: Any,
+    first_step: float | None = None,
+    max_num_steps: int = 2**31 - 1,
+    stops: Sequence[Any] = (),
+    callbacks: Callbacks = NO_CALLBACKS,
+    outputs: Sequence[Time] = (),
+) -> GraphStepper:
+    """As engines.adaptive.AdaptiveStepper; ``outputs`` are the times of outputs, t and end too.
+
+    Raises:
+        ValueError: the solve is none for this engine.
+    """
+    func = field.func.func if isinstance(field.func, Observed) else field.func
+    times = [float(time) for time in (outputs or (t, end)) if not isinstance(time, Tensor)]
+    asked = {
+        f"the extension is {extension.REASON}": not extension.AVAILABLE,
+        f"the state is {y.dtype}": y.dtype not in FLOATING,
+        "a norm of the caller's, or tolerances that are tensors": not norm.plain,
+        "stops": bool(stops),
+        "callbacks": callbacks != NO_CALLBACKS,
+        "times that need gradients": len(times) < 2,
+        "a transform, a subclass of Tensor or torch.compile": not native.available(y, times),
+        "the state has no elements": y.numel() == 0,
+    }
+    for what in (what for what, wanted in asked.items() if wanted):
+        raise refuse(what)
+    if torch.is_grad_enabled():
+        known = {"y0": y, **Held.of(func).tensors}
+        known |= {f"args[{i}]": x for i, x in enumerate(field.args) if isinstance(x, Tensor)}
+        for path in (path for path, x in known.items() if x.requires_grad):
+            raise refuse(f"{path} needs a gradient and adjoint='backprop' has none here")
+    shape = Shape(
+        tableau,
+        native.control_numbers(controller),
+        tuple(norm.rtol),
+        tuple(norm.atol),
+        tuple(norm.sizes),
+        len(times),
+        max_num_steps,
+        together=False,
+        keeps_starts=False,
+        stiffness=None,
+        chooses_first=first_step is None,
+    )
+    return GraphStepper(field, func, shape, y.detach(), times, first_step)
+
+
+__all__ = ["GraphStepper", "check", "clear", "make_stepper"]

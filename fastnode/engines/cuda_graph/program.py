@@ -1,0 +1,98 @@
+"""One adaptive step over fixed memory, in pieces that a graph can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnode import extension
+from fastnode.engines.native import joint as native
+from fastnode.problem.ivp import VectorField
+from fastnode.tableaus import Tableau
+
+#: Steps of one launch where the device cannot repeat by itself.
+STEPS = 8
+#: Bytes of states that a plan keeps before it hands them on, and the number of steps noted at most.
+ROOM, NOTES = 2**28, 2**16
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a solve is part of its graph, beside the field and the state."""
+
+    tableau: Tableau
+    control: tuple[float, ...]
+    rtol: tuple[float, ...]
+    atol: tuple[float, ...]
+    sizes: tuple[int, ...]
+    count: int
+    max_num_steps: int
+    together: bool
+    keeps_starts: bool
+    stiffness: Any
+    chooses_first: bool
+
+
+class Program:
+    """The pieces of a solve over fixed memory, as functions to capture."""
+
+    def __init__(self, field: VectorField, func: Callable[[], Any], y0: Tensor, shape: Shape):
+        bytes_each = max(1, y0.nbytes) if shape.keeps_starts else 1
+        capacity = min(NOTES, max(16, ROOM // bytes_each))
+        self.shape, self.func = shape, func
+        # Only for its checks: it would keep func alive.
+        self.form = VectorField(None, field.layout, y0, field.direction)  # pyright: ignore
+        self.args = [x.detach().clone() if isinstance(x, Tensor) else x for x in field.args]
+        self.step = extension.native().GraphStep(
+            y0.detach().clone(memory_format=torch.contiguous_format),
+            native.compiled(shape.tableau),
+            shape.control,
+            shape.sizes,
+            shape.rtol,
+            shape.atol,
+            shape.count,
+            shape.max_num_steps,
+            shape.together,
+            capacity,
+            shape.keeps_starts,
+            shape.stiffness,
+        )
+        self.capacity = capacity
+        self.times = self.step.times.unbind()
+        self.copies = False
+
+    @property
+    def evaluations(self) -> tuple[int, int]:
+        """Of the beginning, and of each step."""
+        return 1 + self.shape.chooses_first, len(self.times) - 1
+
+    def evaluate(self, i: int, state: Tensor) -> Tensor:
+        result = self.func()(self.times[i], self.form.layout.unpack(state), *self.args)
+        slope = self.form.accept(result).detach().resolve_conj().resolve_neg().contiguous()
+        return slope.clone() if self.copies else slope
+
+    def first(self) -> None:
+        step = self.step
+        step.f.copy_(self.evaluate(0, step.y))
+        if self.shape.chooses_first:
+            step.choose_first(self.evaluate(1, step.try_first()))
+        step.begin()
+
+    def body(self) -> None:
+        step, tableau = self.step, self.shape.tableau
+        k, y1 = [step.f], step.y
+        for i in range(1, len(self.times)):
+            state = step.stage(k, i)
+            k.append(self.evaluate(i, state))
+            if i == len(tableau.a) - 1:
+                y1 = state if tableau.fsal else step.solution(k)
+        step.conclude(k, y1)
+        step.commit(k, y1)
+
+    def several(self) -> None:
+        for _ in range(STEPS):
+            self.body()

@@ -1,0 +1,1 @@
+"""Whole solves in one native call, the vector field included (csrc/mlp)."""

@@ -1,0 +1,142 @@
+"""The first step of a solve of a perceptron in one native call, and its local error's gradient.
+
+What local regularisation adds to a training step, and what that costs: bench/bench_local.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnode import extension
+from fastnode.engines.fused import joint as fused
+from fastnode.engines.fused.double_backward import PerceptronField
+from fastnode.engines.fused.mlp import Layers, perceptron
+from fastnode.engines.fused.per_sample import tensors
+from fastnode.engines.reference.step import take_step
+from fastnode.ops.rk_error import rk_error_reference
+from fastnode.tableaus import METHODS, Tableau
+from fastnode.torch_support.partial_grad import Gates
+
+
+def first_step(
+    func: Callable[..., Any],
+    t: float,
+    end: float,
+    y: Any,
+    tableau: Tableau,
+    rtol: Any,
+    atol: Any,
+    hold_k1: bool,
+) -> tuple[Tensor, float] | None:
+    """The local error in units of the tolerances, a float32 or float64 scalar with gradients for
+    func's parameters, and the size of the step with which a solve from (t, y) to ``end`` begins;
+    None where this engine does not take it.
+
+    Args:
+        y: a constant to the gradient, as the size of the step is.
+        hold_k1: whether the slope at (t, y) is one too.
+    """
+    if torch.compiler.is_compiling() or not fused.runs_here() or not isinstance(y, Tensor):
+        return None
+    if not isinstance(rtol, (int, float)) or not isinstance(atol, (int, float)):
+        return None
+    found = perceptron(func)
+    if found is None or t == end:
+        return None
+    layers, activation = found
+    numbers = (tableau.name, float(rtol), float(atol), hold_k1)
+    with torch.no_grad():
+        taken = extension.native().mlp_first_step(
+            layers, activation, y.detach(), t, end, *numbers[:3], fused._INSTRUCTIONS
+        )
+    if taken is None:
+        return None
+    t1, error, kept = taken
+    biased = [bias is not None for _, bias, _ in layers]
+    columns = [column for _, _, column in layers]
+    rule = _Rule(columns, biased, activation, t, t1, error, *numbers)
+    return _Error.apply(rule, kept, *tensors(layers)), t1 - t
+
+
+@dataclass(frozen=True, eq=False)
+class _Rule:
+    """What a step was, but for tensors."""
+
+    columns: list[int]
+    biased: list[bool]
+    activation: int
+    t: float
+    t1: float
+    error: float
+    method: str
+    rtol: float
+    atol: float
+    hold_k1: bool
+
+    def layers(self, parameters: Sequence[Tensor]) -> Layers:
+        left = iter(parameters)
+        return [
+            (next(left), next(left) if biased else None, column)
+            for biased, column in zip(self.biased, self.columns, strict=True)
+        ]
+
+    def error_by_torch(self, kept: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        y, tableau = kept[0, 0], METHODS[self.method]
+        layout = [int(x) for pair in zip(self.columns, self.biased, strict=True) for x in pair]
+        field: Any = PerceptronField(parameters, layout, self.activation, self.t1 > self.t)
+        f = kept[0, 1] if self.hold_k1 else field(self.t, y)
+        step = take_step(field, tableau, self.t, self.t1, y, f, perturb=True)
+        stages, weights = tableau.error_weights
+        scaled = [(self.t1 - self.t) * w for w in weights]
+        slopes = [step.k[j] for j in stages]
+        return rk_error_reference(y, step.y1, slopes, scaled, self.rtol, self.atol)
+
+
+class _Error(torch.autograd.Function):
+    """The error of a step that was taken, as a function of the parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, rule: _Rule, kept: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.rule = rule
+        ctx.save_for_backward(kept, *parameters)
+        return kept.new_tensor(rule.error)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        rule: _Rule = ctx.rule
+        kept, *parameters = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return None, None, *_gradients_by_torch(rule, kept, parameters, upstream)
+        found = extension.native().mlp_first_step_backward(
+            rule.layers(parameters),
+            rule.activation,
+            kept,
+            rule.t,
+            rule.t1,
+            rule.method,
+            rule.rtol,
+            rule.atol,
+            rule.error,
+            float(upstream),
+            rule.hold_k1,
+            fused._INSTRUCTIONS,
+        )
+        return None, None, *found
+
+
+def _gradients_by_torch(
+    rule: _Rule, kept: Tensor, parameters: Sequence[Tensor], upstream: Tensor
+) -> list[Tensor | None]:
+    """Gradients that have gradients themselves."""
+    gates = Gates()
+    inputs = [gates(x) for x in parameters]
+    wanted = [x for x in inputs if x.requires_grad]
+    error = rule.error_by_torch(kept, inputs)
+    found = iter(torch.autograd.grad(error, wanted, upstream, create_graph=True, allow_unused=True))
+    gates.open()
+    return [next(found) if x.requires_grad else None for x in inputs]

@@ -1,0 +1,69 @@
+"""Fields that declare themselves multilayer perceptrons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastnode import extension
+
+#: (weight, bias, column of the time or -1) of each layer, number of the activation.
+Layers = list[tuple[Tensor, Tensor | None, int]]
+Perceptron = tuple[Layers, int]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "elu": F.elu,
+    "gelu": F.gelu,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "sin": torch.sin,
+    "softplus": F.softplus,
+    "tanh": torch.tanh,
+}
+#: The numbers of csrc/kernels/mlp.h.
+ACTIVATION_NUMBERS = {name: i for i, name in enumerate(ACTIVATIONS)}
+
+#: Where the weight of a layer has the time's column.
+TIMELESS, FIRST, LAST = -1, 0, -2
+
+
+def read_layers(inside: list[nn.Module], layers: list[tuple[nn.Module, int]]) -> Layers | None:
+    """What linear layers hold, each given with TIMELESS, FIRST or LAST; None unless calling each of
+    ``inside`` is calling its class's forward and nothing else, and layers hold parameters."""
+    if extension.AVAILABLE and not torch.compiler.is_compiling():
+        # The same (csrc/driver/layer_bindings.cpp), as every solve asks.
+        return extension.native().read_layers(inside, layers)
+    for module in inside:
+        own = module.__dict__
+        if (
+            own["_forward_hooks"]
+            or own["_forward_pre_hooks"]
+            or own["_backward_hooks"]
+            or own["_backward_pre_hooks"]
+            or "forward" in own
+        ):
+            return None
+    found: Layers = []
+    for module, column in layers:
+        held: Any = module._parameters
+        weight = held.get("weight")
+        if weight is None or "bias" not in held:
+            return None
+        found.append((weight, held["bias"], weight.shape[1] - 1 if column == LAST else column))
+    return found
+
+
+def perceptron(func: Any) -> Perceptron | None:
+    """The layers and the activation of a field that declares itself a perceptron, or None."""
+    declare = getattr(type(func), "perceptron", None)
+    if declare is None or torch.nn.modules.module._has_any_global_hook():
+        return None
+    own = func.__dict__
+    if "callback_step" in own or "callback_accept_step" in own or "callback_reject_step" in own:
+        return None
+    return declare(func)

@@ -1,0 +1,123 @@
+"""Per-sample solves of multilayer perceptrons in one native call (csrc/fused/mlp_samples.h).
+
+Samples lie in tiles that stay in the cache; who has finished gives its place to one that waits.
+Steps and states are those of the other per-sample engines up to rounding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastnode import extension
+from fastnode.control.stiffness import Stiffness
+from fastnode.engines.failures import Failure
+from fastnode.engines.fused import joint as fused
+from fastnode.engines.fused.mlp import Layers, Perceptron
+from fastnode.engines.native import joint as native
+from fastnode.engines.per_sample_trace import SampleOptions, Trace
+from fastnode.problem.batch import SampleProblem
+from fastnode.tableaus import Tableau
+
+LIMITS = (
+    "with per_sample=True it takes an MLPField or what fastnode.fuse returns, without hooks or "
+    "callbacks, a state [B, D] of float32 or float64 with save='times', and knows no args, "
+    "gradients of times, adjoints but backprop and checkpoint, or torch.func transforms; on a GPU "
+    "no states of which eight samples do not fit into its shared memory beside their slopes, "
+    "activations and with gradients what these need"
+)
+
+
+def find(problem: SampleProblem, options: SampleOptions) -> Perceptron | None:
+    """The perceptron that a solve is of, or None where this engine does not run it."""
+    y0, func, layout = problem.y0, problem.field.func, problem.field.layout
+    if not hasattr(type(func), "perceptron") or problem.args or layout.is_tuple:
+        return None
+    if len(layout.shapes[0]) != 1 or options.keep_states or options.keep_slopes:
+        return None
+    if not fused.runs_here() or not native.available(y0, ()):
+        return None
+    if y0.device.type not in ("cpu", "cuda") or y0.is_complex():
+        return None
+    return fused.perceptron(func)
+
+
+def tensors(layers: Layers) -> list[Tensor]:
+    """Weights and biases in the order of the layers."""
+    return [x for weight, bias, _ in layers for x in (weight, bias) if x is not None]
+
+
+def run(problem: SampleProblem, options: SampleOptions, forced: bool) -> Trace | None:
+    """The trace of a solve that needs no gradient, or None where this engine does not run it."""
+    found = find(problem, options)
+    if found is None:
+        return None
+    inputs = (problem.y0, problem.ts, *tensors(found[0]))
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        return None
+    solved = solve(problem, options, found, forced, keep=False)
+    return None if solved is None else solved[0]
+
+
+def solve(
+    problem: SampleProblem, options: SampleOptions, found: Perceptron, forced: bool, keep: bool
+) -> tuple[Trace, Tensor | None] | None:
+    """The trace, without a graph, and if asked to ``keep`` it what ``back`` needs; None where the
+    tensors are not such as it takes, or another engine is faster."""
+    y0 = problem.y0.detach()
+
+    def per_sample(value: float | Tensor) -> Tensor:
+        number = torch.as_tensor(value, dtype=torch.float64, device=y0.device)
+        return number.expand(y0.shape[0]).contiguous()
+
+    stiffness = Stiffness(options.tableau)
+    first = options.first_step
+    solved = extension.native().mlp_solve_samples(
+        *found,
+        y0,
+        problem.ts.detach().contiguous(),
+        problem.direction,
+        per_sample(options.tolerances.rtol),
+        per_sample(options.tolerances.atol),
+        native.compiled(options.tableau),
+        native.control_numbers(options.controller),
+        (stiffness.slopes, stiffness.states, stiffness.stability) if stiffness.known else None,
+        None if first is None else per_sample(first),
+        options.max_num_steps,
+        options.throw,
+        keep,
+        fused._INSTRUCTIONS,
+        forced,
+    )
+    if solved is None:
+        return None
+    ys, nfe, accepted, rejected, status, *columns, kept = solved
+    names = [failure.status for failure in Failure]
+    return Trace(ys, nfe, accepted, rejected, [names[each] for each in status], *columns), kept
+
+
+def back(
+    problem: SampleProblem,
+    tableau: Tableau,
+    found: Perceptron,
+    accepted: Tensor,
+    t1: Tensor,
+    kept: Tensor,
+    of_ys: Tensor,
+) -> tuple[Tensor, list[Tensor]]:
+    """The gradients of y0 and of ``tensors(layers)``, or none of these if they need none, from that
+    of the solution; ``accepted`` and ``t1`` are those of the trace."""
+    layers, activation = found
+    return extension.native().mlp_solve_samples_backward(
+        layers,
+        activation,
+        of_ys,
+        problem.ts.detach().contiguous(),
+        problem.direction,
+        native.compiled(tableau),
+        accepted,
+        t1,
+        kept,
+        any(x.requires_grad for x in tensors(layers)),
+        fused._INSTRUCTIONS,
+    )

@@ -1,0 +1,106 @@
+"""Which engine runs a method: the one place that knows every method by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any, TypeAlias
+
+from fastnode.control.norms import ErrorNorm
+from fastnode.control.options import AdamsOptions, FixedOptions, ImplicitOptions, parse
+from fastnode.engines.fused import joint as fused
+from fastnode.engines.reference.adams import AdamsSteps
+from fastnode.engines.reference.implicit import ImplicitSteps
+from fastnode.engines.reference.step import ExplicitSteps, StepFunction
+from fastnode.problem.ivp import Problem
+from fastnode.tableaus import IMPLICIT, METHODS, Tableau
+from fastnode.tableaus.custom import make_tableau, same_coefficients
+
+ADAMS = ("explicit_adams", "implicit_adams", "fixed_adams")
+SCIPY = "scipy_solver"
+Coefficient: TypeAlias = int | float | str | Fraction
+
+#: Methods that choose their steps.
+ADAPTIVE = {name: tableau for name, tableau in METHODS.items() if tableau.error is not None}
+#: Methods that step along a grid.
+FIXED = [*(name for name in METHODS if name not in ADAPTIVE), *ADAMS, *IMPLICIT]
+#: What ``solve`` and ``odeint`` know.
+SOLVED = [*ADAPTIVE, *FIXED]
+NAMES = [*SOLVED, SCIPY]
+#: Those of ``register_method``.
+_OWN: dict[str, Tableau] = {}
+
+
+def register_method(
+    name: str,
+    a: Sequence[Sequence[Coefficient]],
+    b: Sequence[Coefficient],
+    *,
+    order: int,
+    b_hat: Sequence[Coefficient] | None = None,
+) -> None:
+    """Makes an explicit Runge-Kutta method of your own known by its name, everywhere.
+
+    ``odeint``, ``solve``, ``NeuralODE`` and all others then take it as ``method=name``, in every
+    engine and with every adjoint that knows such methods. With ``b_hat`` it chooses its steps;
+    then it is given a last stage at the end of the step, unless it has one (FSAL), and as dense
+    output the cubic with the values and slopes of both ends, of order 3. Its stability along the
+    negative real axis, for ``Steps.stiffness``, is computed.
+
+    Args:
+        name: not that of another method; the same coefficients may be registered again.
+        a: a row for each of 1 to 24 stages; row i has i entries. Entries are integers, floats,
+            Fractions or strings such as "3/8"; fractions stay exact until they meet the state.
+        b: weights of the solution, one for each stage.
+        order: order of b, 1 to 8.
+        b_hat: weights of the embedded solution, whose distance from the other estimates the error;
+            of order 1 at least. None for a method of fixed steps.
+
+    Raises:
+        ValueError: the name is taken, the shape of a table is wrong, or b does not meet the
+            conditions of ``order``.
+        TypeError: name is no string, or an entry no number.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a string, got {type(name).__name__}")
+    tableau = make_tableau(name, a, b, order, b_hat)
+    if name in _OWN and same_coefficients(tableau, _OWN[name]):
+        return
+    if not name or name in NAMES:
+        raise ValueError(f"name must be that of no other method, got {name!r}")
+    _OWN[name] = METHODS[name] = tableau
+    if tableau.error is None:
+        FIXED.append(name)
+    else:
+        ADAPTIVE[name] = tableau
+    SOLVED.append(name)
+    NAMES.append(name)
+    fused.register(tableau)
+
+
+def find_method(method: Any) -> str:
+    name = "dopri5" if method is None else method
+    if not isinstance(name, str) or name not in NAMES:
+        raise ValueError(f"method must be one of {', '.join(NAMES)}, got {method!r}")
+    return name
+
+
+def fixed_method(
+    name: str, options: Mapping[str, Any] | None, problem: Problem, rtol: Any, atol: Any
+) -> tuple[FixedOptions, StepFunction]:
+    """The options of one of ``FIXED`` and its steps, made for one solve."""
+    if name in IMPLICIT:
+        implicit = parse(ImplicitOptions, name, options)
+        return implicit, ImplicitSteps(IMPLICIT[name], implicit.max_iters)
+    if name not in ADAMS:
+        return parse(FixedOptions, name, options), ExplicitSteps(METHODS[name])
+    adams = parse(AdamsOptions, name, options)
+    corrector = None
+    if name != "explicit_adams":
+        corrector = ErrorNorm(problem.layout, problem.y0, rtol, atol, _largest)
+    return adams, AdamsSteps(adams.order(corrector is None), corrector, adams.max_iters)
+
+
+def _largest(error: Any) -> float:
+    parts = error if isinstance(error, tuple) else (error,)
+    return max((part.abs().max().item() for part in parts if part.numel()), default=0.0)

@@ -1,0 +1,1 @@
+"""The loops in C++ that call a Python vector field (csrc/driver)."""

@@ -1,0 +1,105 @@
+"""The loop in C++ (csrc/driver), which calls the vector field and runs fused kernels in between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastnode import extension
+from fastnode.ops.dispatch import transformed
+from fastnode.problem.ivp import NO_CALLBACKS, Callbacks, Time, VectorField, silent
+from fastnode.tableaus import Tableau
+
+if TYPE_CHECKING:
+    from fastnode.control.controllers import Controller
+    from fastnode.control.norms import ErrorNorm
+    from fastnode.control.options import Stop
+
+
+def available(y: Tensor, times: Sequence[Time]) -> bool:
+    """Whether the native engine can run a solve from ``y``.
+
+    Not for times that need gradients, nor where tensors are not what they seem: inside torch.func
+    transforms, forward-mode differentiation, tracing and subclasses of Tensor.
+    """
+    return (
+        extension.AVAILABLE
+        and type(y) in (Tensor, torch.nn.Parameter)
+        and not any(isinstance(t, Tensor) for t in times)
+        and not torch.compiler.is_compiling()
+        and not transformed()
+    )
+
+
+def make_stepper(
+    field: VectorField,
+    tableau: Tableau,
+    t: Time,
+    y: Tensor,
+    *,
+    end: Time,
+    controller: Controller,
+    norm: ErrorNorm,
+    first_step: float | None = None,
+    max_num_steps: int = 2**31 - 1,
+    stops: Sequence[Stop] = (),
+    callbacks: Callbacks = NO_CALLBACKS,
+) -> Any:
+    """A stepper with the arguments, attributes and steps of engines.adaptive.AdaptiveStepper."""
+    numbers = control_numbers(controller)
+    told = [_or_none(each) for each in (callbacks.step, callbacks.accept, callbacks.reject)]
+    return extension.native().AdaptiveStepper(
+        field, compiled(tableau), t, y, end, numbers, norm, first_step, max_num_steps, stops, *told
+    )
+
+
+def integrate_fixed(
+    field: VectorField,
+    tableau: Tableau,
+    y: Tensor,
+    times: Sequence[float],
+    grid: Sequence[float],
+    *,
+    interp: str = "linear",
+    perturb: bool = False,
+    callbacks: Callbacks = NO_CALLBACKS,
+) -> Tensor:
+    """As engines.fixed.integrate_fixed, for explicit Runge-Kutta methods."""
+    solution, evaluations = extension.native().integrate_fixed(
+        field,
+        compiled(tableau),
+        y,
+        times,
+        grid,
+        interp == "cubic",
+        perturb,
+        _or_none(callbacks.step),
+    )
+    field.evaluations += evaluations
+    return solution
+
+
+def control_numbers(c: Controller) -> tuple[float, ...]:
+    return (c.safety, c.ifactor, c.dfactor, c.smallest, c.min_step, c.max_step, *c.exponents)
+
+
+def _or_none(callback: Any) -> Any:
+    return None if callback is silent else callback
+
+
+@cache
+def compiled(tableau: Tableau) -> Any:
+    return extension.native().Tableau(
+        tableau.order,
+        tableau.fsal,
+        tableau.stage_times,
+        tableau.stage_weights,
+        tableau.solution_weights,
+        None if tableau.error is None else tableau.error_weights,
+        [] if tableau.dense is None else tableau.dense_weights,
+        tableau.further_stages,
+    )

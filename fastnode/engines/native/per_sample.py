@@ -1,0 +1,73 @@
+"""The per-sample loop in C++ (csrc/driver/per_sample.h), for solves that need no graph."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastnode import extension
+from fastnode.control.stiffness import Stiffness
+from fastnode.engines.failures import Failure
+from fastnode.engines.native import joint as native
+from fastnode.engines.per_sample_trace import SampleOptions, Trace
+from fastnode.problem.batch import SampleProblem
+
+LIMITS = (
+    "it takes one tensor of float32 or float64 on the CPU and methods without further stages, and "
+    "knows no gradients or torch.func transforms"
+)
+
+
+def available(problem: SampleProblem, f0: Tensor, options: SampleOptions) -> bool:
+    y0 = problem.y0
+    recorded = torch.is_grad_enabled() and (y0.requires_grad or f0.requires_grad)
+    return (
+        native.available(y0, ())
+        and y0.device.type == "cpu"
+        and y0.dtype in (torch.float32, torch.float64)
+        and not (problem.field.layout.is_tuple or recorded or problem.ts.requires_grad)
+        and not options.tableau.further
+    )
+
+
+def run(problem: SampleProblem, f0: Tensor, options: SampleOptions) -> Trace | None:
+    """The trace of a solve, or None if the field's results turn out to need a graph."""
+    y0, shape = problem.y0, problem.field.layout.shapes[0]
+    batch = y0.shape[0]
+
+    def per_sample(value: float | Tensor) -> Tensor:
+        return torch.as_tensor(value, dtype=torch.float64).expand(batch).contiguous()
+
+    stiffness = Stiffness(options.tableau)
+    first = options.first_step
+    found = extension.native().solve_per_sample(
+        problem,
+        y0.reshape(batch, *shape),
+        f0.reshape(batch, *shape),
+        problem.ts.detach().contiguous(),
+        problem.direction,
+        per_sample(options.tolerances.rtol),
+        per_sample(options.tolerances.atol),
+        native.compiled(options.tableau),
+        native.control_numbers(options.controller),
+        (stiffness.slopes, stiffness.states, stiffness.stability) if stiffness.known else None,
+        None if first is None else per_sample(first),
+        options.max_num_steps,
+        options.keep_states,
+        options.keep_slopes,
+        options.throw,
+    )
+    if found is None:
+        return None
+    ys, nfe, accepted, rejected, status, *columns, states, slopes = found
+    names = [failure.status for failure in Failure]
+    return Trace(
+        ys.reshape(ys.shape[0], *y0.shape),
+        nfe,
+        accepted,
+        rejected,
+        [names[each] for each in status],
+        *columns,
+        states=states,
+        slopes=None if slopes is None else slopes.transpose(0, 1),
+    )

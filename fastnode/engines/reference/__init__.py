@@ -1,0 +1,1 @@
+"""The loops in pure PyTorch: the definition of right."""

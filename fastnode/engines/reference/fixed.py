@@ -1,0 +1,125 @@
+"""The loop over a given grid of steps, in pure PyTorch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from fastnode.engines.reference.step import Step, StepFunction
+from fastnode.errors import MaxStepsExceeded
+from fastnode.problem.ivp import NO_CALLBACKS, Callbacks, Time, VectorField, reached, to_float
+
+
+def integrate_fixed(
+    field: VectorField,
+    step: StepFunction,
+    y: Tensor,
+    times: Sequence[Time],
+    grid: Sequence[Time],
+    *,
+    interp: str = "linear",
+    perturb: bool = False,
+    callbacks: Callbacks = NO_CALLBACKS,
+) -> Tensor:
+    """Steps along ``grid``; returns [T, ...] at ``times``, which lie within it or are the grid."""
+    outputs = [y]
+    for t, t1 in pairwise(grid):
+        callbacks.step(t, y, t1 - t)
+        made = step(field, t, t1, y, perturb)
+        y = made.y1
+        if grid is times:
+            outputs.append(y)
+            continue
+        inside = continuation(made, interp, perturb)
+        while len(outputs) < len(times) and reached(t1, times[len(outputs)], field.direction):
+            target = times[len(outputs)]
+            outputs.append(made.y1 if to_float(target) == to_float(t1) else inside(target))
+    return torch.stack(outputs)
+
+
+def continuation(step: Step, interp: str, perturb: bool) -> Callable[[Time], Tensor]:
+    """The solution inside a step; slopes that a cubic needs are evaluated at its first use."""
+    slopes: list[Tensor] = []
+
+    def cubic(t: Time) -> Tensor:
+        if not step.k:
+            step.k.append(step.field(step.t, step.y, int(perturb)))
+        if not slopes:
+            slopes.append(step.field(step.t1, step.y1))
+        return step.cubic_at(t, slopes[0])
+
+    return step.linear_at if interp == "linear" else cubic
+
+
+class GridStep:
+    """A step from (t, y) to (t1, y1), continued inside by the cubic with the values and slopes of
+    both ends, or by a straight line. Slopes that nobody has are evaluated when they are needed."""
+
+    error = math.nan
+
+    def __init__(self, step: Step, interp: str = "cubic", perturb: bool = False):
+        self.t, self.t1, self.y, self.y1, self.k = step.t, step.t1, step.y, step.y1, step.k
+        self.slope_at_end: Tensor | None = None
+        self._step, self._interp, self._perturb = step, interp, perturb
+
+    def at(self, t: Time) -> Tensor:
+        if to_float(t) == to_float(self.t1):
+            return self.y1
+        if self._interp == "linear":
+            return self._step.linear_at(t)
+        if not self.k:
+            self.k.append(self._step.field(self.t, self.y, int(self._perturb)))
+        if self.slope_at_end is None:
+            self.slope_at_end = self._step.field(self.t1, self.y1)
+        return self._step.cubic_at(t, self.slope_at_end)
+
+
+class GridStepper:
+    """Steps of a method from point to point of ``grid``."""
+
+    def __init__(
+        self,
+        field: VectorField,
+        step: StepFunction,
+        y: Tensor,
+        grid: Sequence[Time],
+        max_num_steps: int,
+        interp: str = "cubic",
+        perturb: bool = False,
+    ):
+        self.field, self.step, self.grid = field, step, grid
+        self.interp, self.perturb = interp, perturb
+        self.max_num_steps = max_num_steps
+        self.t, self.y = grid[0], y
+        self.attempts = 0
+        self.rejected = 0
+        self._last: GridStep | None = None
+
+    def advance(self) -> GridStep:
+        """Takes the next step of the grid.
+
+        Raises:
+            MaxStepsExceeded: that would be one too many.
+        """
+        t, t1 = self.t, self.grid[self.attempts + 1]
+        if self.attempts >= self.max_num_steps:
+            start = to_float(t)
+            raise MaxStepsExceeded(
+                f"max_num_steps exceeded: {self.attempts} steps taken by t = {start:g}",
+                time=start,
+                step=to_float(t1) - start,
+            )
+        self.attempts += 1
+        made = GridStep(
+            self.step(self.field, t, t1, self.y, self.perturb), self.interp, self.perturb
+        )
+        if self._last is not None and made.k:
+            # The slope at which this step begins is that at which the one before ends.
+            self._last.slope_at_end = made.k[0]
+        self._last = made
+        self.t, self.y = t1, made.y1
+        return made

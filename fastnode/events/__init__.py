@@ -1,0 +1,1 @@
+"""Sign changes of functions of time and state: how they are found and watched."""

@@ -1,0 +1,246 @@
+"""Checks what a caller hands to a solve and packs it: state, vector field, times, tolerances."""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnode.errors import InvalidType, InvalidValue
+from fastnode.torch_support.warn import warn
+
+#: A time inside a solve: a Python float (float64), or a 0-dim float64 tensor where it needs a
+#: gradient.
+Time = float | Tensor
+#: A state as the caller sees it.
+State = Tensor | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the caller's state lies in the packed tensor; ``shapes`` is None for a lone tensor."""
+
+    shapes: tuple[torch.Size, ...] | None
+
+    def pack(self, state: State) -> Tensor:
+        if isinstance(state, Tensor):
+            return state
+        return torch.cat([part.reshape(-1) for part in state])
+
+    def pack_times(self, states: State) -> list[Tensor]:
+        """The caller's states at several times, one packed tensor for each."""
+        if isinstance(states, Tensor):
+            return list(states)
+        return [self.pack(state) for state in zip(*states, strict=True)]
+
+    def unpack(self, packed: Tensor) -> State:
+        """Undoes ``pack``; leading dimensions (times) stay in front."""
+        if self.shapes is None:
+            return packed
+        pieces = packed.split([shape.numel() for shape in self.shapes], dim=-1)
+        lead = packed.shape[:-1]
+        return tuple(
+            piece.reshape(lead + shape) for piece, shape in zip(pieces, self.shapes, strict=True)
+        )
+
+
+class VectorField:
+    """The caller's func over the packed state, with its results checked."""
+
+    def __init__(
+        self,
+        func: Callable[..., Any],
+        layout: Layout,
+        y0: Tensor,
+        direction: float,
+        args: tuple[Any, ...] = (),
+    ):
+        self.func = func
+        self.args = args
+        self.layout = layout
+        self.dtype = y0.dtype
+        self.time_dtype = y0.dtype.to_real() if y0.is_complex() else y0.dtype
+        self.device = y0.device
+        self.shape = y0.shape
+        self.direction = direction
+        #: How often func was called.
+        self.evaluations = 0
+
+    def __call__(self, t: Time, y: Tensor, side: int = 0) -> Tensor:
+        """dy/dt at (t, y); side -1 or 1 moves t to the next number before or after it on the way,
+        so that a field with a jump at t is evaluated on the right side of it."""
+        self.evaluations += 1
+        return self.accept(self.func(self.time(t, side), self.layout.unpack(y), *self.args))
+
+    def accept(self, result: Any) -> Tensor:
+        """What func returned, packed, once it is found to have the state's form."""
+        parts = self.parts(result)
+        return parts[0] if self.layout.shapes is None else self.layout.pack(parts)
+
+    def parts(self, result: Any) -> tuple[Tensor, ...]:
+        """What func returned, tensor by tensor, once it is found to have the state's form."""
+        if self.layout.shapes is None:
+            return (self._checked("func", result, self.shape),)
+        shapes = self.layout.shapes
+        if not isinstance(result, (tuple, list)) or len(result) != len(shapes):
+            came = f"{len(result)}" if isinstance(result, (tuple, list)) else type(result).__name__
+            raise TypeError(f"func must return a tuple of {len(shapes)} tensors as y0, got {came}")
+        parts = enumerate(zip(result, shapes, strict=True))
+        return tuple(
+            self._checked(f"func, element {i},", part, shape) for i, (part, shape) in parts
+        )
+
+    def time(self, t: Time, side: int) -> Tensor:
+        """t as func is given it."""
+        if not side:
+            return time_tensor(t, self.time_dtype, self.device)
+        value = time_tensor(t, self.time_dtype, t.device if isinstance(t, Tensor) else None)
+        with torch.no_grad():
+            bound = torch.full_like(value, side * self.direction * math.inf)
+            shift = torch.nextafter(value, bound) - value
+        # Without waiting for all that a GPU has to do before.
+        return (value + shift).to(self.device, non_blocking=True)
+
+    def _checked(self, name: str, value: Any, shape: torch.Size) -> Tensor:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must return a tensor, got {type(value).__name__}")
+        if value.shape != shape:
+            raise ValueError(
+                f"{name} must return the state's shape {tuple(shape)}, got {tuple(value.shape)}"
+            )
+        if value.device != self.device:
+            raise ValueError(f"{name} must return a tensor on {self.device}, got {value.device}")
+        if value.dtype != self.dtype:
+            # What would lose precision unseen is refused; autocast is there to lose it.
+            widens = torch.promote_types(value.dtype, self.dtype) == self.dtype
+            if not widens and not torch.is_autocast_enabled(self.device.type):
+                raise TypeError(
+                    f"{name} must return the state's dtype {self.dtype}, got {value.dtype}"
+                )
+            value = value.to(self.dtype)
+        return value
+
+
+def silent(t: Time, y: Tensor, h: Time) -> None:
+    """A callback that does nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Callbacks:
+    """What is called with (t, packed state, signed step): before a step is tried, and once it has
+    been accepted or rejected."""
+
+    step: Callable[[Time, Tensor, Time], None] = silent
+    accept: Callable[[Time, Tensor, Time], None] = silent
+    reject: Callable[[Time, Tensor, Time], None] = silent
+
+
+NO_CALLBACKS = Callbacks()
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """An initial value problem, checked and packed."""
+
+    field: VectorField
+    layout: Layout
+    y0: Tensor
+    #: The caller's times, on the CPU, in their own dtype.
+    t: Tensor
+
+    @property
+    def times(self) -> list[Time]:
+        return as_times(self.t)
+
+
+def to_float(t: Time) -> float:
+    return t.detach().item() if isinstance(t, Tensor) else t
+
+
+def time_tensor(t: Time, dtype: torch.dtype, device: torch.device | None) -> Tensor:
+    """t as a 0-dim tensor."""
+    if isinstance(t, Tensor):
+        return t.to(device=device, dtype=dtype, non_blocking=True)
+    return torch.full((), t, dtype=dtype, device=device)
+
+
+def clock_dtype(device: torch.device) -> torch.dtype:
+    """float64, but where the device has none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def reached(t: Time, target: Time, direction: float) -> bool:
+    return (to_float(t) - to_float(target)) * direction >= 0
+
+
+def as_times(t: Tensor) -> list[Time]:
+    """The entries of a 1-d tensor in float64: floats, or 0-dim tensors if they need a gradient or,
+    in a graph that torch.compile records, have no value yet."""
+    differentiable = t.requires_grad and torch.is_grad_enabled()
+    if differentiable or torch.compiler.is_compiling():
+        return list(t.double().cpu().unbind())
+    return t.tolist()
+
+
+def make_problem(
+    func: Callable[..., Any], y0: State, t: Tensor, args: tuple[Any, ...] = ()
+) -> Problem:
+    """Checks and packs; raises ValueError or TypeError naming the argument before any work."""
+    if not callable(func):
+        raise TypeError(f"func must be callable, got {type(func).__name__}")
+    if not isinstance(args, tuple):
+        raise TypeError(f"args must be a tuple, got {type(args).__name__}")
+    layout = _check_state(y0)
+    direction = check_times("t", t)
+    packed = layout.pack(y0)
+    if t.device != packed.device and t.device.type != "cpu":
+        warn(f"t is on {t.device}, y0 on {packed.device}: t is moved")
+    return Problem(VectorField(func, layout, packed, direction, args), layout, packed, t.cpu())
+
+
+def _check_state(y0: State) -> Layout:
+    if not isinstance(y0, (Tensor, tuple)):
+        raise InvalidType(f"y0 must be a tensor or a tuple of tensors, got {type(y0).__name__}")
+    parts: list[Any] = list(y0) if isinstance(y0, tuple) else [y0]
+    if not parts:
+        raise ValueError("y0 must hold at least one tensor, got an empty tuple")
+    for i, part in enumerate(parts):
+        if not isinstance(part, Tensor):
+            raise TypeError(f"y0[{i}] must be a tensor, got {type(part).__name__}")
+        if part.device != parts[0].device:
+            raise TypeError(f"y0[{i}] must be on {parts[0].device} as y0[0] is, got {part.device}")
+    dtype = functools.reduce(torch.promote_types, (part.dtype for part in parts))
+    if not (dtype.is_floating_point or dtype.is_complex):
+        raise TypeError(f"y0 must be floating or complex, got {dtype}")
+    return Layout(tuple(part.shape for part in parts) if isinstance(y0, tuple) else None)
+
+
+def check_times(name: str, t: Any) -> float:
+    """Checks a sequence of times and returns the direction of time, 1.0 or -1.0.
+
+    Times in a graph that torch.compile records have no values to check and no direction; solves
+    that need them run outside of it.
+    """
+    if not isinstance(t, Tensor):
+        raise InvalidType(f"{name} must be a tensor, got {type(t).__name__}")
+    if not t.is_floating_point():
+        raise TypeError(f"{name} must be floating, got {t.dtype}")
+    if t.dim() != 1 or t.numel() == 0:
+        raise InvalidValue(f"{name} must have shape [T] with T >= 1, got {tuple(t.shape)}")
+    if torch.compiler.is_compiling():
+        return 1.0
+    values = t.tolist()
+    if not all(map(math.isfinite, values)):
+        raise InvalidValue(f"{name} must be finite, got {values}")
+    # Plain numbers: for the usual handful of times a tensor op costs more than all comparisons.
+    if all(map(operator.lt, values, values[1:])):
+        return 1.0
+    if all(map(operator.gt, values, values[1:])):
+        return -1.0
+    raise InvalidValue(f"{name} must be strictly increasing or decreasing, got {values}")

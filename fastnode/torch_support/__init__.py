@@ -1,0 +1,1 @@
+"""What PyTorch makes necessary: compile guards, partial gradients, warnings, recomputation."""
