@@ -38,6 +38,7 @@ lint: build
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(PY)
+	$(VENV)/bin/lint-imports
 	$(VENV)/bin/clang-format --dry-run --Werror $(filter-out setup.py,$(SOURCES))
 
 # Into out/site; a warning is an error. The sources are read, not imported.

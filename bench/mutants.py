@@ -154,7 +154,7 @@ ADJOINTS = (
 KERNELS = (
     Mutant(
         "error-tail",
-        "csrc/kernels/rk_error_cpu.cpp",
+        "csrc/kernels/rk/rk_error_cpu.cpp",
         "i < n; ++i, ++lane) squares[lane] += error[i];",
         "i < n; ++i, ++lane) squares[lane] = error[i];",
         "errors of states that fill no whole vectors are too small",
@@ -162,7 +162,7 @@ KERNELS = (
     ),
     Mutant(
         "dense-block",
-        "csrc/kernels/rk_dense_cpu.cpp",
+        "csrc/kernels/rk/rk_dense_cpu.cpp",
         "(j == 0 ? y : slopes.k[j - 1]) + start;",
         "(j == 0 ? y + start : slopes.k[j - 1]);",
         "dense output of long states in 16 bits repeats the slopes of their first elements",
@@ -170,7 +170,7 @@ KERNELS = (
     ),
     Mutant(
         "path-velocity",
-        "csrc/kernels/interpolant_cpu.cpp",
+        "csrc/kernels/flow/interpolant_cpu.cpp",
         "db[i] = half_pi * (kind == 1 ? c : s);",
         "db[i] = half_pi * (kind == 1 ? s : c);",
         "the velocities of two curved paths are exchanged",

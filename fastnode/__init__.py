@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from fastnode import flow, nn, regularize
-from fastnode.adjoints.select import Revolve
+from fastnode.adjoints.discrete.revolve import Revolve
 from fastnode.api.embedded_step import EmbeddedStep, embedded_step
 from fastnode.api.odeint import odeint, odeint_event
 from fastnode.api.odeint_adjoint import odeint_adjoint

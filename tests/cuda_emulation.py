@@ -35,16 +35,18 @@ def plain_cpp(source: str) -> str:
 
 @functools.cache
 def library(
-    glue: str = "kernels.cpp", kernels: str = "rk_*_cuda.cu", plain: str = ""
+    glue: str = "kernels.cpp",
+    sources_of: tuple[str, ...] = ("kernels/rk/*_cuda.cu", "step_control/*_cuda.cu"),
 ) -> ctypes.CDLL:
-    """`glue`, a file of functions for tests, with the CUDA sources, and the `plain` one, that it
-    calls."""
+    """`glue`, a file of functions for tests, with the sources of csrc that it calls."""
     assert COMPILER is not None
     folder = Path(tempfile.mkdtemp(prefix="fastnode-emulation-"))
-    sources = [HERE / glue, *([CSRC / plain] if plain else [])]
-    for path in sorted(CSRC.glob(f"kernels/{kernels}")):
-        sources.append(folder / f"{path.stem}.cpp")
-        sources[-1].write_text(plain_cpp(path.read_text()))
+    sources = [HERE / glue]
+    for path in sorted(path for pattern in sources_of for path in CSRC.glob(pattern)):
+        sources.append(path)
+        if path.suffix == ".cu":
+            sources[-1] = folder / f"{path.stem}.cpp"
+            sources[-1].write_text(plain_cpp(path.read_text()))
     built = folder / "kernels.so"
     flags = ["-std=c++20", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
     flags += ["-Wno-unknown-pragmas", "-Wno-unused-parameter", f"-I{HERE}", f"-I{CSRC}"]

@@ -132,7 +132,7 @@ def layers_of(field: Any) -> tuple[dict[str, Any], list[Any]]:
 
 
 def kernels() -> ctypes.CDLL:
-    return library("mlp_solves.cpp", "mlp_*_cuda.cu", "kernels/mlp_plan.cpp")
+    return library("mlp_solves.cpp", ("mlp/cuda/*.cu", "mlp/cuda/plan.cpp"))
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "driver/solve_loop.h"
-#include "kernels/rk_control.h"
+#include "step_control/rk_control.h"
 
 namespace fastnode {
 
@@ -16,8 +16,8 @@ struct Callbacks {
   py::object step, accept, reject;
 };
 
-// fastnode.control.stiffness.Stiffness: weights in the stages of two slopes' difference and of their
-// states'.
+// fastnode.control.stiffness.Stiffness: weights in the stages of two slopes' difference and of
+// their states'.
 struct StiffnessWeights {
   Weights slopes, states;
   double stability;

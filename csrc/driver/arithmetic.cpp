@@ -11,8 +11,8 @@
 
 #include <cmath>
 
-#include "kernels/rk_dense.h"
-#include "kernels/rk_stage.h"
+#include "kernels/rk/rk_dense.h"
+#include "kernels/rk/rk_stage.h"
 #include "ops/common.h"
 #include "ops/error_norm.h"
 

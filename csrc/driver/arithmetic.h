@@ -1,8 +1,8 @@
 // Combinations of stages and norms of errors on the packed state.
 #pragma once
 
+#include "common/tableau.h"
 #include "driver/handle.h"
-#include "driver/tableau.h"
 
 namespace fastnode {
 
@@ -41,9 +41,9 @@ class Arithmetic {
 // of the parts of a tuple.
 class ErrorNorm {
  public:
-  // `norm` is a fastnode.control.norms.ErrorNorm, which is called where tolerances are tensors, the norm is
-  // the caller's own, or no kernel takes the state. Where it has a function `beside`, what that
-  // returns is measured too. A state on a GPU is waited for once.
+  // `norm` is a fastnode.control.norms.ErrorNorm, which is called where tolerances are tensors, the
+  // norm is the caller's own, or no kernel takes the state. Where it has a function `beside`, what
+  // that returns is measured too. A state on a GPU is waited for once.
   ErrorNorm(py::object norm, const at::Tensor& like, const Layout& layout);
 
   double operator()(const at::Tensor& y0, const at::Tensor& y1, const Slopes& k,

@@ -12,8 +12,8 @@ at::Tensor own(const at::Tensor& result, bool kept_elsewhere);
 
 class Field {
  public:
-  // `field` is a fastnode.problem.ivp.VectorField: it says how results that are not plainly right are
-  // converted or refused.
+  // `field` is a fastnode.problem.ivp.VectorField: it says how results that are not plainly right
+  // are converted or refused.
   Field(py::object field, const at::Tensor& y0);
 
   // dy/dt at (t, y) into k, whose memory is used again where it is ours; side -1 or 1 moves t to

@@ -11,7 +11,8 @@
 namespace fastnode {
 namespace {
 
-// Finished samples leave once they are this part of the batch (fastnode/engines/reference/per_sample.py).
+// Finished samples leave once they are this part of the batch
+// (fastnode/engines/reference/per_sample.py).
 constexpr int64_t kCompaction = 8;
 
 std::vector<double> numbers(const at::Tensor& x) {

@@ -1,14 +1,14 @@
-// Per-sample adaptive stepping: fastnode.engines.reference.per_sample.PerSampleSolve, step for step the same,
-// for float and double states on the CPU that need no graph.
+// Per-sample adaptive stepping: fastnode.engines.reference.per_sample.PerSampleSolve, step for step
+// the same, for float and double states on the CPU that need no graph.
 #pragma once
 
 #include <memory>
 #include <optional>
 
-#include "driver/failure.h"
+#include "common/failure.h"
 #include "driver/rows.h"
 #include "driver/sample_field.h"
-#include "kernels/controller.h"
+#include "step_control/controller.h"
 
 namespace fastnode {
 

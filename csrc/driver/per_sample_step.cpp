@@ -4,7 +4,7 @@
 #include <limits>
 
 #include "driver/per_sample.h"
-#include "kernels/rk_stage.h"
+#include "kernels/rk/rk_stage.h"
 
 namespace fastnode {
 namespace {

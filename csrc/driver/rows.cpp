@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "kernels/rk_rows.h"
+#include "kernels/rk/rk_rows.h"
 #include "ops/common.h"
 
 namespace fastnode {

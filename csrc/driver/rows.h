@@ -3,8 +3,8 @@
 
 #include <vector>
 
+#include "common/terms.h"
 #include "driver/arithmetic.h"
-#include "kernels/terms.h"
 #include "ops/common.h"
 
 namespace fastnode {

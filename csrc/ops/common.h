@@ -6,7 +6,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 
-#include "kernels/scalar.h"
+#include "common/scalar.h"
 
 namespace fastnode {
 

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <vector>
 
-#include "kernels/rk_error.h"
+#include "kernels/rk/rk_error.h"
 #include "ops/common.h"
 
 namespace fastnode {

@@ -2,7 +2,7 @@
 //
 // The forward pass also makes grad, a multiple of the residual, which backward only has to hand on:
 // to v, and to the path's stand-in for -u (ops/interpolant.cpp).
-#include "kernels/flow_loss.h"
+#include "kernels/flow/flow_loss.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/TensorSubclassLikeUtils.h>

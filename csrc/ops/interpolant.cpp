@@ -5,7 +5,7 @@
 // stand-in, and autograd brings it here together with that of z_t: one backward pass reads the two
 // and writes dz0 and dz1. The stand-in is for -u, and not for u, because the loss's gradient for v
 // is also its gradient for -u: one tensor then serves both.
-#include "kernels/interpolant.h"
+#include "kernels/flow/interpolant.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>

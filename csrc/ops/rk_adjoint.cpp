@@ -1,5 +1,5 @@
 // Schema, checks, CPU and CUDA implementations and autograd of `rk_adjoint`.
-#include "kernels/rk_adjoint.h"
+#include "kernels/rk/rk_adjoint.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty_like.h>

@@ -1,5 +1,5 @@
 // Schema, checks, CPU and CUDA implementations and autograd of `rk_dense`.
-#include "kernels/rk_dense.h"
+#include "kernels/rk/rk_dense.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/matmul.h>

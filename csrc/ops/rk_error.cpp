@@ -1,5 +1,5 @@
 // Schema, checks, CPU and CUDA implementations and autograd of `rk_error`.
-#include "kernels/rk_error.h"
+#include "kernels/rk/rk_error.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>

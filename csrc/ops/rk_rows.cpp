@@ -1,7 +1,7 @@
 // Schemas, CPU implementations and autograd of `rk_stage_rows`, `rk_error_rows` and
 // `rk_dense_rows`. Derivatives are those for the states and stages; steps, tolerances and weights
 // of the rows are constants (the Python wrappers differentiate the reference where they are not).
-#include "kernels/rk_rows.h"
+#include "kernels/rk/rk_rows.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>

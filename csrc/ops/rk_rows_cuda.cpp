@@ -6,8 +6,8 @@
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
-#include "kernels/rk_error.h"
-#include "kernels/rk_rows.h"
+#include "kernels/rk/rk_error.h"
+#include "kernels/rk/rk_rows.h"
 #include "ops/cuda_stream.h"
 #include "ops/rows.h"
 #include "ops/terms.h"

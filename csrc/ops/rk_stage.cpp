@@ -1,5 +1,5 @@
 // Schema, checks, CPU and CUDA implementations and autograd of `rk_stage`.
-#include "kernels/rk_stage.h"
+#include "kernels/rk/rk_stage.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty_like.h>
@@ -7,7 +7,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "kernels/rk_adjoint.h"
+#include "kernels/rk/rk_adjoint.h"
 #include "ops/cuda_stream.h"
 #include "ops/result_pool.h"
 #include "ops/terms.h"

@@ -4,7 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/SmallVector.h>
 
-#include "kernels/terms.h"
+#include "common/terms.h"
 #include "ops/common.h"
 
 namespace fastnode {

@@ -12,10 +12,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastnode.adjoints.discrete.revolve import Revolve
@@ -83,13 +82,3 @@ def find_params(
     # The same tensor twice would get its gradient twice.
     unique = {id(param): param for param in params if param.requires_grad}
     return tuple(unique.values())
-
-
-def recorded(*groups: Sequence[Any]) -> bool:
-    """Whether autograd wants to know how a result came from any of the tensors."""
-    return torch.is_grad_enabled() and any(
-        isinstance(x, Tensor) and x.requires_grad for group in groups for x in group
-    )
-
-
-__all__ = ["DISCRETE", "NAMES", "Revolve", "find_adjoint", "find_params", "recorded"]

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fastnode.adjoints.discrete.per_sample import checkpoint_samples
 from fastnode.adjoints.discrete.per_sample_fused import solve_perceptrons
-from fastnode.adjoints.select import DISCRETE, Revolve, find_adjoint, find_params, recorded
+from fastnode.adjoints.discrete.revolve import Revolve
+from fastnode.adjoints.select import DISCRETE, find_adjoint, find_params
 from fastnode.api.solve_joint import JointSolve
 from fastnode.control.controllers import Controller, find_controller
 from fastnode.engines import select
@@ -27,6 +28,7 @@ from fastnode.recording.per_sample import sample_solution
 from fastnode.solution import Solution, Steps
 from fastnode.tableaus import METHODS
 from fastnode.torch_support.compile import outside_graph
+from fastnode.torch_support.grad_mode import recorded
 
 SAVE = ("times", "steps", "dense")
 

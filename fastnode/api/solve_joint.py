@@ -14,7 +14,7 @@ from fastnode.adjoints.continuous.adjoint import Adjoint
 from fastnode.adjoints.discrete.checkpoint import StepChain, checkpointed
 from fastnode.adjoints.discrete.reversible import reversibly
 from fastnode.adjoints.discrete.step_transpose import Scheme
-from fastnode.adjoints.select import DISCRETE, find_params, recorded
+from fastnode.adjoints.select import DISCRETE, find_params
 from fastnode.control.controllers import Controller
 from fastnode.control.norms import ErrorNorm
 from fastnode.control.options import FixedOptions
@@ -27,6 +27,7 @@ from fastnode.problem.ivp import Problem, Time, as_times, to_float
 from fastnode.recording.joint import Recording
 from fastnode.solution import Solution
 from fastnode.tableaus import METHODS
+from fastnode.torch_support.grad_mode import recorded
 
 
 @dataclass(eq=False)

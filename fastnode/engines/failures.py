@@ -21,7 +21,7 @@ LISTED = 8
 
 
 class Failure(IntEnum):
-    """The numbers are those of csrc/driver/failure.h."""
+    """The numbers are those of csrc/common/failure.h."""
 
     NONE = 0
     NOT_FINITE = 1

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastnode.adjoints.select import Revolve, find_adjoint
+from fastnode.adjoints.discrete.revolve import Revolve
+from fastnode.adjoints.select import find_adjoint
 from fastnode.api.solve import solve
 from fastnode.engines.methods import FIXED
 from fastnode.nn.fields import check_positive

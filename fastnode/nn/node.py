@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastnode.adjoints.select import Revolve, find_adjoint
+from fastnode.adjoints.discrete.revolve import Revolve
+from fastnode.adjoints.select import find_adjoint
 from fastnode.api.odeint import odeint
 from fastnode.engines.methods import ADAPTIVE, FIXED, NAMES
 from fastnode.nn.fields import check_positive

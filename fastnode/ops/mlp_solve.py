@@ -1,6 +1,6 @@
 """mlp_solve: the whole solve of a multilayer perceptron, and its gradient.
 
-Both are defined, for the CPU, in C++ (csrc/ops/mlp_solve.cpp, mlp_autograd.cpp); their reference is
+Both are defined, for the CPU, in C++ (csrc/ops/mlp/solve.cpp, autograd.cpp); their reference is
 the reference engine. What a solve leaves behind has sizes that only the solve knows: the records of
 its steps and, for gradients, the states at which they began are tensors of unbacked size, so that
 torch.compile traces through a solve and its gradient without a break. The solution itself has the
@@ -20,7 +20,7 @@ from fastnode.ops import dispatch
 
 mlp_solve = dispatch.overload("mlp_solve")
 _REAL = (torch.float32, torch.float64)
-#: Of parameters: where the native engine may be faster (see mlp_pays in csrc/ops/mlp_layers.cpp).
+#: Of parameters: where the native engine may be faster (see mlp_pays in csrc/ops/mlp/layers.cpp).
 _LARGEST_IN_GRAPH = 1 << 20
 
 
@@ -42,7 +42,7 @@ def solve_in_graph(
 
     Args:
         layers, activation: see engines.fused.
-        y0, t, method, grid, perturb, instructions: see csrc/ops/mlp_solve.h.
+        y0, t, method, grid, perturb, instructions: see csrc/ops/mlp/solve.h.
         tolerances: relative and absolute.
         control: numbers of a controller; none for steps along ``grid``.
         first_and_most: size of the first step, steps tried between two times at most.

@@ -18,7 +18,7 @@ from typing import Any
 
 from fastnode.tableaus.base import Row, Tableau
 
-#: Below csrc/kernels/terms.h, which has room for dense output too.
+#: Below csrc/common/terms.h, which has room for dense output too.
 MOST_STAGES = 24
 #: Coefficients that were rounded to double precision hold the order conditions to about this.
 TOLERANCE = 1e-9

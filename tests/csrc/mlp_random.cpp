@@ -4,9 +4,9 @@
 #include <cstdio>
 #include <random>
 
-#include "fused/mlp_gradient.h"
-#include "fused/mlp_samples.h"
-#include "fused/sample_gradient.h"
+#include "mlp/cpu/adjoint_joint.h"
+#include "mlp/cpu/solve_per_sample.h"
+#include "mlp/cpu/adjoint_per_sample.h"
 
 using namespace fastnode;
 

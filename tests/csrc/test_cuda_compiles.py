@@ -62,7 +62,7 @@ _WIDE = re.compile(
     r"\d(pieces|short_rows|rk_(stage|adjoint|dense|stage_rows|dense_rows|commit))_kernelI(?!Li1E)"
 )
 #: Sources whose layers may go to tensor cores, by both instructions.
-TENSOR = {"mlp_backward_cuda", "mlp_by_sample_cuda", "mlp_fixed_cuda", "mlp_joint_cuda"}
+TENSOR = {"backward", "solve_fixed", "solve_joint", "solve_per_sample"}
 _MMA = re.compile(r"mma\.sync\.aligned\.(m8n8k4\.row\.col\.f64|m16n8k8\.row\.col\.f32\.tf32)")
 _ENTRY = re.compile(r"\.entry (\w+)\((.*?)\n\}", re.DOTALL)
 _LOAD = re.compile(r"ld\.global(?:\.nc)?\.(?:v4\.[bfu]32|v2\.[bfu]64)")

@@ -18,7 +18,7 @@ def output(version: int, folder: Path) -> list[str]:
     program = folder / "loop"
     command = [COMPILER, "-std=c++17", "-Wall", "-Werror", "-I", str(HERE), "-I", str(CSRC)]
     command += [f"-DFAKE_CUDART_VERSION={version}", "-x", "c++", "-o", str(program)]
-    command += [str(HERE / "main.cpp"), str(CSRC / "kernels" / "graph_loop_cuda.cu")]
+    command += [str(HERE / "main.cpp"), str(CSRC / "kernels" / "cuda_graph" / "graph_loop_cuda.cu")]
     subprocess.run(command, check=True, capture_output=True, text=True)
     result = subprocess.run([program], capture_output=True, text=True, check=True, timeout=30)
     return result.stdout.splitlines()

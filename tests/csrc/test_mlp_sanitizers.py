@@ -18,8 +18,8 @@ def test_random_solves_and_gradients_are_clean(tmp_path):
     compiler = COMPILER
     assert compiler is not None
     sources = [
-        *sorted((ROOT / "csrc" / "kernels").glob("mlp_*.cpp")),
-        *sorted((ROOT / "csrc" / "fused").glob("*.cpp")),
+        *sorted((ROOT / "csrc" / "mlp" / "simd").glob("*.cpp")),
+        *sorted((ROOT / "csrc" / "mlp" / "cpu").glob("*.cpp")),
         Path(__file__).with_name("mlp_random.cpp"),
     ]
     program = tmp_path / "mlp_random"

@@ -80,7 +80,7 @@ def test_no_number_depends_on_its_neighbours(name, instructions):
     "name, end", [("tanh", 20), ("sigmoid", 12), ("silu", 12), ("softplus", 12), ("gelu", 5.9)]
 )
 def test_tables_are_as_near_as_they_say(name, end):
-    """The bound that mlp_tables_v4.h states."""
+    """The bound that tables_avx512-inl.h states."""
     x = torch.cat([torch.logspace(-6, math.log10(end), 1_000_001), torch.linspace(0, end, 500_000)])
     x = x[x < end]
     for each in (x, -x):

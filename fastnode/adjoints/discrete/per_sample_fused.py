@@ -1,7 +1,7 @@
 """Gradients of per-sample solves of perceptrons, by the fused engine itself.
 
 It keeps the state and the slope at which each accepted step of each sample begins, and follows the
-steps backwards in tiles as it took them (csrc/fused/sample_adjoint.h). A gradient that is to have
+steps backwards in tiles as it took them (csrc/mlp/cpu/adjoint_per_sample_worker.h). A gradient that is to have
 gradients is made by torch, wave by wave.
 """
 
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from fastnode.adjoints.discrete.autograd_node import Cotangents, Inputs, solve_in_one_node
 from fastnode.adjoints.discrete.per_sample import SampleChain, find_waves
-from fastnode.adjoints.select import recorded
 from fastnode.engines.fused import per_sample as per_sample_fused
 from fastnode.engines.fused.double_backward import PerceptronField
 from fastnode.engines.fused.mlp import Layers, Perceptron
 from fastnode.engines.per_sample_trace import SampleOptions, Trace
 from fastnode.problem.batch import SampleField, SampleProblem
+from fastnode.torch_support.grad_mode import recorded
 
 
 class FusedChain(SampleChain):

@@ -45,7 +45,6 @@ from fastnode.adjoints.discrete.step_transpose import (
     slopes_of,
     transpose,
 )
-from fastnode.adjoints.select import recorded
 from fastnode.control.options import Stop
 from fastnode.engines.reference.adaptive import AdaptiveStepper
 from fastnode.engines.reference.fixed import GridStepper
@@ -56,6 +55,7 @@ from fastnode.problem.ivp import Problem, Time, VectorField, to_float
 from fastnode.recording.joint import Recording
 from fastnode.solution import Solution
 from fastnode.tableaus import Tableau
+from fastnode.torch_support.grad_mode import recorded
 from fastnode.torch_support.recompute import Observed, Surroundings
 
 #: L. The nearer to 1, the less do errors grow on the way back.

@@ -25,7 +25,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softplus": F.softplus,
     "tanh": torch.tanh,
 }
-#: The numbers of csrc/kernels/mlp.h.
+#: The numbers of csrc/mlp/simd/simd_kernels.h.
 ACTIVATION_NUMBERS = {name: i for i, name in enumerate(ACTIVATIONS)}
 
 #: Where the weight of a layer has the time's column.
@@ -36,7 +36,7 @@ def read_layers(inside: list[nn.Module], layers: list[tuple[nn.Module, int]]) ->
     """What linear layers hold, each given with TIMELESS, FIRST or LAST; None unless calling each of
     ``inside`` is calling its class's forward and nothing else, and layers hold parameters."""
     if extension.AVAILABLE and not torch.compiler.is_compiling():
-        # The same (csrc/driver/layer_bindings.cpp), as every solve asks.
+        # The same (csrc/bindings/read_layers.cpp), as every solve asks.
         return extension.native().read_layers(inside, layers)
     for module in inside:
         own = module.__dict__

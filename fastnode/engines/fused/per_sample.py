@@ -1,4 +1,4 @@
-"""Per-sample solves of multilayer perceptrons in one native call (csrc/fused/mlp_samples.h).
+"""Per-sample solves of multilayer perceptrons in one native call (csrc/mlp/cpu/solve_per_sample.h).
 
 Samples lie in tiles that stay in the cache; who has finished gives its place to one that waits.
 Steps and states are those of the other per-sample engines up to rounding.

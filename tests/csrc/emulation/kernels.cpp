@@ -4,12 +4,12 @@
 #include <algorithm>
 #include <vector>
 
-#include "kernels/rk_adjoint.h"
-#include "kernels/rk_control.h"
-#include "kernels/rk_dense.h"
-#include "kernels/rk_error.h"
-#include "kernels/rk_rows.h"
-#include "kernels/rk_stage.h"
+#include "kernels/rk/rk_adjoint.h"
+#include "step_control/rk_control.h"
+#include "kernels/rk/rk_dense.h"
+#include "kernels/rk/rk_error.h"
+#include "kernels/rk/rk_rows.h"
+#include "kernels/rk/rk_stage.h"
 
 using namespace fastnode;
 

@@ -3,8 +3,8 @@
 
 #include <cstring>
 
-#include "fused/mlp_device.h"
-#include "kernels/mlp_backward.h"
+#include "mlp/cuda/convert.h"
+#include "mlp/cuda/backward.h"
 
 using namespace fastnode;
 

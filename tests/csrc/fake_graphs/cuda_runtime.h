@@ -1,4 +1,4 @@
-// The graph functions of the CUDA runtime that csrc/kernels/graph_loop_cuda.cu calls, on the CPU: a
+// The graph functions of the CUDA runtime that csrc/kernels/cuda_graph/graph_loop_cuda.cu calls, on the CPU: a
 // graph is a list of functions, each of which must follow from the one before.
 #pragma once
 

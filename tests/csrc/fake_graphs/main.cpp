@@ -3,7 +3,7 @@
 #include <string>
 
 #include "cuda_runtime.h"
-#include "kernels/graph_loop.h"
+#include "kernels/cuda_graph/loop.h"
 
 using namespace fastnode;
 

@@ -1,0 +1,122 @@
+// fastnode._C.mlp_first_step, which fastnode.engines.fused.first_step calls.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+
+#include <limits>
+
+#include "bindings/bindings.h"
+#include "bindings/read_layers.h"
+#include "driver/handle.h"
+#include "driver/rows.h"
+#include "mlp/cpu/adjoint_joint.h"
+#include "ops/mlp/solve.h"
+
+namespace fastnode {
+namespace {
+
+using at::Tensor;
+
+// f(field, whether samples lie side by side), the field made for gradients or not.
+template <class T, class F>
+void with_field(const std::vector<LayerTensors>& layers, int activation, int64_t batch,
+                bool gradients, int instructions, F f) {
+  const MlpKernels<T>* kernels = mlp_kernels<T>(InstructionSet(instructions));
+  TORCH_CHECK_VALUE(kernels, "this machine lacks the instruction set asked for");
+  const auto given = sources<T>(layers);
+  const bool by_sample = MlpSolve<T>::prefers_rows(given, batch, kernels->lanes);
+  f(MlpField<T>(given, Activation(activation), by_sample, gradients, kernels), by_sample);
+}
+
+// The first step of a solve from (t, y) to `end`: where it ends, its local error in units of the
+// tolerances, and the state and the slope at which it begins. None where the layers do not fit,
+// where it does not pay, or where there is no such step.
+py::object step(const py::list& layers, int activation, const Tensor& y, double t, double end,
+                const std::string& method, double rtol, double atol, int instructions) {
+  std::vector<LayerTensors> tensors;
+  if (!read_layers(layers, tensors) || y.is_cuda() || !mlp_fits(tensors, y) ||
+      !mlp_pays(tensors, y, true)) {
+    return py::none();
+  }
+  const int64_t batch = y.numel() / y.size(-1);
+  MlpTrace trace;
+  Tensor kept;
+  {
+    const py::gil_scoped_release release;
+    const std::vector<LayerTensors> plain = contiguous(tensors);
+    const Tensor start = y.contiguous();
+    std::vector<int64_t> shape = y.sizes().vec();
+    shape.insert(shape.begin(), 2);
+    const Tensor ys = at::empty(shape, y.options());
+    shape.insert(shape.begin(), 1);
+    MlpOptions options;
+    options.tableau = mlp_method(method).tableau;
+    options.times = {t, end};
+    options.first_step_alone = options.keep_states = true;
+    options.max_num_steps = 1;
+    options.rtol = rtol;
+    options.atol = atol;
+    options.controller = {
+        1, 1, 1, 1, 0, std::numeric_limits<double>::infinity(), 0, 0, 0, options.tableau->order};
+    dispatch_real(y.scalar_type(), [&]<class T>(T*) {
+      with_field<T>(plain, activation, batch, false, instructions,
+                    [&](const MlpField<T>& field, bool by_sample) {
+                      MlpSolve<T> solve(field, by_sample, batch, std::move(options));
+                      trace = solve.run(start.const_data_ptr<T>(), ys.mutable_data_ptr<T>(),
+                                        thread_count(field.multiplications() * batch), parallel);
+                      if (trace.ending != Ending::kFinished) return;
+                      solve.kept().reserve(2 * y.numel());
+                      kept = at::from_blob(
+                          solve.kept().release(), shape, [](void* x) { std::free(x); },
+                          y.options());
+                    });
+    });
+  }
+  if (!kept.defined()) return py::none();
+  return py::make_tuple(trace.edges[1], trace.error[0], wrap(kept));
+}
+
+// The gradients of weights and biases in the order of the layers, given that of the local error.
+py::list backward(const py::list& layers, int activation, const Tensor& kept, double t, double t1,
+                  const std::string& method, double rtol, double atol, double error,
+                  double upstream, bool constant_slope, int instructions) {
+  std::vector<LayerTensors> tensors;
+  const bool read = read_layers(layers, tensors);
+  TORCH_CHECK_TYPE(read, "layers must be plain tensors");
+  std::vector<Tensor> gradients;
+  {
+    const py::gil_scoped_release release;
+    const std::vector<LayerTensors> plain = contiguous(tensors);
+    const Tensor gy = at::empty(kept.sizes().slice(2), kept.options());
+    dispatch_real(kept.scalar_type(), [&]<class T>(T*) {
+      const int64_t batch = gy.numel() / gy.size(-1);
+      with_field<T>(plain, activation, batch, true, instructions,
+                    [&](const MlpField<T>& field, bool by_sample) {
+                      MlpPath<T> path;
+                      path.tableau = mlp_method(method).tableau;
+                      path.times = path.edges = {t, t1};
+                      path.constant_slope = constant_slope;
+                      path.kept = kept.const_data_ptr<T>();
+                      path.errors = &error;
+                      path.rtol = rtol;
+                      path.atol = atol;
+                      std::vector<std::vector<T>> sums;
+                      mlp_gradient<T>(field, by_sample, batch, path, {nullptr, &upstream},
+                                      {gy.mutable_data_ptr<T>(), &sums, nullptr},
+                                      thread_count(field.multiplications() * batch), parallel);
+                      unpack_parameters<T>(field, plain, sums[0].data(), gy.options(), &gradients);
+                    });
+    });
+  }
+  py::list found;
+  for (const Tensor& each : gradients) found.append(wrap(each));
+  return found;
+}
+
+}  // namespace
+
+void bind_mlp_step(py::module_& m) {
+  m.def("mlp_first_step", &step);
+  m.def("mlp_first_step_backward", &backward);
+}
+
+}  // namespace fastnode

@@ -1,0 +1,107 @@
+#include <cuda_runtime.h>
+
+#include "kernels/cuda_graph/loop.h"
+
+namespace fastnode {
+
+struct GraphLoop {
+  cudaGraphExec_t graph;
+};
+
+namespace {
+
+// Conditional nodes are of CUDA 12.3, in which kernels could not yet set them by themselves.
+#if CUDART_VERSION >= 12040
+
+__global__ void set_condition_kernel(cudaGraphConditionalHandle handle, const bool* running) {
+  cudaGraphSetConditional(handle, *running ? 1u : 0u);
+}
+
+cudaError_t add_condition(cudaGraph_t graph, const cudaGraphNode_t* after,
+                          cudaGraphConditionalHandle handle, const bool* running,
+                          cudaGraphNode_t* node) {
+  void* arguments[] = {&handle, &running};
+  cudaKernelNodeParams kernel = {};
+  kernel.func = reinterpret_cast<void*>(set_condition_kernel);
+  kernel.gridDim = dim3(1);
+  kernel.blockDim = dim3(1);
+  kernel.kernelParams = arguments;
+  return cudaGraphAddKernelNode(node, graph, after, after == nullptr ? 0 : 1, &kernel);
+}
+
+cudaError_t add_while(cudaGraph_t graph, cudaGraphNode_t after, cudaGraphConditionalHandle handle,
+                      cudaGraph_t* body) {
+  cudaGraphNodeParams loop = {cudaGraphNodeTypeConditional};
+  loop.conditional.handle = handle;
+  loop.conditional.type = cudaGraphCondTypeWhile;
+  loop.conditional.size = 1;
+  cudaGraphNode_t node;
+#if CUDART_VERSION >= 13000
+  const cudaError_t error = cudaGraphAddNode(&node, graph, &after, nullptr, 1, &loop);
+#else
+  const cudaError_t error = cudaGraphAddNode(&node, graph, &after, 1, &loop);
+#endif
+  if (error == cudaSuccess) *body = loop.conditional.phGraph_out[0];
+  return error;
+}
+
+cudaError_t build(cudaGraph_t graph, cudaGraph_t first, cudaGraph_t body, const bool* running) {
+  cudaGraphConditionalHandle handle;
+  cudaGraphNode_t node;
+  cudaGraph_t inside;
+  cudaError_t error = cudaGraphConditionalHandleCreate(&handle, graph, 0, 0);
+  if (error == cudaSuccess && first != nullptr) {
+    error = cudaGraphAddChildGraphNode(&node, graph, nullptr, 0, first);
+  }
+  if (error == cudaSuccess) {
+    const cudaGraphNode_t before = node;
+    error = add_condition(graph, first == nullptr ? nullptr : &before, handle, running, &node);
+  }
+  if (error == cudaSuccess) error = add_while(graph, node, handle, &inside);
+  if (error == cudaSuccess) error = cudaGraphAddChildGraphNode(&node, inside, nullptr, 0, body);
+  if (error == cudaSuccess) {
+    const cudaGraphNode_t before = node;
+    error = add_condition(inside, &before, handle, running, &node);
+  }
+  return error;
+}
+
+#else
+
+cudaError_t build(cudaGraph_t, cudaGraph_t, cudaGraph_t, const bool*) {
+  return cudaErrorNotSupported;
+}
+
+#endif
+
+}  // namespace
+
+bool graph_loop_available() {
+  int driver = 0;
+  return CUDART_VERSION >= 12040 && cudaDriverGetVersion(&driver) == cudaSuccess && driver >= 12040;
+}
+
+int graph_loop_create(void* first, void* body, const bool* running, GraphLoop** loop) {
+  cudaGraph_t graph;
+  cudaError_t error = cudaGraphCreate(&graph, 0);
+  if (error != cudaSuccess) return error;
+  error = build(graph, static_cast<cudaGraph_t>(first), static_cast<cudaGraph_t>(body), running);
+  cudaGraphExec_t made = nullptr;
+  if (error == cudaSuccess) error = cudaGraphInstantiate(&made, graph, 0);
+  cudaGraphDestroy(graph);
+  if (error == cudaSuccess) *loop = new GraphLoop{made};
+  return error;
+}
+
+int graph_loop_launch(GraphLoop* loop, void* cuda_stream) {
+  return cudaGraphLaunch(loop->graph, static_cast<cudaStream_t>(cuda_stream));
+}
+
+void graph_loop_destroy(GraphLoop* loop) {
+  cudaGraphExecDestroy(loop->graph);
+  delete loop;
+}
+
+const char* graph_loop_error(int code) { return cudaGetErrorString(cudaError_t(code)); }
+
+}  // namespace fastnode

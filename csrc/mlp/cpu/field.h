@@ -1,0 +1,132 @@
+// A multilayer perceptron as a vector field on tiles of samples: packed weights, its value and its
+// vector-Jacobian products.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "mlp/cpu/arena.h"
+#include "mlp/simd/simd_kernels.h"
+
+namespace fastnode {
+
+// How the numbers of a tile lie. With many samples, samples side by side: element (feature, sample)
+// at feature * stride + sample. With few, features: (sample, feature) at sample * stride + feature.
+// Before the first feature stand as many constants as a layer needs: the time and one.
+struct Frame {
+  bool by_sample;  // a row for each sample: features side by side
+  int64_t samples, lanes;
+
+  int64_t front() const { return by_sample ? lanes : 2 * columns_; }
+  int64_t width() const { return columns_; }
+  // Numbers in a buffer of so many features, its front included.
+  int64_t size(int64_t features) const {
+    return by_sample ? samples * stride(features) : (features + 2) * columns_;
+  }
+  int64_t stride(int64_t features) const {
+    return by_sample ? round_up(features, lanes) + 2 * lanes : columns_;
+  }
+  Extent extent(int64_t features) const {
+    if (by_sample) return {samples, round_up(features, lanes), stride(features)};
+    return {features, columns_, columns_};
+  }
+  int64_t place(int64_t feature, int64_t sample, int64_t features) const {
+    return by_sample ? sample * stride(features) + feature : feature * columns_ + sample;
+  }
+
+  int64_t columns_ = 0;  // samples side by side, a multiple of a vector
+};
+
+Frame make_frame(bool by_sample, int64_t samples, int64_t lanes);
+
+// How the sums of a layer's weight gradients stand while they are added up.
+enum class Sums {
+  kByOutput,  // [out, depth]
+  kByInput,   // [depth, out], where that takes fewer vectors: with constants, depths are rarely a
+              // whole number of them
+  kByLane     // [larger, smaller of the two, lanes], added up over the lanes in the end: with few
+              // inputs or outputs a product takes less than transposing one of its factors
+};
+
+template <class T>
+struct Layer {
+  int64_t in, out;
+  bool timed;
+  // [out, in + 1 + timed]: the columns of the time and of one (the bias) stand first.
+  const T* weights;
+  const T* packed = nullptr;      // for the value
+  const T* transposed = nullptr;  // for gradients of the state
+  Sums sums = Sums::kByOutput;
+
+  int64_t constants() const { return timed ? 2 : 1; }
+  int64_t depth() const { return in + constants(); }
+};
+
+template <class T>
+class MlpField {
+ public:
+  // A layer as the caller has it: weight [out, in + timed], the time's column at `time_column`, or
+  // -1; bias may be null.
+  struct Source {
+    int64_t in, out;
+    const T* weight;
+    const T* bias;
+    int64_t time_column;
+  };
+
+  MlpField(const std::vector<Source>& layers, Activation activation, bool by_sample,
+           bool with_gradients, const MlpKernels<T>* kernels);
+
+  // Numbers that one thread needs between layers.
+  int64_t scratch(const Frame& frame) const;
+  // out = field(t, x), with a time for each sample; the front of x is written to.
+  void value(const Frame& frame, const T* times, T* x, T* scratch, T* out) const;
+
+  // What a gradient needs of one evaluation, in numbers.
+  int64_t tape(const Frame& frame) const;
+  // The same value, with the inputs of all activations and layers kept.
+  void record(const Frame& frame, const T* times, T* x, T* tape, T* out) const;
+  // Numbers that one thread needs for a gradient.
+  int64_t gradient_scratch(const Frame& frame) const;
+  // gx = J^T g, and the parameters' gradients added to those in `gradients`, if it is not null,
+  // laid out as Layer::sums says. g is overwritten.
+  void gradient(const Frame& frame, const T* x, const T* tape, T* g, T* scratch, T* gx,
+                T* gradients) const;
+  // Numbers in the sums of the gradients of one layer, and of all.
+  int64_t gradient_numbers(const Layer<T>& layer) const;
+  int64_t parameter_numbers() const;
+  // Rows [out, row_stride] of the sums of one layer, with the columns of Layer::weights; in
+  // `memory` unless they stand so.
+  const T* gradient_rows(const Layer<T>& layer, const T* sums, std::vector<T>& memory) const;
+  int64_t row_stride(const Layer<T>& layer) const {
+    return round_up(layer.depth(), kernels->lanes);
+  }
+
+  const MlpKernels<T>* kernels;
+  std::vector<Layer<T>> layers;
+  int64_t dim() const { return layers.back().out; }
+  int64_t multiplications() const;
+
+ private:
+  // Whether the activation's derivative follows from its value alone.
+  bool by_value() const {
+    return activation_ == Activation::kTanh || activation_ == Activation::kSigmoid ||
+           activation_ == Activation::kRelu || activation_ == Activation::kElu;
+  }
+  int64_t tape_part(const Frame& frame, size_t layer) const;
+  void set_time(const Frame& frame, const Layer<T>& layer, const T* times, T* x) const;
+  void multiply(const Frame& frame, const Layer<T>& layer, const T* x, T* out) const;
+  // Sums by lane take as much memory as there are lanes more, and shall leave most of the first
+  // cache to the tile.
+  static constexpr int64_t kLargestByLane = int64_t(16) << 10;
+  Sums choose_sums(const Layer<T>& layer, bool by_sample) const;
+  void add_products(const Frame& frame, const Layer<T>& layer, const T* input, const T* g,
+                    T* scratch, T* to) const;
+
+  Activation activation_;
+  Arena memory_;
+  int64_t widest_ = 0;
+};
+
+}  // namespace fastnode

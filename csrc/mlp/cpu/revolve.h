@@ -1,0 +1,102 @@
+// Where a solve kept no states: those at which steps begin are found again from the initial one,
+// with a fixed number of them in memory (fastnode.adjoints.discrete.revolve, which gives the
+// source). No step needs another tile, so that each thread keeps states of the one tile at hand
+// alone.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+
+#include "mlp/cpu/tile_arithmetic.h"
+
+namespace fastnode {
+
+// fastnode.adjoints.discrete.revolve.split
+inline int64_t revolve_split(int64_t length, int64_t free) {
+  if (free == 0) return length - 1;
+  const auto binomial = [](int64_t n, int64_t m) {
+    // Exact as long as it matters: numbers beyond `length` are only compared.
+    int64_t out = 1;
+    for (int64_t i = 1; i <= m && out <= (int64_t(1) << 40); ++i) out = out * (n - m + i) / i;
+    return out;
+  };
+  const int64_t s = free + 1;
+  int64_t r = 1;
+  while (binomial(s + r, s) < length) ++r;
+  const int64_t most = binomial(s + r - 1, s), rest = binomial(s + r - 1, s - 1);
+  return std::min(most, std::max(length - rest, r > 1 ? binomial(s + r - 2, s) : int64_t(1)));
+}
+
+// The steps of one tile of `Adjoint`.
+template <class Adjoint>
+struct Replay {
+  Adjoint& of;
+
+  // All steps, from the last to the first.
+  void back(size_t& next) {
+    of.arithmetic.load(of.frame, of.path.y0 + of.first * of.dim(), of.y);
+    if (of.path.adaptive) evaluate(of.path.edges[0], of.y, of.k[0]);
+    save(0);
+    reverse(0, of.path.steps(), 0, of.path.slot_count() - 1, next);
+  }
+
+ private:
+  template <class T>
+  void evaluate(double time, T* state, T* slope) {
+    of.field.value(of.frame, of.arithmetic.times(of.frame, T(time)), state, of.scratch, slope);
+  }
+
+  void save(size_t slot) {
+    const Extent extent = of.frame.extent(of.dim());
+    copy_tile(extent, of.y, of.slots[2 * slot]);
+    if (of.path.adaptive) copy_tile(extent, of.k[0], of.slots[2 * slot + 1]);
+  }
+
+  void restore(size_t slot) {
+    const Extent extent = of.frame.extent(of.dim());
+    copy_tile(extent, of.slots[2 * slot], of.y);
+    if (of.path.adaptive) copy_tile(extent, of.slots[2 * slot + 1], of.k[0]);
+  }
+
+  // From the state and the slope at the beginning of step `from` to those of step `to`.
+  void advance(int64_t from, int64_t to) {
+    const Tableau& tableau = of.tableau;
+    auto &y = of.y, &output = of.output;
+    for (int64_t n = from; n < to; ++n) {
+      const double t = of.path.edges[size_t(n)], t1 = of.path.edges[size_t(n) + 1];
+      if (!of.path.adaptive) evaluate(of.first_time(t), y, of.k[0]);
+      for (size_t i = 1; i < of.stages; ++i) {
+        of.arithmetic.combine(of.frame, y, of.k.data(), tableau.stages[i], t1 - t, of.states[i]);
+        evaluate(of.time_of(i, t, t1), of.states[i], of.k[i]);
+      }
+      if (tableau.fsal) {
+        std::swap(y, of.states[of.stages - 1]);
+      } else {
+        of.arithmetic.combine(of.frame, y, of.k.data(), tableau.solution, t1 - t, output);
+        std::swap(y, output);
+      }
+      if (of.path.adaptive) std::swap(of.k[0], of.k[of.stages - 1]);
+    }
+  }
+
+  // Steps from `to` back to `from`, whose beginning is in `slot`, with `free` slots after that.
+  void reverse(int64_t from, int64_t to, size_t slot, int64_t free, size_t& next) {
+    while (to - from > 1) {
+      const int64_t middle = from + revolve_split(to - from, free);
+      restore(slot);
+      advance(from, middle);
+      if (free > 0) {
+        save(slot + 1);
+        reverse(middle, to, slot + 1, free - 1, next);
+      } else {
+        of.step_back(size_t(middle), next);
+      }
+      to = middle;
+    }
+    restore(slot);
+    of.step_back(size_t(from), next);
+  }
+};
+
+}  // namespace fastnode

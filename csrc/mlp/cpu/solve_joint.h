@@ -1,0 +1,146 @@
+// A whole solve of a multilayer perceptron's field: the loop, the stages, the field and the control
+// of the steps, on tiles of samples that stay in the cache. Step for step the loops of
+// fastnode.engines.reference.adaptive and fastnode.engines.reference.fixed.
+#pragma once
+
+#include <atomic>
+#include <cstdlib>
+#include <functional>
+#include <memory>
+#include <new>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "common/tableau.h"
+#include "mlp/cpu/field.h"
+#include "mlp/cpu/tape.h"
+#include "step_control/controller.h"
+
+namespace fastnode {
+
+// The weights of an estimate of stiffness (fastnode/control/stiffness.py).
+struct StiffnessPair {
+  Weights slopes, states;
+  double stability;
+};
+
+struct MlpOptions {
+  std::shared_ptr<const Tableau> tableau;
+  std::vector<double> times;  // where the solution is wanted
+  // Adaptive steps, or else steps along `grid`.
+  bool adaptive = true;
+  Controller controller{};
+  double rtol = 0, atol = 0;
+  std::optional<double> first_step;
+  bool first_step_alone = false;  // accepted whatever its error, and nothing after it
+  int64_t max_num_steps = 0;
+  bool counted_anew = true;  // steps tried are counted from each output time on
+  std::optional<StiffnessPair> pair;
+  std::vector<double> grid;
+  bool perturb = false;
+  bool keep_states = false;  // what gradients need
+  Tape* tape = nullptr;      // what they are faster with
+
+  double direction() const { return times.back() >= times.front() ? 1.0 : -1.0; }
+  // Rows [batch, dim] that are kept of each step.
+  int64_t parts() const { return adaptive ? 2 : 1; }
+};
+
+enum class Ending : int { kFinished, kBadStart, kStuck };
+
+// What a solve leaves behind.
+struct MlpTrace {
+  std::vector<double> edges;  // where steps begin and end
+  std::vector<double> error, stiffness;
+  int64_t evaluations = 0, rejected = 0;
+  Ending ending = Ending::kFinished;
+  // Of a solve that could not go on: where it stood, and what it was about to try.
+  double t = 0, h = 0, ratio = 0;
+  int64_t attempts = 0;
+  bool saw_nan = false, saw_infinity = false;
+};
+
+// Samples of one tile.
+inline int64_t tile_width(bool by_sample, int64_t batch, int64_t lanes) {
+  return by_sample ? batch : 2 * lanes;
+}
+
+// Runs body(thread, threads) on at most so many threads at once, all of them at work together,
+// after prepare(threads) on one.
+using Parallel = std::function<void(int, const std::function<void(int)>& prepare,
+                                    const std::function<void(int, int)>& body)>;
+
+// Memory that grows without a copy where the system moves pages: [steps, parts, batch, dim], of
+// each accepted step the state at its beginning and, of adaptive steps, the slope there.
+template <class T>
+class Kept {
+ public:
+  Kept() = default;
+  Kept(const Kept&) = delete;
+  Kept& operator=(const Kept&) = delete;
+  ~Kept() { std::free(memory_); }
+
+  void reserve(int64_t numbers) {
+    void* const memory = std::realloc(memory_, size_t(numbers) * sizeof(T));
+    if (!memory) throw std::bad_alloc();
+    memory_ = memory;
+  }
+  T* data() const { return static_cast<T*>(memory_); }
+  // Hands over what std::free() takes back.
+  T* release() { return static_cast<T*>(std::exchange(memory_, nullptr)); }
+
+ private:
+  void* memory_ = nullptr;
+};
+
+template <class T>
+struct Tile {
+  Frame frame;
+  int64_t first;  // sample
+  // y, and for each stage its slope, of the step at hand; y1 is where it ends. Slopes but the first
+  // and that of the last stage may lie where those of the thread's other tiles lie as well.
+  T *y, *y1, *stage;
+  std::vector<T*> k;
+};
+
+template <class T>
+class MlpSolve {
+ public:
+  // A solve of `batch` states of the field's dimension; `field` must outlive it.
+  MlpSolve(const MlpField<T>& field, bool by_sample, int64_t batch, MlpOptions options);
+
+  // y0 [batch, dim] into ys [times, batch, dim].
+  MlpTrace run(const T* y0, T* ys, int threads, const Parallel& parallel);
+
+  // Whether few samples are better laid sample by sample: what either costs in vectors.
+  static bool prefers_rows(const std::vector<typename MlpField<T>::Source>& layers, int64_t batch,
+                           int64_t lanes);
+  int64_t tiles() const { return int64_t(tiles_.size()); }
+  // What gradients need (see MlpOptions::keep_states).
+  Kept<T>& kept() { return kept_; }
+
+ private:
+  struct Worker;
+  struct Adaptive;
+
+  // Whether each tile has its own slope of a stage: the first one, that of the last stage, which
+  // may be the next step's first, and all where dense output may need them after the tiles' errors
+  // are known. Otherwise the next tile's lie where they are still in the cache.
+  bool owns(size_t slope) const {
+    return slope == 0 || slope + 1 == options_.tableau->stages.size() ||
+           (options_.adaptive && options_.times.size() > 2);
+  }
+
+  const MlpField<T>* field_;
+  MlpOptions options_;
+  int64_t batch_, dim_;
+  bool by_sample_;
+  std::vector<Tile<T>> tiles_;
+  Arena memory_;
+  std::vector<double> sums_;  // [2, tiles, 3]
+  Kept<T> kept_;
+  std::atomic<bool> saw_nan_{false}, saw_infinity_{false};
+};
+
+}  // namespace fastnode

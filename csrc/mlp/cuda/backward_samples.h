@@ -1,0 +1,70 @@
+// Which samples a block follows backwards, and the steps that each of them took.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "mlp/cuda/backward.h"
+
+namespace fastnode {
+
+template <class T>
+struct MlpReturn {
+  const MlpBackTask<T>& task;
+
+  // The block's samples.
+  __device__ int64_t first() const { return task.batch * blockIdx.x / gridDim.x; }
+  __device__ int64_t last() const { return task.batch * (blockIdx.x + 1) / gridDim.x; }
+  __device__ int64_t count() const { return last() - first(); }
+
+  __device__ const double* times(int64_t sample) const {
+    return task.offsets != nullptr ? task.times + sample * task.output_count : task.times;
+  }
+  __device__ int64_t steps(int64_t sample) const {
+    return task.offsets != nullptr ? task.offsets[sample + 1] - task.offsets[sample] : task.steps;
+  }
+  // Where step n of a sample begins; the number of its steps is where the last one ends.
+  __device__ double edge(int64_t sample, int64_t n) const {
+    if (task.offsets == nullptr) return task.edges[n];
+    return n == 0 ? times(sample)[0] : task.edges[task.offsets[sample] + n - 1];
+  }
+  __device__ double direction(int64_t sample) const {
+    if (task.offsets != nullptr) return task.directions[sample];
+    return task.edges[task.steps] < task.edges[0] ? -1 : 1;
+  }
+  __device__ const T* of_output(int64_t output, int64_t sample) const {
+    return task.of_ys + (output * task.batch + sample) * task.field.dim;
+  }
+
+  // Samples into places that are free. By one thread, so that they come to the same ones each time.
+  __device__ void admit(MlpWay* all, int* next) const {
+    for (int i = 0; i < task.plan.samples; ++i) {
+      MlpWay& way = all[i];
+      while (!way.busy && *next < count()) {
+        const int64_t sample = first() + (*next)++, taken = steps(sample);
+        if (taken == 0) {
+          for (int d = 0; d < task.field.dim; ++d) {
+            task.gy0[sample * task.field.dim + d] = of_output(0, sample)[d];
+          }
+          continue;
+        }
+        way.sample = sample;
+        way.step = taken - 1;
+        way.direction = direction(sample);
+        // A sample that failed has outputs after its last step.
+        way.until =
+            first_after(times(sample), 1, task.output_count, edge(sample, taken), way.direction);
+        way.busy = way.arrived = true;
+      }
+    }
+  }
+
+  __device__ void plan(MlpWay& way) const {
+    way.t = edge(way.sample, way.step);
+    way.t1 = edge(way.sample, way.step + 1);
+    const double* const outputs = times(way.sample);
+    way.from = first_after(outputs, 1, way.until, way.t, way.direction);
+    way.inner = way.until - (way.from < way.until && outputs[way.until - 1] == way.t1);
+  }
+};
+
+}  // namespace fastnode

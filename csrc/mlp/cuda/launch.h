@@ -1,0 +1,60 @@
+// Launches of the kernels of types.h.
+#pragma once
+
+#include <algorithm>
+
+#include "mlp/cuda/field.h"
+
+namespace fastnode {
+
+template <class Task>
+using MlpKernel = void(Task);
+
+template <class Task>
+int allow_shared(MlpKernel<Task>* kernel, const Task& task) {
+  // An argument of a launch is 4 KiB at most.
+  static_assert(sizeof(Task) <= 4096);
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              int(task.plan.shared));
+}
+
+// All blocks are on the device together.
+template <class Task>
+int launch_together(MlpKernel<Task>* kernel, const Task& task, void* cuda_stream) {
+  Task copy = task;
+  void* arguments[] = {&copy};
+  const int threads = task.plan.samples * task.plan.groups;
+  if (const int error = allow_shared(kernel, task)) return error;
+  return cudaLaunchCooperativeKernel(kernel, task.plan.blocks, threads, arguments, task.plan.shared,
+                                     static_cast<cudaStream_t>(cuda_stream));
+}
+
+// Blocks that do not know of each other.
+template <class Task>
+int launch_blocks(MlpKernel<Task>* kernel, const Task& task, int blocks, void* cuda_stream) {
+  Task copy = task;
+  copy.plan.blocks = blocks;
+  void* arguments[] = {&copy};
+  const int threads = task.plan.samples * task.plan.groups;
+  if (const int error = allow_shared(kernel, task)) return error;
+  return cudaLaunchKernel(kernel, blocks, threads, arguments, task.plan.shared,
+                          static_cast<cudaStream_t>(cuda_stream));
+}
+
+// As many of them as the device holds at once: each loops over its part.
+template <class Task>
+int launch_apart(MlpKernel<Task>* kernel, const Task& task, void* cuda_stream) {
+  const int threads = task.plan.samples * task.plan.groups;
+  if (const int error = allow_shared(kernel, task)) return error;
+  int device = 0, processors = 1, resident = 1;
+  if (const int error = cudaGetDevice(&device)) return error;
+  int error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  if (error) return error;
+  error =
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads, task.plan.shared);
+  if (error) return error;
+  const int blocks = std::min(task.plan.blocks, processors * std::max(resident, 1));
+  return launch_blocks(kernel, task, blocks, cuda_stream);
+}
+
+}  // namespace fastnode

@@ -1,0 +1,180 @@
+// Runge-Kutta arithmetic on the samples of a block.
+#pragma once
+
+#include "kernels/rk/rk_error.h"
+#include "mlp/cuda/field.h"
+#include "step_control/rk_times.h"
+
+namespace fastnode {
+
+// Each feature of a state belongs to one thread, who alone reads and writes it here.
+template <class T, bool Alone, bool Far>
+struct MlpSteps : MlpThread<T, Alone, Far> {
+  using Base = MlpThread<T, Alone, Far>;
+  using Base::any;
+  using Base::Base;
+  using Base::evaluate;
+  using Base::g;
+  using Base::groups;
+  using Base::meet;
+  using Base::memory;
+  using Base::place;
+  using Base::slope;
+  using Base::task;
+
+  // f(feature, its place) for this thread's features.
+  template <class F>
+  __device__ void each(F f) const {
+    for (int d = g; d < task.field.dim; d += groups) f(d, place(d));
+  }
+
+  __device__ void load(const T* rows, int64_t sample, T* to) const {
+    each([&](int d, int i) { to[i] = rows[sample * task.field.dim + d]; });
+  }
+  __device__ void store(const T* from, T* rows, int64_t sample) const {
+    each([&](int d, int i) { rows[sample * task.field.dim + d] = from[i]; });
+  }
+
+  // sum + scale sum_j weights_j k_j at a place.
+  __device__ T add(T sum, const double* weights, int count, double scale, int i) const {
+    const int64_t size = int64_t(task.field.dim) * task.plan.samples;
+    const T* k = memory.k + i;
+    for (int j = 0; j < count; ++j, k += size) {
+      if (weights[j] != 0) sum = add_term(sum, T(scale * weights[j]), *k);
+    }
+    return sum;
+  }
+
+  __device__ void combine(const double* weights, int count, double scale, T* out) const {
+    each([&](int, int i) { out[i] = add(memory.y[i], weights, count, scale, i); });
+  }
+
+  // Slopes of all stages after the first, and y1, from t on by `step`, which ends at t1. Times of
+  // stages: as StageTimes, or without a side of t1.
+  __device__ void take_stages(const Course& course, bool before_end) const {
+    const DeviceTableau& tableau = task.tableau;
+    for (int i = 1; i < tableau.stages; ++i) {
+      combine(tableau.row(i), i, course.step, memory.stage);
+      meet();
+      const double c = tableau.fractions[i];
+      const T time = c == 1 && !before_end ? as_time<T>(course.t1) : stage_time<T>(course, c);
+      evaluate(time, memory.stage, slope(i));
+    }
+    if (!tableau.fsal) combine(tableau.solution, tableau.stages, course.step, memory.y1);
+  }
+
+  // Those that only dense output needs, of a step from t to t1.
+  __device__ void take_further_stages(double t, double t1) const {
+    const DeviceTableau& tableau = task.tableau;
+    const double step = t1 - t;
+    for (int i = tableau.stages; i < tableau.stages + tableau.further; ++i) {
+      combine(tableau.row(i), i, step, memory.further);
+      meet();
+      evaluate(as_time<T>(t + rounded_product(tableau.fractions[i], step)), memory.further,
+               slope(i));
+    }
+  }
+
+  // This thread's part of the sum of squares of what(place) over the tolerances.
+  template <class F>
+  __device__ double squares(const T* after, T rtol, T atol, F what) const {
+    T total = 0;
+    each([&](int, int i) {
+      const T ratio = over_tolerance<T>(what(i), memory.y[i], after[i], rtol, atol);
+      total += ratio * ratio;
+    });
+    return double(total);
+  }
+
+  // Of the error and, where there is an estimate of stiffness, of its two parts.
+  __device__ void measure(const Course& course, double rtol, double atol, double (&out)[3]) const {
+    const DeviceTableau& tableau = task.tableau;
+    const auto weighted = [&](const double* weights, double scale) {
+      return [&, weights, scale](int i) { return add(T(0), weights, tableau.stages, scale, i); };
+    };
+    out[0] = squares(memory.y1, T(rtol), T(atol), weighted(tableau.error, course.step));
+    out[1] = out[2] = 0;
+    if (tableau.stability == 0) return;
+    out[1] = squares(memory.y, T(0), T(1), weighted(tableau.slopes, 1));
+    out[2] = squares(memory.y, T(0), T(1), weighted(tableau.states, 1));
+  }
+
+  // Whether outputs lie inside the step that was accepted last, not only at its end.
+  __device__ static bool inside(const Control& control, const double* times) {
+    return control.made < control.next && times[control.made] != control.course.t;
+  }
+
+  __device__ void save(const Control& control, const double* times, int64_t sample) const {
+    const DeviceTableau& tableau = task.tableau;
+    const double t0 = control.course.t_before, t1 = control.course.t;
+    const int stages = tableau.stages + tableau.further;
+    const int64_t size = int64_t(task.field.dim) * task.plan.samples;
+    for (int64_t slot = control.made; slot < control.next; ++slot) {
+      T* const to = task.ys + slot * task.batch * task.field.dim;
+      const double time = times[slot];
+      if (time == t1) {
+        store(memory.y1, to, sample);
+        continue;
+      }
+      each([&](int d, int i) {
+        T sum = memory.y[i];
+        for (int j = 0; j < stages; ++j) {
+          const double weight = dense_weight(tableau, j, t0, t1, time);
+          if (weight != 0) sum = add_term(sum, T(weight), memory.k[j * size + i]);
+        }
+        to[sample * task.field.dim + d] = sum;
+      });
+    }
+  }
+
+  // Where the step that was accepted last began, if somebody asks.
+  __device__ void keep(const Course& course, int64_t sample) const {
+    if (task.kept == nullptr) return;
+    const int64_t step = course.accepted - 1 - task.records.base;
+    T* const to = task.kept + 2 * step * task.batch * task.field.dim;
+    store(memory.y, to, sample);
+    store(slope(0), to, task.batch + sample);
+  }
+
+  // Where a step that was accepted ends, another one begins.
+  __device__ void move_on() const {
+    const T* const last = slope(task.tableau.stages - 1);
+    each([&](int, int i) {
+      memory.y[i] = memory.y1[i];
+      memory.k[i] = last[i];
+    });
+  }
+
+  // 1 for NaN, 2 for an infinity in the first slopes of this thread's features.
+  __device__ int seen(int slopes) const {
+    int found = 0;
+    for (int j = 0; j < slopes; ++j) {
+      const T* const k = slope(j);
+      each([&](int, int i) {
+        if (k[i] != k[i]) found |= 1;
+        if (k[i] == k[i] && k[i] - k[i] != 0) found |= 2;
+      });
+    }
+    return found;
+  }
+
+  __device__ void note(const Course& course, int64_t row, double error, double stiffness) const {
+    const MlpRecords& records = task.records;
+    const int64_t i = (course.accepted - 1 - records.base) * records.rows + row;
+    records.ends[i] = course.t;
+    records.errors[i] = error;
+    records.stiffness[i] = stiffness;
+  }
+
+  __device__ bool full(const Course& course) const {
+    return course.accepted - task.records.base == task.records.capacity;
+  }
+};
+
+// h |lambda| over the length of the stability region, from sums of squares.
+__device__ inline double stiffness_of(double slopes, double states, double stability) {
+  if (stability == 0) return bit_cast<double>(0x7FF8000000000000ull);
+  return slopes == 0 ? 0 : sqrt(slopes / states) / stability;
+}
+
+}  // namespace fastnode

@@ -1,0 +1,142 @@
+// Whole solves of a perceptron's field by one kernel on a GPU: what they are told and what they
+// leave behind. Step for step the loops of csrc/fused on the CPU.
+//
+// A block holds its samples' states and slopes in shared memory, and all weights where there is
+// room for them; device memory sees the initial states, the outputs, the records of steps and,
+// where there is none, the weights, packed once a solve. A step of dopri5 in torch's
+// kernels moves a state some 30 times through device memory and launches some 40 kernels of 2 to 4
+// us each; here its cost is that of the multiplications and, with one size of steps for all
+// samples, of a meeting of all blocks, 1 to 2 us.
+#pragma once
+
+#include "common/failure.h"
+#include "mlp/simd/simd_kernels.h"
+#include "step_control/rk_control.h"
+
+namespace fastnode {
+
+constexpr int kMostLayers = 8;
+constexpr int kMostStages = 17;  // dopri8 has 14, and three for dense output
+
+// Weights of stage i, an entry for each stage before it, begin at i (i - 1) / 2; further stages are
+// those of dense output. Zero weights are left out, as their slopes may be no numbers.
+struct DeviceTableau {
+  int stages, further, degree;
+  bool fsal;
+  double rows[kMostStages * (kMostStages - 1) / 2], fractions[kMostStages];
+  double solution[kMostStages], error[kMostStages];
+  // The estimate of stiffness (fastnode/control/stiffness.py); a method without has a stability of
+  // zero.
+  double slopes[kMostStages], states[kMostStages], stability;
+  // As DenseTerms.
+  double a[kMostStages][kMaxDegree];
+
+  FASTNODE_HD const double* row(int stage) const { return rows + stage * (stage - 1) / 2; }
+};
+
+// weight [out, in], or [out, in + 1] with the time's column at `time_column` (-1: none).
+template <class T>
+struct DeviceLayer {
+  const T *weight, *bias;
+  int in, out, time_column;
+  int at;  // where its numbers begin among those of all layers, by mlp_plan
+};
+
+template <class T>
+struct DeviceField {
+  DeviceLayer<T> layers[kMostLayers];
+  int count, dim, widest;  // widest: of the numbers between layers
+  Activation activation;
+};
+
+// How a solve is laid out. Thread i of a block works on sample i % samples and shares the sample
+// with the other `groups` - 1 threads of its kind, each with features of its own.
+struct MlpPlan {
+  int samples, groups, blocks;
+  int64_t weights;   // numbers
+  size_t shared;     // bytes
+  bool far;          // weights are in device memory
+  bool alone;        // groups == 1 and no thread ever waits for another
+  bool tensor;       // wide layers by tensor cores
+  bool sums_shared;  // backwards: the parameters' gradients are in shared memory too
+};
+
+struct MlpDevice {
+  int processors;
+  size_t shared;  // that one block may have
+  bool tensor;    // has tensor cores for float32 and float64, and may use them
+};
+
+enum class MlpKind { kJoint, kBySample, kFixed, kBackward };
+
+// A course and what else a solve, or one of its samples, leaves behind.
+struct MlpState {
+  Control control;
+  int64_t interpolated;  // accepted steps with outputs inside
+  Failure failure;
+  int seen;  // in the slopes of one that failed: 1 for NaN, 2 for infinities
+  bool started;
+};
+
+// Of accepted steps with number base, base + 1, ...: [capacity, rows], rows being 1 or the batch.
+struct MlpRecords {
+  double *ends, *errors, *stiffness;
+  int64_t base, capacity, rows;
+};
+
+// A solve that ran out of capacity is saved, and goes on by another launch with more (`resumed`).
+template <class T>
+struct MlpTask {
+  DeviceTableau tableau;
+  DeviceField<T> field;
+  MlpPlan plan;
+  int64_t batch, output_count;
+  const T* y0;          // [batch, dim]
+  T* ys;                // [output_count, batch, dim]
+  const double* times;  // joint [output_count], by sample [batch, output_count]
+  bool resumed;
+  T *y, *f;         // [batch, dim]: saved
+  MlpState* state;  // [1], or [batch]
+  Controller controller;
+  int64_t max_num_steps;
+  bool all_together;  // see Span
+  MlpRecords records;
+
+  // Joint: numbers; first_step is 0 where it is to be chosen.
+  double rtol, atol, first_step;
+  double* partial;          // [2, 3, blocks]
+  unsigned long long* met;  // zero
+
+  // Where accepted steps began, for the way back: states and slopes. Null where nobody asks.
+  T* kept;  // joint and by sample [capacity, 2, batch, dim]
+
+  // By sample: [batch]; first_steps may be null.
+  const double *rtols, *atols, *directions, *first_steps;
+
+  // Fixed: steps between the points of the grid, `kept` [grid_count - 1, 1, batch, dim].
+  const double* grid;
+  int64_t grid_count;
+  bool perturb;
+
+  const T* packed;  // [plan.weights], by mlp_pack_cuda; where plan.far
+};
+
+// Whether a solve fits, and how; fills in the places of field's layers. States and slopes of at
+// least eight samples must fit into a block's shared memory, of joint solves those of all samples
+// into that of all processors.
+template <class T>
+bool mlp_plan(MlpKind kind, DeviceField<T>& field, const DeviceTableau& tableau, int64_t batch,
+              const MlpDevice& device, MlpPlan& plan);
+
+// On a CUDA stream; each gives a cudaError_t.
+int mlp_device(int index, MlpDevice* device);
+#define FASTNODE_DECLARE_MLP_SOLVE(T)                                            \
+  int mlp_pack_cuda(const DeviceField<T>& field, T* numbers, void* cuda_stream); \
+  int mlp_joint_cuda(const MlpTask<T>& task, void* cuda_stream);                 \
+  int mlp_by_sample_cuda(const MlpTask<T>& task, void* cuda_stream);             \
+  int mlp_fixed_cuda(const MlpTask<T>& task, void* cuda_stream);
+FASTNODE_DECLARE_MLP_SOLVE(float)
+FASTNODE_DECLARE_MLP_SOLVE(double)
+#undef FASTNODE_DECLARE_MLP_SOLVE
+
+}  // namespace fastnode

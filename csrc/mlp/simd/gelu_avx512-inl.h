@@ -1,0 +1,232 @@
+// -inl: included once for each instruction set, in its namespace (kernel_table-inl.h).
+// GELU of float32 and its derivative by tables, as those of tables_avx512-inl.h but of 32 intervals
+// of one width around multiples of 3/16, up to 5.9: its values fall too fast for sixteen.
+#pragma once
+
+#include "mlp/simd/tables_avx512-inl.h"
+
+// a P(-a), P being the normal distribution function: -GELU(-a), and what GELU(a) lacks of a.
+constexpr float kGeluTable[8][32] = {
+    {0,
+     0x1.800326p-3f,
+     0x1.8008a6p-2f,
+     0x1.1fdfbp-1f,
+     0x1.7fffaep-1f,
+     0x1.e00a5ap-1f,
+     0x1.2001cp0f,
+     0x1.4ffb9cp0f,
+     0x1.80029ap0f,
+     0x1.b0025ep0f,
+     0x1.dffc5ap0f,
+     0x1.07fae4p1f,
+     0x1.200e1p1f,
+     0x1.38008p1f,
+     0x1.5001cep1f,
+     0x1.67fe6cp1f,
+     0x1.7ff66ep1f,
+     0x1.97f89p1f,
+     0x1.aff87ep1f,
+     0x1.c7f2eap1f,
+     0x1.e00336p1f,
+     0x1.f7fe5cp1f,
+     0x1.080392p2f,
+     0x1.13fd58p2f,
+     0x1.1fffe4p2f,
+     0x1.2c0ac2p2f,
+     0x1.3801eep2f,
+     0x1.43f914p2f,
+     0x1.4ffc84p2f,
+     0x1.5c00cp2f,
+     0x1.68042p2f,
+     0x1.740032p2f},
+    {0,
+     0x1.46e554p-4f,
+     0x1.0fc19p-3f,
+     0x1.4a724cp-3f,
+     0x1.5c198p-3f,
+     0x1.4e8cf2p-3f,
+     0x1.2c3152p-3f,
+     0x1.fd02f4p-4f,
+     0x1.9a7156p-4f,
+     0x1.3c3b5ap-4f,
+     0x1.d2eedep-5f,
+     0x1.4aecep-5f,
+     0x1.c23a18p-6f,
+     0x1.274ce8p-6f,
+     0x1.749b8p-7f,
+     0x1.c519b6p-8f,
+     0x1.09a126p-8f,
+     0x1.2bff58p-9f,
+     0x1.46c96ap-10f,
+     0x1.5789c8p-11f,
+     0x1.5b8b4ep-12f,
+     0x1.540228p-13f,
+     0x1.406d46p-14f,
+     0x1.242d3cp-15f,
+     0x1.0085fep-16f,
+     0x1.b1a9c8p-18f,
+     0x1.63c4f4p-19f,
+     0x1.19c39ap-20f,
+     0x1.ad2e32p-22f,
+     0x1.3b64dp-23f,
+     0x1.bf8a02p-25f,
+     0x1.33467p-26f},
+    {0x1p-1f,          0x1.689522p-2f,   0x1.b7034cp-3f,   0x1.8700dcp-4f,   0x1.967fe2p-11f,
+     -0x1.1186bp-4f,   -0x1.baa884p-4f,  -0x1.0346b2p-3f,  -0x1.050de4p-3f,  -0x1.dc8ee6p-4f,
+     -0x1.93cc82p-4f,  -0x1.419a8ep-4f,  -0x1.e48a6cp-5f,  -0x1.5bcff2p-5f,  -0x1.dc33dep-6f,
+     -0x1.37efcap-6f,  -0x1.87bb62p-7f,  -0x1.d79656p-8f,  -0x1.10a2a2p-8f,  -0x1.2f1c0ep-9f,
+     -0x1.43541p-10f,  -0x1.4c881cp-11f, -0x1.48a782p-12f, -0x1.39870ap-13f, -0x1.1f70b8p-14f,
+     -0x1.fa87bcp-16f, -0x1.b051b6p-17f, -0x1.63a892p-18f, -0x1.19010ap-19f, -0x1.abe536p-21f,
+     -0x1.3a248ep-22f, -0x1.bdd2dcp-24f},
+    {-0x1.988454p-2f, -0x1.8a5788p-2f, -0x1.61ff3cp-2f, -0x1.25a888p-2f, -0x1.bb46b8p-3f,
+     -0x1.270f5cp-3f, -0x1.3ea078p-4f, -0x1.7f51a8p-6f, 0x1.095cd4p-6f,  0x1.4d8d9cp-5f,
+     0x1.ab02c8p-5f,  0x1.b7088ep-5f,  0x1.8e023cp-5f,  0x1.4a2e9p-5f,   0x1.fdbcf2p-6f,
+     0x1.720ecp-6f,   0x1.fc991cp-7f,  0x1.4be812p-7f,  0x1.9cedfcp-8f,  0x1.eaef22p-9f,
+     0x1.16a6bep-9f,  0x1.2f9d34p-10f, 0x1.3cc7eap-11f, 0x1.3df43p-12f,  0x1.31e196p-13f,
+     0x1.1a24ecp-14f, 0x1.f6ed3cp-16f, 0x1.af32d8p-17f, 0x1.627a5cp-18f, 0x1.185a84p-19f,
+     0x1.aaf642p-21f, 0x1.39c722p-22f},
+    {0x1.00d1fcp-20f,  0x1.8ddf66p-5f,   0x1.6f6d2p-4f,    0x1.e19f86p-4f,   0x1.09001ep-3f,
+     0x1.00bed6p-3f,   0x1.bcee22p-4f,   0x1.581038p-4f,   0x1.d0205ep-5f,   0x1.fe02ccp-6f,
+     0x1.554ea4p-7f,   -0x1.0f5d7p-8f,   -0x1.9ed382p-7f,  -0x1.084b9cp-6f,  -0x1.07a4bap-6f,
+     -0x1.cb07acp-7f,  -0x1.6b362p-7f,   -0x1.0a2ef6p-7f,  -0x1.6d904ap-8f,  -0x1.d9d8eep-9f,
+     -0x1.229292p-9f,  -0x1.537746p-10f, -0x1.7994d4p-11f, -0x1.91f5c2p-12f, -0x1.98897cp-13f,
+     -0x1.8cc4ecp-14f, -0x1.7315c8p-15f, -0x1.4cfd94p-16f, -0x1.1de174p-17f, -0x1.d743c6p-19f,
+     -0x1.754608p-20f, -0x1.1cd598p-21f},
+    {0x1.103cp-4f,    0x1.f65a8cp-5f,  0x1.8163ap-5f,   0x1.b6c89ep-6f,   0x1.379d22p-8f,
+     -0x1.e4a3c8p-7f, -0x1.d73404p-6f, -0x1.252fecp-5f, -0x1.27a4ccp-5f,  -0x1.008b62p-5f,
+     -0x1.83557ap-6f, -0x1.f2f9c2p-7f, -0x1.f65fd4p-8f, -0x1.ff0286p-10f, 0x1.c34dc8p-10f,
+     0x1.d33adcp-9f,  0x1.0a3056p-8f,  0x1.e95798p-9f,  0x1.8bb158p-9f,   0x1.23961ap-9f,
+     0x1.8dceb8p-10f, 0x1.fd00f4p-11f, 0x1.32af6cp-11f, 0x1.5ea87p-12f,   0x1.7c5b0ep-13f,
+     0x1.88258p-14f,  0x1.83807p-15f,  0x1.6e045ap-16f, 0x1.49c438p-17f,  0x1.1c74a6p-18f,
+     0x1.d66884p-20f, 0x1.75e9d4p-21f},
+    {0x1.43bd52p-12f,  -0x1.5db5e6p-7f,  -0x1.3bc9c6p-6f,  -0x1.7d4b2ap-6f,  -0x1.754f2p-6f,
+     -0x1.2cddaep-6f,  -0x1.72bde8p-7f,  -0x1.01352ap-8f,  0x1.7b4f42p-9f,   0x1.cd220ep-8f,
+     0x1.28328ep-7f,   0x1.1d5e78p-7f,   0x1.d60abcp-8f,   0x1.497c42p-8f,   0x1.7baeb2p-9f,
+     0x1.2a7932p-10f,  0x1.243594p-19f,  -0x1.463c26p-11f, -0x1.bcceb4p-11f, -0x1.ad02b6p-11f,
+     -0x1.60fe76p-11f, -0x1.03a03p-11f,  -0x1.5e0498p-12f, -0x1.b7c01ep-13f, -0x1.02b434p-13f,
+     -0x1.1f2686p-14f, -0x1.2efb6cp-15f, -0x1.2fc37ap-16f, -0x1.21659ap-17f, -0x1.06ea22p-18f,
+     -0x1.c8710ap-20f, -0x1.7b9a7p-21f},
+    {-0x1.6f5a0ap-7f,  -0x1.07dfdp-7f,   -0x1.d32566p-8f,  -0x1.a9822p-10f,  0x1.3acd66p-9f,
+     0x1.6db14cp-8f,   0x1.b9e6bap-8f,   0x1.190e6ap-7f,   0x1.416c1ap-8f,   0x1.67011cp-9f,
+     0x1.559ab4p-14f,  -0x1.caa95cp-11f, -0x1.dfec6cp-10f, -0x1.138042p-9f,  -0x1.c427fp-10f,
+     -0x1.2f0c12p-10f, -0x1.762312p-11f, -0x1.5f3e3p-12f,  -0x1.7044a8p-15f, 0x1.7bfed4p-14f,
+     0x1.48edb4p-13f,  0x1.4b5a2ap-13f,  0x1.0f0a4p-13f,   0x1.88e778p-14f,  0x1.fd9efap-15f,
+     0x1.395ec6p-15f,  0x1.6436ccp-16f,  0x1.7e6318p-17f,  0x1.856394p-18f,  0x1.765a9p-19f,
+     0x1.58db52p-20f,  0x1.2b4f8cp-21f},
+};
+
+// The derivative at -a, and what the one at a lacks of one; to the last place of the larger of it
+// and of the normal density.
+constexpr float kGeluSlopeTable[8][32] = {
+    {0,
+     0x1.7fdb58p-3f,
+     0x1.800c4ap-2f,
+     0x1.20058ap-1f,
+     0x1.8000e6p-1f,
+     0x1.e0007p-1f,
+     0x1.200086p0f,
+     0x1.500c8cp0f,
+     0x1.800efep0f,
+     0x1.b00622p0f,
+     0x1.e007fep0f,
+     0x1.07f7f2p1f,
+     0x1.1ff1c8p1f,
+     0x1.37ed92p1f,
+     0x1.4ff76ap1f,
+     0x1.68081ep1f,
+     0x1.7ffd6ap1f,
+     0x1.98085ap1f,
+     0x1.afffacp1f,
+     0x1.c7f5a2p1f,
+     0x1.dffdc6p1f,
+     0x1.f80668p1f,
+     0x1.08002ap2f,
+     0x1.14045ep2f,
+     0x1.1fffbp2f,
+     0x1.2c000ep2f,
+     0x1.37f8cap2f,
+     0x1.43f5e2p2f,
+     0x1.500328p2f,
+     0x1.5bf83p2f,
+     0x1.68031ep2f,
+     0x1.7400c2p2f},
+    {0x1p-1f,          0x1.68a476p-2f,   0x1.b6fe44p-3f,   0x1.865336p-4f,   0x1.94639ep-11f,
+     -0x1.116fd4p-4f,  -0x1.baa576p-4f,  -0x1.034d06p-3f,  -0x1.050aaep-3f,  -0x1.dc89fep-4f,
+     -0x1.93b918p-4f,  -0x1.41a4a8p-4f,  -0x1.e53a5cp-5f,  -0x1.5c31a4p-5f,  -0x1.dc86a6p-6f,
+     -0x1.37b7bep-6f,  -0x1.8783e4p-7f,  -0x1.d6f2aap-8f,  -0x1.107452p-8f,  -0x1.2f0734p-9f,
+     -0x1.43836cp-10f, -0x1.4c3bcap-11f, -0x1.48eaf8p-12f, -0x1.38fb94p-13f, -0x1.1f749ap-14f,
+     -0x1.fc01bap-16f, -0x1.b1716p-17f,  -0x1.63feb8p-18f, -0x1.186e0ep-19f, -0x1.ad11a8p-21f,
+     -0x1.3a3f7p-22f,  -0x1.bdbcc6p-24f},
+    {-0x1.988454p-1f, -0x1.8a5a7p-1f,  -0x1.61fe3ep-1f, -0x1.258dd2p-1f, -0x1.bb44d4p-2f,
+     -0x1.271e48p-2f, -0x1.3ea6dep-3f, -0x1.7e40e6p-5f, 0x1.09e394p-5f,  0x1.4d98dcp-4f,
+     0x1.ab0e7p-4f,   0x1.b70ae4p-4f,  0x1.8e46e8p-4f,  0x1.4a693p-4f,   0x1.fdfd26p-5f,
+     0x1.71da96p-5f,  0x1.fc5da4p-6f,  0x1.4b859ap-6f,  0x1.9cb078p-7f,  0x1.ead0f2p-8f,
+     0x1.16cbc8p-8f,  0x1.2f5d32p-9f,  0x1.3d0438p-10f, 0x1.3d6ff2p-11f, 0x1.31e57cp-12f,
+     0x1.1aec4p-13f,  0x1.f82ba2p-15f, 0x1.af96aep-16f, 0x1.61c896p-17f, 0x1.1917f4p-18f,
+     0x1.ab1996p-20f, 0x1.39b83p-21f},
+    {0x1.73881ap-19f,  0x1.2a4c34p-3f,   0x1.13925cp-2f,   0x1.695044p-2f,   0x1.8d8076p-2f,
+     0x1.8120dcp-2f,   0x1.4db3fp-2f,    0x1.01ed3ap-2f,   0x1.5bf0bep-3f,   0x1.7e6bcp-4f,
+     0x1.ff33fap-6f,   -0x1.968a6ap-7f,  -0x1.36777p-5f,   -0x1.8c536ep-5f,  -0x1.8b8306p-5f,
+     -0x1.582c9ep-5f,  -0x1.105304p-5f,  -0x1.8eec1cp-6f,  -0x1.120b72p-6f,  -0x1.634fc4p-7f,
+     -0x1.b40f04p-8f,  -0x1.fcd3e6p-9f,  -0x1.1b6138p-9f,  -0x1.2d05bp-10f,  -0x1.326b24p-11f,
+     -0x1.2a59ap-12f,  -0x1.16f7aap-13f, -0x1.f3ec06p-15f, -0x1.ac0794p-16f, -0x1.625a28p-17f,
+     -0x1.180d6ap-18f, -0x1.ab314cp-20f},
+    {0x1.10392ep-2f,  0x1.f676bap-3f,  0x1.813d22p-3f,  0x1.b632c6p-4f,  0x1.3794e6p-6f,
+     -0x1.e44bd6p-5f, -0x1.d72d38p-4f, -0x1.25001p-3f,  -0x1.279e66p-3f, -0x1.0086dap-3f,
+     -0x1.834e8ep-4f, -0x1.f316eap-5f, -0x1.f872e4p-6f, -0x1.018d3cp-7f, 0x1.c234fep-8f,
+     0x1.d3a928p-7f,  0x1.0a3e7cp-6f,  0x1.e9304cp-7f,  0x1.8b9cap-7f,   0x1.2389bap-7f,
+     0x1.8df59p-8f,   0x1.fcb4bap-9f,  0x1.32dfd4p-9f,  0x1.5e328p-10f,  0x1.7c5bdcp-11f,
+     0x1.8913b2p-12f, 0x1.845322p-13f, 0x1.6e4882p-14f, 0x1.492818p-15f, 0x1.1d1c16p-16f,
+     0x1.d68398p-18f, 0x1.75cb9cp-19f},
+    {0x1.2e329ep-9f,   -0x1.b9bb3cp-5f, -0x1.881154p-4f,  -0x1.ddfd52p-4f,  -0x1.d37ffcp-4f,
+     -0x1.76a43ep-4f,  -0x1.ce12e4p-5f, -0x1.30564ap-6f,  0x1.c0bcccp-7f,   0x1.209caap-5f,
+     0x1.6df3fp-5f,    0x1.662c48p-5f,  0x1.2616fep-5f,   0x1.9ad09ap-6f,   0x1.d6d95p-7f,
+     0x1.7956dep-8f,   0x1.d15ffep-20f, -0x1.99a2ep-9f,   -0x1.159a6ap-8f,  -0x1.0cbb52p-8f,
+     -0x1.b8fcfap-9f,  -0x1.43ced8p-9f, -0x1.b4c068p-10f, -0x1.11ca5ap-10f, -0x1.42a33ap-11f,
+     -0x1.66691ap-12f, -0x1.79e4ap-13f, -0x1.7a4db6p-14f, -0x1.672fbp-15f,  -0x1.4757e8p-16f,
+     -0x1.1b592p-17f,  -0x1.d6d3e2p-19f},
+    {-0x1.4b0a8ep-4f, -0x1.b079dep-5f, -0x1.1b50eap-5f, -0x1.28876cp-7f,  0x1.d2a426p-7f,
+     0x1.065218p-5f,  0x1.49d8d4p-5f,  0x1.3b9d9ep-5f,  0x1.de9b1ap-6f,   0x1.0c85b8p-6f,
+     0x1.0bf0c8p-8f,  -0x1.634568p-8f, -0x1.5b8ceep-7f, -0x1.8977fep-7f,  -0x1.589856p-7f,
+     -0x1.fafe8ep-8f, -0x1.32059ep-8f, -0x1.1a7578p-9f, -0x1.b253ccp-12f, 0x1.240f9ap-11f,
+     0x1.e69786p-11f, 0x1.e72662p-11f, 0x1.92a7c4p-11f, 0x1.241bc6p-11f,  0x1.816426p-12f,
+     0x1.d7d37ap-13f, 0x1.0e03f8p-13f, 0x1.227f2p-14f,  0x1.26c46ap-15f,  0x1.1d078cp-16f,
+     0x1.049e5cp-17f, 0x1.c7ac4cp-19f},
+    {0x1.2c7304p-4f,   0x1.7d362ap-7f,   0x1.4a6d8cp-6f,   0x1.754cc4p-6f,   0x1.3a873ep-6f,
+     0x1.e5db74p-7f,   0x1.21e1fcp-9f,   -0x1.5768f4p-8f,  -0x1.57a48ep-7f,  -0x1.7de28ep-7f,
+     -0x1.47836cp-7f,  -0x1.ab174ep-8f,  -0x1.3b257ap-9f,  0x1.425b74p-12f,  0x1.22b43cp-9f,
+     0x1.79129cp-9f,   0x1.4ec22ap-9f,   0x1.17bc78p-9f,   0x1.5d773p-10f,   0x1.16afa2p-11f,
+     0x1.f1312ap-14f,  -0x1.6a8082p-14f, -0x1.7ec6aap-13f, -0x1.8b20bcp-13f, -0x1.326b24p-13f,
+     -0x1.be1794p-14f, -0x1.1ae4c2p-14f, -0x1.4a24dep-15f, -0x1.708fdap-16f, -0x1.7bda56p-17f,
+     -0x1.70d0bcp-18f, -0x1.55f688p-19f},
+};
+
+constexpr float kGeluEnd = 5.9f;
+
+template <int K>
+INLINE void evaluate_gelu(const float (&table)[8][32], X<float, K> x, __m512 (&sum)[K]) {
+  __m512 size[K];
+  __m512i place[K];
+#pragma GCC unroll 8
+  for (int i = 0; i < K; ++i) {
+    size[i] = (__m512)magnitude<float, 1>({x.v[i]}).v[0];
+    // Rounded to a multiple, whose number is in the lowest bits.
+    place[i] = _mm512_castps_si512(
+        _mm512_fmadd_ps(size[i], _mm512_set1_ps(16 / 3.0f), _mm512_set1_ps(0x1.8p23f)));
+  }
+  evaluate(table, place, size, sum);
+}
+
+template <int K>
+INLINE X<float, K> gelu_by_table(X<float, K> x) {
+  __m512 sum[K];
+  evaluate_gelu<K>(kGeluTable, x, sum);
+  return without_sum<K>(x, sum);
+}
+
+template <int K>
+INLINE X<float, K> gelu_slope_by_table(X<float, K> x) {
+  __m512 sum[K];
+  evaluate_gelu<K>(kGeluSlopeTable, x, sum);
+  return mirrored<K>(x, sum);
+}

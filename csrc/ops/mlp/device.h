@@ -1,0 +1,83 @@
+// Perceptrons of torch for the kernels of kernels/mlp_solve_cuda.h.
+#pragma once
+
+#include <ATen/Context.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include "mlp/cuda/convert.h"
+#include "ops/mlp/layers.h"
+
+namespace fastnode {
+
+inline void check_launch(int error) { TORCH_CHECK(error == 0, "mlp_solve: CUDA error ", error); }
+
+// Of contiguous layers, which must outlive it; nothing if there are more than the kernels take.
+template <class T>
+std::optional<DeviceField<T>> device_field(const std::vector<LayerTensors>& layers, int64_t dim,
+                                           Activation activation) {
+  if (layers.size() > size_t(kMostLayers) || dim > 65536) return {};
+  DeviceField<T> field{};
+  field.count = int(layers.size());
+  field.dim = int(dim);
+  field.activation = activation;
+  const auto from = sources<T>(layers);
+  for (size_t l = 0; l < from.size(); ++l) {
+    if (from[l].in > 65536 || from[l].out > 65536) return {};
+    field.layers[l] = {from[l].weight,           from[l].bias,
+                       int(from[l].in),          int(from[l].out),
+                       int(from[l].time_column), 0};
+  }
+  return field;
+}
+
+inline at::Tensor upload(const std::vector<double>& numbers, at::Device device) {
+  const at::Tensor out = at::empty({int64_t(numbers.size())}, at::kDouble);
+  std::copy(numbers.begin(), numbers.end(), out.mutable_data_ptr<double>());
+  return out.to(device);
+}
+
+// What solves and the way back are told alike; `layers` must outlive the task.
+template <class T>
+void describe(MlpTask<T>& task, MlpKind kind, const std::vector<LayerTensors>& layers,
+              Activation activation, const Tableau& tableau,
+              const std::optional<StiffnessPair>& pair, const at::Tensor& state) {
+  const int64_t dim = state.size(-1);
+  const auto field = device_field<T>(layers, dim, activation);
+  const auto method = device_tableau(tableau, pair);
+  MlpDevice device{};
+  check_launch(mlp_device(state.device().index(), &device));
+  // As torch's own products: fewer bits of float32 are for those who ask for them.
+  device.tensor = device.tensor && (sizeof(T) == 8 || at::globalContext().allowTF32CuBLAS());
+  TORCH_CHECK_VALUE(field && method, "layers or stages are more than a GPU's solve takes");
+  task.field = *field;
+  task.tableau = *method;
+  task.batch = state.numel() / dim;
+  TORCH_CHECK_VALUE(mlp_plan<T>(kind, task.field, task.tableau, task.batch, device, task.plan),
+                    "states and slopes do not fit into the shared memory of this GPU");
+}
+
+// The weights for a task that reads them from device memory: to be held until its last launch.
+template <class T>
+at::Tensor pack_weights(MlpTask<T>& task, const at::Tensor& like, void* cuda_stream) {
+  if (!task.plan.far) return {};
+  const at::Tensor packed = at::empty({task.plan.weights}, like.options());
+  check_launch(mlp_pack_cuda(task.field, packed.mutable_data_ptr<T>(), cuda_stream));
+  task.packed = packed.const_data_ptr<T>();
+  return packed;
+}
+
+// What all kinds of solves are told.
+template <class T>
+MlpTask<T> make_task(MlpKind kind, const std::vector<LayerTensors>& layers, Activation activation,
+                     const Tableau& tableau, const std::optional<StiffnessPair>& pair,
+                     const at::Tensor& y0, const at::Tensor& ys) {
+  MlpTask<T> task{};
+  describe(task, kind, layers, activation, tableau, pair, y0);
+  task.output_count = ys.size(0);
+  task.y0 = y0.const_data_ptr<T>();
+  task.ys = ys.mutable_data_ptr<T>();
+  return task;
+}
+
+}  // namespace fastnode

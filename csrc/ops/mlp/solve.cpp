@@ -1,0 +1,231 @@
+// Schema and CPU implementations of `mlp_solve` and `mlp_solve_backward`.
+#include "ops/mlp/solve.h"
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <torch/library.h>
+
+#include "mlp/cpu/adjoint_joint.h"
+
+namespace fastnode {
+namespace {
+
+using at::Tensor;
+using std::optional;
+
+template <class F>
+void dispatch_real(at::ScalarType dtype, F&& f) {
+  if (dtype == at::kDouble) return f(static_cast<double*>(nullptr));
+  f(static_cast<float*>(nullptr));
+}
+
+template <class T>
+const MlpKernels<T>* kernels(int64_t instructions) {
+  const MlpKernels<T>* const found = mlp_kernels<T>(InstructionSet(instructions));
+  TORCH_CHECK_VALUE(found, "this machine lacks the instruction set asked for");
+  return found;
+}
+
+struct Run {
+  Tensor ys, kept;
+  MlpTrace trace;
+};
+
+// `layers` fit y0.
+Run run(const Tensor& y0, std::vector<LayerTensors> given, int64_t activation, MlpOptions options,
+        int64_t instructions) {
+  const std::vector<LayerTensors> layers = contiguous(std::move(given));
+  const Tensor start = y0.contiguous();
+  std::vector<int64_t> shape;
+  shape.reserve(size_t(y0.dim()) + 2);
+  shape.push_back(int64_t(options.times.size()));
+  shape.insert(shape.end(), y0.sizes().begin(), y0.sizes().end());
+  const Tensor ys(at::detail::empty_cpu(shape, y0.scalar_type()));
+  const int64_t batch = y0.numel() / y0.size(-1), parts = options.parts();
+  const int64_t max_num_steps = options.max_num_steps;
+  const bool keep = options.keep_states;
+  MlpTrace trace;
+  Tensor kept;
+  dispatch_real(y0.scalar_type(), [&]<class T>(T*) {
+    const MlpKernels<T>* const table = kernels<T>(instructions);
+    const auto from = sources<T>(layers);
+    const bool by_sample = MlpSolve<T>::prefers_rows(from, batch, table->lanes);
+    const MlpField<T> field(from, Activation(activation), by_sample, false, table);
+    MlpSolve<T> solve(field, by_sample, batch, std::move(options));
+    trace = solve.run(start.const_data_ptr<T>(), ys.mutable_data_ptr<T>(),
+                      thread_count(field.multiplications() * batch), parallel);
+    if (!keep || trace.ending != Ending::kFinished) return;
+    const int64_t steps = int64_t(trace.edges.size()) - 1;
+    solve.kept().reserve(steps * parts * y0.numel());
+    shape[0] = parts;
+    shape.insert(shape.begin(), steps);
+    kept =
+        at::from_blob(solve.kept().release(), shape, [](void* x) { std::free(x); }, y0.options());
+  });
+  if (trace.ending != Ending::kFinished) {
+    mlp_calls().fail(trace, y0, max_num_steps);
+    TORCH_CHECK(false, "a solve ended without a reason");
+  }
+  return {ys, kept, std::move(trace)};
+}
+
+MlpResult mlp_solve_cpu(const Tensor& y0, const Tensor& t, at::TensorList parameters,
+                        at::IntArrayRef layout, int64_t activation, c10::string_view method,
+                        double rtol, double atol, at::ArrayRef<double> controller,
+                        optional<double> first_step, int64_t max_num_steps, bool counted_anew,
+                        const optional<Tensor>& grid, bool perturb, bool stiffness, bool keep,
+                        bool /*tape*/, optional<int64_t> /*slots*/, int64_t instructions) {
+  Tape* const tape_at_hand = TapeGuard::take();
+  std::vector<LayerTensors> layers = mlp_layers(parameters, layout);
+  TORCH_CHECK_VALUE(mlp_fits(layers, y0),
+                    "y0 and parameters must be float32 or float64 on the CPU, of one dtype, and "
+                    "layers must fit each other and the last dimension of y0");
+  MlpOptions options =
+      mlp_options(read_times(t), activation, mlp_method(method), rtol, atol, controller, first_step,
+                  max_num_steps, counted_anew, grid, perturb, stiffness, keep);
+  options.tape = keep ? tape_at_hand : nullptr;
+  auto [ys, kept, trace] = run(y0, std::move(layers), activation, std::move(options), instructions);
+  if (!keep) {
+    std::vector<int64_t> none = y0.sizes().vec();
+    none.insert(none.begin(), {0, controller.empty() ? 1 : 2});
+    kept = at::empty(none, y0.options());
+  }
+  const Tensor counts = at::empty({2}, at::kLong);
+  counts.mutable_data_ptr<int64_t>()[0] = trace.evaluations;
+  counts.mutable_data_ptr<int64_t>()[1] = trace.rejected;
+  return {ys, step_records(trace), counts, kept};
+}
+
+MlpGradientTensors mlp_solve_backward_cpu(const optional<Tensor>& of_ys,
+                                          const optional<Tensor>& of_steps, const Tensor& kept,
+                                          const Tensor& steps, const Tensor& t,
+                                          at::TensorList parameters, at::IntArrayRef layout,
+                                          int64_t activation, c10::string_view method, double rtol,
+                                          double atol, bool adaptive, bool perturb,
+                                          bool of_parameters, bool of_times,
+                                          optional<int64_t> slots, int64_t instructions) {
+  const Tape* const tape = TapeGuard::take();
+  const std::vector<LayerTensors> layers = contiguous(mlp_layers(parameters, layout));
+  const int64_t parts = adaptive ? 2 : 1;
+  TORCH_CHECK_VALUE(steps.dim() == 2 && steps.size(0) == 3 && steps.is_contiguous() &&
+                        steps.scalar_type() == at::kDouble && steps.size(1) > 1,
+                    "steps must be those of mlp_solve, got shape ", steps.sizes());
+  const bool again = slots.has_value();
+  TORCH_CHECK_VALUE(
+      again ? *slots >= 0
+            : kept.dim() >= 3 && kept.size(1) == parts && kept.size(0) == steps.size(1) - 1,
+      "kept must be that of mlp_solve with keep=True, or y0 with at least 0 slots, "
+      "got shape ",
+      kept.sizes());
+  const Tensor from_kept = kept.contiguous();
+  const Tensor gy0 = at::empty(again ? kept.sizes() : kept.sizes().slice(2), kept.options());
+  TORCH_CHECK_VALUE(mlp_fits(layers, gy0), "kept and parameters must fit each other");
+  const int64_t dim = gy0.size(-1), batch = gy0.numel() / dim, count = steps.size(1);
+  const Tensor upstream = of_ys ? of_ys->to(kept.scalar_type()).contiguous() : Tensor();
+  Tensor errors;
+  if (of_steps) errors = of_steps->to(at::kDouble).contiguous();
+  const double* const records = steps.const_data_ptr<double>();
+  const std::vector<double> times = read_times(t);
+  TORCH_CHECK_VALUE(!upstream.defined() || upstream.numel() == int64_t(times.size()) * gy0.numel(),
+                    "of_ys must have a state for each time, got shape ", of_ys->sizes());
+  TORCH_CHECK_VALUE(!errors.defined() || errors.sizes() == steps.sizes(),
+                    "of_steps must have the shape of steps, got ", errors.sizes());
+  Tensor gt = at::empty({of_times ? int64_t(times.size()) : 0}, at::kDouble);
+  std::vector<Tensor> gradients;
+  dispatch_real(kept.scalar_type(), [&]<class T>(T*) {
+    MlpPath<T> path{mlp_method(method).tableau,
+                    times,
+                    {records, records + count},
+                    adaptive,
+                    perturb,
+                    again ? nullptr : from_kept.const_data_ptr<T>(),
+                    again ? from_kept.const_data_ptr<T>() : nullptr,
+                    tape,
+                    slots.value_or(0),
+                    records + count + 1,
+                    rtol,
+                    atol};
+    const MlpKernels<T>* const table = kernels<T>(instructions);
+    const auto from = sources<T>(layers);
+    const bool by_sample = MlpSolve<T>::prefers_rows(from, batch, table->lanes);
+    const MlpField<T> field(from, Activation(activation), by_sample, true, table);
+    std::vector<std::vector<T>> sums;
+    double* const rates = of_times ? gt.mutable_data_ptr<double>() : nullptr;
+    const bool needed = of_parameters || of_times;
+    mlp_gradient<T>(field, by_sample, batch, path,
+                    {upstream.defined() ? upstream.const_data_ptr<T>() : nullptr,
+                     errors.defined() ? errors.const_data_ptr<double>() + count + 1 : nullptr},
+                    {gy0.mutable_data_ptr<T>(), needed ? &sums : nullptr, rates},
+                    thread_count(field.multiplications() * batch), parallel);
+    if (!needed) return;
+    double of_start = unpack_parameters<T>(field, layers, sums[0].data(), kept.options(),
+                                           of_parameters ? &gradients : nullptr);
+    if (!of_times) return;
+    // Steps begin at the first time and keep their sizes: outputs are as far into a step as they
+    // are from the first time.
+    for (size_t i = 0; i < times.size(); ++i) of_start -= rates[i];
+    rates[0] += of_start;
+  });
+  return {gy0, gt, gradients};
+}
+
+}  // namespace
+
+Tensor mlp_solve_states(const Tensor& y0, std::vector<LayerTensors> layers, int64_t activation,
+                        MlpOptions options, int64_t instructions) {
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return run(y0, std::move(layers), activation, std::move(options), instructions).ys;
+}
+
+MlpResult call_mlp_solve(const Tensor& y0, const Tensor& t, at::TensorList parameters,
+                         at::IntArrayRef layout, int64_t activation, std::string_view method,
+                         double rtol, double atol, at::ArrayRef<double> controller,
+                         optional<double> first_step, int64_t max_num_steps, bool counted_anew,
+                         const optional<Tensor>& grid, bool perturb, bool stiffness, bool keep,
+                         bool tape, optional<int64_t> slots, int64_t instructions) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("fastnode::mlp_solve", "")
+                             .typed<decltype(mlp_solve_cpu)>();
+  return op.call(y0, t, parameters, layout, activation, method, rtol, atol, controller, first_step,
+                 max_num_steps, counted_anew, grid, perturb, stiffness, keep, tape, slots,
+                 instructions);
+}
+
+MlpGradientTensors call_mlp_solve_backward(const optional<Tensor>& of_ys,
+                                           const optional<Tensor>& of_steps, const Tensor& kept,
+                                           const Tensor& steps, const Tensor& t,
+                                           at::TensorList parameters, at::IntArrayRef layout,
+                                           int64_t activation, std::string_view method, double rtol,
+                                           double atol, bool adaptive, bool perturb,
+                                           bool of_parameters, bool of_times,
+                                           optional<int64_t> slots, int64_t instructions) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("fastnode::mlp_solve_backward", "")
+                             .typed<decltype(mlp_solve_backward_cpu)>();
+  return op.call(of_ys, of_steps, kept, steps, t, parameters, layout, activation, method, rtol,
+                 atol, adaptive, perturb, of_parameters, of_times, slots, instructions);
+}
+
+TORCH_LIBRARY_FRAGMENT(fastnode, m) {
+  m.def(
+      "mlp_solve(Tensor y0, Tensor t, Tensor[] parameters, int[] layout, int activation, "
+      "str method, float rtol, float atol, float[] controller, float? first_step, "
+      "int max_num_steps, bool counted_anew, Tensor? grid, bool perturb, bool stiffness, "
+      "bool keep, bool tape, int? slots, int instructions) -> (Tensor ys, Tensor steps, Tensor "
+      "counts, Tensor "
+      "kept)");
+  m.def(
+      "mlp_solve_backward(Tensor? of_ys, Tensor? of_steps, Tensor kept, Tensor steps, Tensor t, "
+      "Tensor[] parameters, int[] layout, int activation, str method, float rtol, float atol, "
+      "bool adaptive, bool perturb, bool of_parameters, bool of_times, int? slots, "
+      "int instructions) "
+      "-> (Tensor of_y0, Tensor of_t, Tensor[] of_parameters)");
+}
+
+TORCH_LIBRARY_IMPL(fastnode, CPU, m) {
+  m.impl("mlp_solve", mlp_solve_cpu);
+  m.impl("mlp_solve_backward", mlp_solve_backward_cpu);
+}
+
+}  // namespace fastnode
