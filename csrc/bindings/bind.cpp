@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include "bindings/bindings.h"
+#include "driver/python_calls.h"
 #include "ops/build_info.h"
 #include "ops/result_pool.h"
 
@@ -21,11 +22,18 @@ PYBIND11_MODULE(_C, m) {
     bytes["peak"] = peak;
     return bytes;
   });
+  m.def("set_python_calls",
+        [](pybind11::object not_finite_at_start, pybind11::object cannot_continue,
+           pybind11::object raise_failure, pybind11::object double_backward) {
+          fastnode::python_calls() = {not_finite_at_start, cannot_continue, raise_failure,
+                                      double_backward};
+        });
   fastnode::bind_driver(m);
   fastnode::bind_mlp(m);
   fastnode::bind_mlp_samples(m);
   fastnode::bind_mlp_step(m);
   fastnode::bind_layers(m);
+  fastnode::bind_problem(m);
   fastnode::bind_graph(m);
   m.def("release_pool", fastnode::release_pool, "Returns kept memory to the system");
 }

@@ -9,6 +9,7 @@
 #include "bindings/bindings.h"
 #include "bindings/read_layers.h"
 #include "driver/handle.h"
+#include "driver/python_calls.h"
 #include "driver/rows.h"
 #include "mlp/cpu/adjoint_per_sample.h"
 #include "mlp/cpu/solve_per_sample.h"
@@ -20,7 +21,6 @@ namespace fastnode {
 namespace {
 
 using at::Tensor;
-using Row = std::pair<std::vector<int>, std::vector<double>>;
 
 // Threads do not stop each other: all samples that failed like the first of them are named.
 [[noreturn]] void raise_failure(const std::vector<SampleRecord>& records, Failure failure,
@@ -40,8 +40,7 @@ using Row = std::pair<std::vector<int>, std::vector<double>>;
   }
   py::list slopes;
   slopes.append(wrap(found));
-  py::module_::import("fastnode.engines.failures")
-      .attr("raise_failure")(int(failure), samples, times, steps, slopes, max_num_steps);
+  python_calls().raise_failure(int(failure), samples, times, steps, slopes, max_num_steps);
   throw std::logic_error("a solve ended without a reason");
 }
 
@@ -98,38 +97,29 @@ py::tuple solve_on_gpu(const std::vector<LayerTensors>& layers, int activation, 
 }
 
 // The first fields of fastnode.engines.per_sample_trace.Trace in their order, status in numbers,
-// then what gradients need (see MlpSamples::kept), None without `keep`. None where the arguments
-// are not plain tensors that fit, or where it does not pay and is not `forced`. y0 is [B, D]; ts
-// [B, T] and the numbers of each sample, [B], are float64 and contiguous.
+// then what gradients need (see MlpSamples::kept), None unless the request keeps it. For arguments
+// that are taken: y0 is [B, D]; ts [B, T] and the numbers of each sample, [B], are float64 and
+// contiguous. The request's own tolerances and first step are not used.
 py::object solve(const py::list& layers, int activation, const Tensor& y0, const Tensor& ts,
                  const Tensor& direction, const Tensor& rtol, const Tensor& atol,
-                 std::shared_ptr<Tableau> tableau, const std::array<double, 9>& controller,
-                 const std::optional<std::tuple<Row, Row, double>>& pair,
-                 const std::optional<Tensor>& first_step, int64_t max_num_steps, bool throws,
-                 bool keep, int instructions, bool forced) {
+                 const std::optional<Tensor>& first_step, const MlpRequest& request, bool throws) {
   std::vector<LayerTensors> tensors;
-  if (!read_layers(layers, tensors) || !mlp_fits(tensors, y0)) return py::none();
-  const bool on_gpu = y0.is_cuda();
-  const auto fits = [&](MlpKind kind) { return mlp_fits_on_chip(tensors, y0, *tableau, kind); };
-  const bool taken = on_gpu
-                         ? forced && fits(MlpKind::kBySample) && (!keep || fits(MlpKind::kBackward))
-                         : forced || mlp_pays(tensors, y0, keep);
-  if (!taken) return py::none();
+  const bool read = read_layers(layers, tensors);
+  TORCH_CHECK_TYPE(read, "layers must be plain tensors");
+  const bool on_gpu = y0.is_cuda(), keep = request.keep;
   for (const Tensor& each : {ts, direction, rtol, atol, first_step.value_or(ts)}) {
     TORCH_CHECK_VALUE(each.device() == y0.device(), "numbers of samples must be on ", y0.device(),
                       ", got ", each.device());
   }
-  const auto [safety, ifactor, dfactor, smallest, least, most, b1, b2, b3] = controller;
   SampleControl control;
-  control.tableau = tableau;
-  control.controller = {safety, ifactor, dfactor, smallest, least,
-                        most,   b1,      b2,      b3,       tableau->order};
-  if (pair) {
-    const auto& [slopes, states, stability] = *pair;
-    control.pair =
-        StiffnessPair{{slopes.first, slopes.second}, {states.first, states.second}, stability};
-  }
-  control.max_num_steps = max_num_steps;
+  const MlpMethod& method = mlp_method(request.method);
+  control.tableau = method.tableau;
+  control.pair = method.pair;
+  const auto& c = request.controller;
+  TORCH_CHECK_VALUE(c.size() == 9, "per-sample stepping needs the nine numbers of a controller");
+  control.controller = {c[0], c[1], c[2], c[3], c[4],
+                        c[5], c[6], c[7], c[8], control.tableau->order};
+  control.max_num_steps = request.max_num_steps;
   control.outputs = ts.size(1);
   control.times = ts.const_data_ptr<double>();
   control.direction = direction.const_data_ptr<double>();
@@ -148,7 +138,7 @@ py::object solve(const py::list& layers, int activation, const Tensor& y0, const
     const std::vector<LayerTensors> plain = contiguous(tensors);
     const Tensor start = y0.contiguous();
     dispatch_real(y0.scalar_type(), [&]<class T>(T*) {
-      const MlpKernels<T>* kernels = mlp_kernels<T>(InstructionSet(instructions));
+      const MlpKernels<T>* kernels = mlp_kernels<T>(InstructionSet(request.instructions));
       TORCH_CHECK_VALUE(kernels, "this machine lacks the instruction set asked for");
       const auto given = sources<T>(plain);
       const bool by_sample = MlpSolve<T>::prefers_rows(given, batch, kernels->lanes);
@@ -163,7 +153,7 @@ py::object solve(const py::list& layers, int activation, const Tensor& y0, const
   std::vector<int> status;
   for (const SampleRecord& each : records) {
     if (throws && each.failure != Failure::kNone) {
-      raise_failure(records, each.failure, max_num_steps);
+      raise_failure(records, each.failure, request.max_num_steps);
     }
     status.push_back(int(each.failure));
   }
@@ -175,6 +165,20 @@ py::object solve(const py::list& layers, int activation, const Tensor& y0, const
       wrap(gather<int64_t>(records, at::kLong, [](const auto& each) { return each.rejected; })),
       status, wrap(joined(records, &SampleRecord::t1)), wrap(joined(records, &SampleRecord::error)),
       wrap(joined(records, &SampleRecord::stiffness)), keep ? wrap(kept) : py::object(py::none()));
+}
+
+// Whether `solve` takes these arguments, and without `forced` whether it is faster than another
+// engine; `keep`: with what gradients need.
+bool takes(const py::list& layers, py::handle y0, const std::string& method, bool keep,
+           bool forced) {
+  std::vector<LayerTensors> tensors;
+  if (!is_plain(y0) || !read_layers(layers, tensors)) return false;
+  const Tensor& state = THPVariable_Unpack(y0.ptr());
+  if (!mlp_fits(tensors, state)) return false;
+  if (!state.is_cuda()) return forced || mlp_pays(tensors, state, keep);
+  const Tableau& tableau = *mlp_method(method).tableau;
+  const auto fits = [&](MlpKind kind) { return mlp_fits_on_chip(tensors, state, tableau, kind); };
+  return forced && fits(MlpKind::kBySample) && (!keep || fits(MlpKind::kBackward));
 }
 
 DeviceGradients backward_on_gpu(const std::vector<LayerTensors>& layers, int activation,
@@ -249,6 +253,7 @@ py::tuple backward(const py::list& layers, int activation, const Tensor& of_ys, 
 }  // namespace
 
 void bind_mlp_samples(py::module_& m) {
+  m.def("mlp_takes_samples", &takes);
   m.def("mlp_solve_samples", &solve);
   m.def("mlp_solve_samples_backward", &backward);
 }

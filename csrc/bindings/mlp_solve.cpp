@@ -1,9 +1,8 @@
-// fastnode._C.mlp_solve, which fastnode.engines.fused.joint calls.
+// fastnode._C.MlpRequest, mlp_takes and mlp_solve, which fastnode.engines.fused.joint calls.
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/record_function.h>
-#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -12,6 +11,7 @@
 #include "bindings/bindings.h"
 #include "bindings/read_layers.h"
 #include "driver/handle.h"
+#include "driver/python_calls.h"
 #include "driver/rows.h"
 #include "ops/mlp/solve.h"
 
@@ -27,13 +27,12 @@ void raise_failure(const MlpTrace& trace, const Tensor& y0, int64_t max_num_step
   const Tensor found = at::full({2}, 0.0, at::kDouble);
   if (trace.saw_nan) found.mutable_data_ptr<double>()[0] = nan;
   if (trace.saw_infinity) found.mutable_data_ptr<double>()[1] = infinity;
-  const py::module_ errors = py::module_::import("fastnode.errors");
   if (trace.ending == Ending::kBadStart) {
-    errors.attr("not_finite_at_start")(trace.t, wrap(y0.detach()), wrap(found));
+    python_calls().not_finite_at_start(trace.t, wrap(y0.detach()), wrap(found));
   }
   py::list slopes;
   slopes.append(wrap(found));
-  errors.attr("cannot_continue")(trace.t, trace.h, trace.attempts, max_num_steps, trace.ratio,
+  python_calls().cannot_continue(trace.t, trace.h, trace.attempts, max_num_steps, trace.ratio,
                                  slopes);
 }
 
@@ -52,18 +51,16 @@ void register_method(const std::string& name, std::shared_ptr<Tableau> tableau,
 
 py::object wrap_or_none(const Tensor& x) { return x.defined() ? wrap(x) : py::none(); }
 
-std::vector<Tensor> replay(const Tensor& y0, const Tensor& t, at::TensorList parameters,
-                           at::IntArrayRef layout, int64_t activation, const std::string& method,
-                           double rtol, double atol, bool adaptive, bool perturb,
-                           const Tensor& steps, const Tensor& of_ys, const Tensor& of_steps) {
+std::vector<Tensor> double_backward(const Tensor& y0, const Tensor& t, at::TensorList parameters,
+                                    at::IntArrayRef layout, int64_t activation,
+                                    const MlpRequest& request, const Tensor& steps,
+                                    const Tensor& of_ys, const Tensor& of_steps) {
   const py::gil_scoped_acquire acquire;
   py::list held;
   for (const Tensor& each : parameters) held.append(wrap(each));
   const py::object found =
-      py::module_::import("fastnode.engines.fused.double_backward")
-          .attr("gradients")(wrap(y0), wrap(t), held, layout.vec(), activation, method, rtol, atol,
-                             adaptive, perturb, wrap(steps), wrap_or_none(of_ys),
-                             wrap_or_none(of_steps));
+      python_calls().double_backward(wrap(y0), wrap(t), held, layout.vec(), activation, request,
+                                     wrap(steps), wrap_or_none(of_ys), wrap_or_none(of_steps));
   std::vector<Tensor> out;
   for (const py::handle each : found) {
     out.push_back(each.is_none() ? Tensor() : THPVariable_Unpack(each.ptr()));
@@ -72,6 +69,7 @@ std::vector<Tensor> replay(const Tensor& y0, const Tensor& t, at::TensorList par
 }
 
 bool wants_gradient(const Tensor& y0, const Tensor& t, const std::vector<LayerTensors>& layers) {
+  if (!at::GradMode::is_enabled()) return false;
   if (y0.requires_grad() || t.requires_grad()) return true;
   for (const LayerTensors& each : layers) {
     if (each.weight.requires_grad() || (each.bias.defined() && each.bias.requires_grad())) {
@@ -81,57 +79,47 @@ bool wants_gradient(const Tensor& y0, const Tensor& t, const std::vector<LayerTe
   return false;
 }
 
-std::vector<double> to_numbers(const py::tuple& control) {
-  std::vector<double> numbers(control.size());
-  for (size_t i = 0; i < numbers.size(); ++i) {
-    numbers[i] = PyFloat_AsDouble(PyTuple_GET_ITEM(control.ptr(), i));
-  }
-  if (PyErr_Occurred()) throw py::error_already_set();
-  return numbers;
+// Of times on a GPU a copy.
+Tensor times_on_cpu(const Tensor& y0, const Tensor& t) {
+  return y0.is_cuda() && t.is_cuda() ? t.cpu() : t;
 }
 
-// None where the arguments are not plain tensors that fit, or where it does not pay and is not
-// `forced`: then other engines say what is wrong, or solve it. Otherwise ys, or with `traced` the
-// results of the op, evaluations and rejected steps as numbers, and None for what was kept unless
-// the caller asked for it by `keep`.
-py::object solve(const py::list& given_layers, int64_t activation, py::handle y0, py::handle t,
-                 const std::string& method, double rtol, double atol, const py::tuple& control,
-                 std::optional<double> first_step, int64_t max_num_steps, bool counted_anew,
-                 const std::optional<Tensor>& grid, bool perturb, bool traced, bool keep, bool tape,
-                 std::optional<int64_t> slots, bool forced, int64_t instructions) {
+// Whether mlp_solve takes these arguments, and without `forced` whether it is faster than another
+// engine.
+bool takes(const py::list& given_layers, py::handle y0, py::handle t, const MlpRequest& request,
+           bool forced) {
   std::vector<LayerTensors> layers;
-  if (!is_plain(y0) || !is_plain(t) || !read_layers(given_layers, layers)) return py::none();
+  if (!is_plain(y0) || !is_plain(t) || !read_layers(given_layers, layers)) return false;
   const Tensor& state = THPVariable_Unpack(y0.ptr());
-  const bool on_gpu = state.is_cuda();
-  // Of times on a GPU a copy, which is checked.
-  const Tensor given = THPVariable_Unpack(t.ptr());
-  const Tensor times = on_gpu && given.is_cuda() ? given.cpu() : given;
+  const Tensor times = times_on_cpu(state, THPVariable_Unpack(t.ptr()));
   std::vector<double> numbers;
-  if (!mlp_fits(layers, state) || !mlp_times(times, numbers)) return py::none();
-  const bool graph = at::GradMode::is_enabled() && wants_gradient(state, times, layers);
-  if (on_gpu) {
-    const Tableau& tableau = *mlp_method(method).tableau;
-    const auto fits = [&](MlpKind kind) { return mlp_fits_on_chip(layers, state, tableau, kind); };
-    const auto kind = control.empty() ? MlpKind::kFixed : MlpKind::kJoint;
-    // By name alone while nobody has measured it.
-    if (!forced || !fits(kind)) return py::none();
-    if (graph && (slots || !fits(MlpKind::kBackward))) return py::none();
-  } else if (!forced && !mlp_pays(layers, state, graph)) {
-    return py::none();
-  }
-  if (control.empty() && at::GradMode::is_enabled() && times.requires_grad()) return py::none();
-  const std::vector<double> controller = to_numbers(control);
+  if (!mlp_fits(layers, state) || !mlp_times(times, numbers)) return false;
+  const bool gradients = wants_gradient(state, times, layers);
+  if (!request.adaptive() && at::GradMode::is_enabled() && times.requires_grad()) return false;
+  if (!state.is_cuda()) return forced || mlp_pays(layers, state, gradients);
+  const Tableau& tableau = *mlp_method(request.method).tableau;
+  const auto fits = [&](MlpKind kind) { return mlp_fits_on_chip(layers, state, tableau, kind); };
+  // Only where it was named while nobody has measured it.
+  if (!forced || !fits(request.adaptive() ? MlpKind::kJoint : MlpKind::kFixed)) return false;
+  return !gradients || (!request.revolves() && fits(MlpKind::kBackward));
+}
+
+// Of arguments that it takes ys, or for a request that records the results of the op, evaluations
+// and rejected steps as numbers, and None for what was kept unless the request asks for it.
+py::object solve(const py::list& given_layers, int64_t activation, const Tensor& y0,
+                 const Tensor& t, const std::optional<Tensor>& grid, const MlpRequest& request) {
+  std::vector<LayerTensors> layers;
+  const bool read = read_layers(given_layers, layers);
+  TORCH_CHECK_TYPE(read, "layers must be plain tensors");
+  const Tensor times = times_on_cpu(y0, t);
   // Modes and profilers see what goes through the dispatcher.
-  if (!on_gpu && !graph && !traced && !c10::impl::TorchDispatchModeTLS::any_modes_set() &&
-      !at::hasCallbacks()) {
+  if (!request.record && mlp_runs_directly(y0) && !at::hasCallbacks() &&
+      !wants_gradient(y0, times, layers)) {
     Tensor ys;
     {
       const py::gil_scoped_release release;
-      ys = mlp_solve_states(
-          state, std::move(layers), activation,
-          mlp_options(std::move(numbers), activation, mlp_method(method), rtol, atol, controller,
-                      first_step, max_num_steps, counted_anew, grid, perturb, false, false),
-          instructions);
+      ys = mlp_solve_states(y0, std::move(layers), activation,
+                            mlp_options(request, read_times(times), grid), request.instructions);
     }
     return wrap(ys);
   }
@@ -139,24 +127,62 @@ py::object solve(const py::list& given_layers, int64_t activation, py::handle y0
   MlpResult result;
   {
     const py::gil_scoped_release release;
-    result = call_mlp_solve(state, times, parameters, layout, activation, method, rtol, atol,
-                            controller, first_step, max_num_steps, counted_anew, grid, perturb,
-                            traced, keep, tape, slots, instructions);
+    result = call_mlp_solve(y0, times, grid, parameters, layout, activation, request);
   }
   const auto& [ys, steps, counts, kept] = result;
-  if (!traced) return wrap(ys);
-  const int64_t* const numbers_of = counts.const_data_ptr<int64_t>();
-  return py::make_tuple(wrap(ys), wrap(steps), numbers_of[0], numbers_of[1],
-                        wrap_or_none(keep ? kept : Tensor()));
+  if (!request.record) return wrap(ys);
+  const int64_t* const numbers = counts.const_data_ptr<int64_t>();
+  return py::make_tuple(wrap(ys), wrap(steps), numbers[0], numbers[1],
+                        wrap_or_none(request.keep ? kept : Tensor()));
+}
+
+MlpAdjoint adjoint_named(const std::string& name) {
+  if (name == "checkpoint") return MlpAdjoint::kCheckpoint;
+  if (name == "revolve") return MlpAdjoint::kRevolve;
+  // Without gradients it does not matter.
+  TORCH_CHECK_VALUE(name == "backprop" || name == "none", "unknown adjoint ", name);
+  return MlpAdjoint::kBackprop;
 }
 
 }  // namespace
 
 void bind_mlp(py::module_& m) {
+  py::class_<MlpRequest>(m, "MlpRequest")
+      .def(py::init([](std::string method, double rtol, double atol, std::vector<double> controller,
+                       std::optional<double> first_step, int64_t max_num_steps, bool all_together,
+                       bool perturb, bool record, bool keep, const std::string& adjoint,
+                       std::optional<int64_t> slots, int64_t instructions) {
+             return MlpRequest{std::move(method),
+                               rtol,
+                               atol,
+                               std::move(controller),
+                               first_step,
+                               max_num_steps,
+                               all_together,
+                               perturb,
+                               record,
+                               keep,
+                               adjoint_named(adjoint),
+                               slots.value_or(0),
+                               instructions};
+           }),
+           py::kw_only(), py::arg("method"), py::arg("rtol") = 0.0, py::arg("atol") = 0.0,
+           py::arg("controller") = std::vector<double>(), py::arg("first_step") = py::none(),
+           py::arg("max_num_steps") = 0, py::arg("all_together") = false,
+           py::arg("perturb") = false, py::arg("record") = false, py::arg("keep") = false,
+           py::arg("adjoint") = "backprop", py::arg("slots") = py::none(), py::arg("instructions"))
+      .def_readonly("method", &MlpRequest::method)
+      .def_readonly("rtol", &MlpRequest::rtol)
+      .def_readonly("atol", &MlpRequest::atol)
+      .def_readonly("perturb", &MlpRequest::perturb)
+      .def_property_readonly("adaptive", &MlpRequest::adaptive)
+      .def("numbers", &MlpRequest::numbers)
+      .def("settings", &MlpRequest::settings);
+  m.def("mlp_takes", &takes);
   m.def("mlp_solve", &solve);
   m.def("mlp_method", &register_method);
   mlp_calls().fail = raise_failure;
-  mlp_calls().replay = replay;
+  mlp_calls().double_backward = double_backward;
   m.def("mlp_instruction_sets", [] {
     std::vector<int> found;
     for (int i = 0; i <= int(InstructionSet::kV4); ++i) {

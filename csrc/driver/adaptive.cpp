@@ -6,6 +6,8 @@
 
 #include <cmath>
 
+#include "driver/python_calls.h"
+
 namespace fastnode {
 namespace {
 
@@ -46,7 +48,7 @@ double AdaptiveStepper::initial_step() {
   const double t = course_.t, one = 1, difference[] = {1, -1};
   const double d0 = norm_(y, y, {y}, {0}, &one), d1 = norm_(y, y, {f}, {0}, &one);
   if (!std::isfinite(d0) || !std::isfinite(d1)) {
-    py::module_::import("fastnode.errors").attr("not_finite_at_start")(t, wrap(y), wrap(f));
+    python_calls().not_finite_at_start(t, wrap(y), wrap(f));
   }
   const double h0 = Controller::trial_step(d0, d1, std::abs(end_ - t));
   const double signed_h = std::copysign(h0, end_ - t);
@@ -71,9 +73,8 @@ void AdaptiveStepper::check_progress() const {
   for (const at::Tensor& k : k_) {
     if (k.defined()) slopes.append(wrap(k));
   }
-  py::module_::import("fastnode.errors")
-      .attr("cannot_continue")(course_.t, course_.h * course_.direction, course_.attempts,
-                               max_num_steps_, course_.ratio, slopes);
+  python_calls().cannot_continue(course_.t, course_.h * course_.direction, course_.attempts,
+                                 max_num_steps_, course_.ratio, slopes);
 }
 
 void AdaptiveStepper::advance() {

@@ -8,6 +8,8 @@
 #include <cstring>
 #include <limits>
 
+#include "driver/python_calls.h"
+
 namespace fastnode {
 namespace {
 
@@ -172,8 +174,8 @@ void PerSampleSolve::fail(Failure failure, const std::vector<char>& which) {
         slopes.append(wrap(take_rows(each, chosen)));
       }
     }
-    py::module_::import("fastnode.engines.failures")
-        .attr("raise_failure")(int(failure), samples, times, steps, slopes, options_.max_num_steps);
+    python_calls().raise_failure(int(failure), samples, times, steps, slopes,
+                                 options_.max_num_steps);
   }
   for (int64_t r : chosen) {
     trace_.status[index_[r]] = int64_t(failure);

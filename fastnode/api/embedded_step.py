@@ -13,9 +13,9 @@ from torch import Tensor
 
 from fastnode.control.controllers import Controller, initial_step
 from fastnode.control.norms import ErrorNorm
+from fastnode.control.request import SolveRequest
 from fastnode.control.stiffness import Stiffness
 from fastnode.engines.methods import ADAPTIVE
-from fastnode.engines.per_sample_trace import SampleOptions
 from fastnode.engines.reference.per_sample import PerSampleSolve
 from fastnode.engines.reference.step import combine, take_step
 from fastnode.ops.rk_error import rk_error
@@ -240,8 +240,13 @@ class SampleStart:
         return Taken(size, y1, k)
 
     def _solve(self, f: Tensor) -> PerSampleSolve:
-        options = SampleOptions(self.tableau, Controller(), self.tolerances)
-        return PerSampleSolve(self.problem, f, options)
+        request = SolveRequest(
+            self.tableau.name,
+            self.tolerances.rtol,
+            self.tolerances.atol,
+            controller=Controller(),
+        )
+        return PerSampleSolve(self.problem, f, request)
 
     def unpack(self, x: Tensor) -> State:
         return self.problem.field.layout.unpack(x)

@@ -8,20 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnode.control.norms import ErrorNorm
-from fastnode.control.options import AdaptiveOptions, ScipyOptions, parse
 from fastnode.engines import select
 from fastnode.engines.fused import joint as fused
-from fastnode.engines.methods import ADAPTIVE, FIXED, find_method, fixed_method
-from fastnode.engines.reference.scipy_solver import integrate_scipy
-from fastnode.engines.select import (
-    adaptive_stepper,
-    fixed_callbacks,
-    no_callbacks,
-    traceable,
-)
+from fastnode.engines.methods import odeint_request
 from fastnode.events.search import link_found, solve_until_event
-from fastnode.problem.ivp import Problem, State, as_times, make_problem
+from fastnode.problem.ivp import State, make_problem
 from fastnode.torch_support.compile import outside_graph
 
 
@@ -87,18 +78,8 @@ def odeint(
         StepSizeUnderflow, MaxStepsExceeded, NonFiniteState, StagesNotSolved: the solve cannot go
             on.
     """
-    if engine not in select.NAMES:
-        raise ValueError(f"engine must be one of {', '.join(select.NAMES)}, got {engine!r}")
-    if event_fn is None and not args and engine in ("auto", "fused"):
-        solved = fused.odeint(func, y0, t, rtol, atol, method, options, engine == "fused")
-        if solved is not None:
-            return solved
-    if engine == "fused":
-        fused.refuse()
-    if event_fn is not None and engine != "auto":
-        raise ValueError(f"engine must be 'auto' with event_fn, got {engine!r}")
-    run = _solve if traceable(method, options, event_fn) else _outside_graph
-    return run(func, y0, t, rtol, atol, method, options, event_fn, args, engine)
+    given = func, y0, t, rtol, atol, method, options, event_fn, args, engine
+    return _traced(*given) if torch.compiler.is_compiling() else _solve(*given)
 
 
 def _solve(
@@ -113,65 +94,38 @@ def _solve(
     args: tuple[Any, ...],
     engine: str,
 ) -> Any:
-    name = find_method(method)
-    if engine == "graph":
-        select.graph_engine().check(name in ADAPTIVE)
+    request = odeint_request(method, rtol, atol, options, engine)
     problem = make_problem(func, y0, t, args)
     if event_fn is not None:
-        return solve_until_event(problem, name, event_fn, options, rtol, atol)
-    return problem.layout.unpack(solve_packed(problem, name, options, rtol, atol, engine))
-
-
-def solve_packed(
-    problem: Problem,
-    name: str,
-    options: Mapping[str, Any] | None,
-    rtol: Any,
-    atol: Any,
-    engine: str = "auto",
-) -> Tensor:
-    """The packed states at the problem's times, [T, *problem.y0.shape]."""
-    times = problem.times
-    if name in FIXED:
-        fixed, step = fixed_method(name, options, problem, rtol, atol)
-        grid = fixed.grid(problem.field.func, problem.layout.unpack(problem.y0), problem.t)
-        return select.integrate_fixed(
-            engine,
-            problem.field,
-            step,
-            problem.y0,
-            times,
-            times if fixed.steps_between_times else as_times(grid),
-            interp=fixed.interp,
-            perturb=fixed.perturb,
-            callbacks=fixed_callbacks(problem, name),
-        )
-    if name not in ADAPTIVE:
-        return _by_scipy(problem, name, options, rtol, atol)
-    if len(times) == 1:
-        parse(AdaptiveOptions, name, options)
-        return problem.y0.clone().unsqueeze(0)
-    stepper = adaptive_stepper(problem, name, times[-1], options, rtol, atol, engine)
-    return select.integrate(stepper, times)
+        if engine != "auto":
+            raise ValueError(f"engine must be 'auto' with event_fn, got {engine!r}")
+        return solve_until_event(problem, request, event_fn)
+    return problem.layout.unpack(select.integrate(problem, request))
 
 
 _outside_graph = outside_graph(_solve)
 
 
-def _by_scipy(
-    problem: Problem, name: str, options: Mapping[str, Any] | None, rtol: Any, atol: Any
-) -> Tensor:
-    scipy = parse(ScipyOptions, name, options)
-    no_callbacks(problem, name)
-    return integrate_scipy(
-        problem.field,
-        problem.y0,
-        problem.times,
-        ErrorNorm(problem.layout, problem.y0, rtol, atol),
-        solver=scipy.solver,
-        min_step=scipy.min_step,
-        max_step=scipy.max_step,
-    )
+def _traced(
+    func: Callable[..., Any],
+    y0: State,
+    t: Tensor,
+    rtol: Any,
+    atol: Any,
+    method: str | None,
+    options: Mapping[str, Any] | None,
+    event_fn: Callable[..., Any] | None,
+    args: tuple[Any, ...],
+    engine: str,
+) -> Any:
+    """In a graph of torch.compile: what it can record, and all else outside of it."""
+    given = func, y0, t, rtol, atol, method, options, event_fn, args, engine
+    if hasattr(type(func), "perceptron") and options is None and event_fn is None:
+        request = odeint_request(method, rtol, atol, options, engine)
+        problem = make_problem(func, y0, t, args)
+        if fused.refusal(problem, request) is None:
+            return fused.integrate(problem, request)
+    return (_solve if select.traceable(method, options, event_fn) else _outside_graph)(*given)
 
 
 def odeint_event(

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from fastnode.adjoints.continuous.adjoint import Adjoint
-from fastnode.api.odeint import odeint, solve_packed
+from fastnode.api.odeint import odeint
 from fastnode.control.norms import ErrorNorm
-from fastnode.engines.methods import find_method
+from fastnode.control.request import SolveRequest
+from fastnode.engines import select
+from fastnode.engines.methods import find_method, odeint_request
 from fastnode.events.search import link_found, solve_until_event
 from fastnode.ops.dispatch import transformed
 from fastnode.problem.ivp import Problem, State, make_problem
@@ -98,7 +100,7 @@ def odeint_adjoint(
         )
         return _depend(result, trained, event_fn is not None)
 
-    name = find_method(method)
+    request = odeint_request(method, rtol, atol, options)
     problem = make_problem(func, y0, t, args)
     ErrorNorm(problem.layout, problem.y0, rtol, atol)
     inherited = {key: value for key, value in (options or {}).items() if key != "norm"}
@@ -111,33 +113,30 @@ def odeint_adjoint(
     adjoint = Adjoint(
         problem,
         trained,
-        method=name if adjoint_method is None else adjoint_method,
+        method=request.method if adjoint_method is None else adjoint_method,
         rtol=rtol if adjoint_rtol is None else adjoint_rtol,
         atol=atol if adjoint_atol is None else adjoint_atol,
         options=inherited if adjoint_options is None else adjoint_options,
         state_norm=(options or {}).get("norm"),
-        again=lambda problem: solve_packed(problem, name, options, rtol, atol),
+        again=lambda problem: select.step_through(problem, request),
     )
     if event_fn is not None:
-        return _until_event(adjoint, problem, name, event_fn, options, rtol, atol)
+        return _until_event(adjoint, problem, request, event_fn)
     with torch.no_grad():
-        solution = solve_packed(problem, name, options, rtol, atol)
+        solution = select.step_through(problem, request)
     return problem.layout.unpack(adjoint.attach(solution))
 
 
 def _until_event(
     adjoint: Adjoint,
     problem: Problem,
-    name: str,
+    request: SolveRequest,
     event_fn: Callable[..., Any],
-    options: Mapping[str, Any] | None,
-    rtol: Any,
-    atol: Any,
 ) -> tuple[Tensor, Any]:
     """The adjoint of a solve up to a time that is held fixed, and then that time's own gradient."""
     layout = problem.layout
     with torch.no_grad():
-        event_t, states = solve_until_event(problem, name, event_fn, options, rtol, atol)
+        event_t, states = solve_until_event(problem, request, event_fn)
     solution = torch.stack(layout.pack_times(states))
     times = torch.cat([problem.t[:1], event_t.reshape(1).to(problem.t)])
     linked = layout.unpack(adjoint.attach(solution, times))

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnode.engines.methods import ADAPTIVE, find_method
+from fastnode.engines import select
+from fastnode.engines.methods import ADAPTIVE, find_method, odeint_request
 from fastnode.engines.reference.step import Step
-from fastnode.engines.select import adaptive_stepper
 from fastnode.errors import InvalidValue
 from fastnode.problem.ivp import Layout, State, as_times, make_problem, reached, to_float
 from fastnode.torch_support.compile import outside_graph
@@ -94,7 +94,9 @@ def odeint_dense(
         )
     problem = make_problem(func, y0, torch.cat([_one("t0", t0), _one("t1", t1)]), args)
     end = problem.times[-1]
-    stepper = adaptive_stepper(problem, name, end, options, rtol, atol)
+    request = odeint_request(name, rtol, atol, options)
+    callbacks = select.adaptive_callbacks(problem, request)
+    stepper = select.make_stepper(problem, request, callbacks=callbacks)
     steps = []
     while not reached(stepper.t, end, problem.field.direction):
         step = stepper.advance()

@@ -10,25 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnode.adjoints.discrete.per_sample import checkpoint_samples
-from fastnode.adjoints.discrete.per_sample_fused import solve_perceptrons
 from fastnode.adjoints.discrete.revolve import Revolve
-from fastnode.adjoints.select import DISCRETE, find_adjoint, find_params
+from fastnode.adjoints.select import find_adjoint
 from fastnode.api.solve_joint import JointSolve
+from fastnode.api.solve_samples import solve_samples
 from fastnode.control.controllers import Controller, find_controller
+from fastnode.control.options import FixedOptions
+from fastnode.control.request import SolveRequest
 from fastnode.engines import select
-from fastnode.engines.fused import joint as fused
-from fastnode.engines.methods import ADAPTIVE, FIXED, SOLVED
-from fastnode.engines.per_sample_trace import SampleOptions
+from fastnode.engines.methods import ADAPTIVE, FIXED, SOLVED, fixed_options
 from fastnode.events.watch import as_events
-from fastnode.ops.dispatch import transformed
-from fastnode.problem.batch import SampleProblem, make_samples, sample_first_step, sample_tolerances
+from fastnode.problem.batch import make_samples, sample_first_step, sample_tolerances
 from fastnode.problem.ivp import State, check_times, make_problem
-from fastnode.recording.per_sample import sample_solution
-from fastnode.solution import Solution, Steps
-from fastnode.tableaus import METHODS
+from fastnode.solution import Solution
 from fastnode.torch_support.compile import outside_graph
-from fastnode.torch_support.grad_mode import recorded
 
 SAVE = ("times", "steps", "dense")
 
@@ -141,121 +136,50 @@ def solve(
         raise ValueError(f"step_size and steps need a method of fixed steps, got {method!r}")
     name, slots = find_adjoint(adjoint, method)
     _check_combination(name, method, per_sample, save, bool(watched), on_step)
-    if engine == "graph":
-        select.graph_engine().check(
-            method in ADAPTIVE, per_sample, save, bool(watched), on_step, name
-        )
+    request = SolveRequest(
+        method,
+        rtol,
+        atol,
+        engine,
+        name,
+        slots,
+        None if adjoint_params is None else tuple(adjoint_params),
+        control,
+        max_num_steps=max_num_steps,
+        all_together=True,
+        save=save,
+        events=watched,
+        on_step=on_step,
+        throw=throw,
+        record=True,
+    )
+    select.check_named(request, per_sample)
     with torch.no_grad() if name == "none" else nullcontext():
         if per_sample:
             samples = make_samples(func, y0, ts, tuple(args))
-            options = SampleOptions(
-                ADAPTIVE[method],
-                control,
-                sample_tolerances(rtol, atol, samples.y0),
-                sample_first_step(first_step, samples.y0),
-                max_num_steps,
-                keep_states=save != "times",
-                keep_slopes=save == "dense",
-                throw=throw,
+            tolerances = sample_tolerances(rtol, atol, samples.y0)
+            request = request.with_(
+                rtol=tolerances.rtol,
+                atol=tolerances.atol,
+                first_step=sample_first_step(first_step, samples.y0),
             )
-            return _solve_samples(ts, samples, options, engine, name, slots, adjoint_params)
-        size = _positive("first_step", first_step)
-        # Who wants only the errors of steps, or the states where they begin, need not be called
-        # for each step.
-        of_errors = getattr(on_step, "take_errors", None)
-        of_states = getattr(on_step, "take_states", None)
-        whole = engine in ("auto", "fused") and save == "times" and not (watched or args)
-        # What the fused engine keeps for gradients are the states at which steps begin.
-        whole = whole and (
-            name in ("backprop", "none")
-            or (name in ("checkpoint", "revolve") and adjoint_params is None)
-        )
-        able = on_step is None or of_errors is not None or of_states is not None
-        if whole and method in ADAPTIVE and able:
-            solved = fused.solve(
-                func,
-                y0,
-                ts,
-                ADAPTIVE[method],
-                rtol,
-                atol,
-                control,
-                size,
-                max_num_steps,
-                throw,
-                name == "backprop",
-                slots,
-                engine == "fused",
-                of_errors is not None,
-                of_states,
-            )
-            if solved is not None:
-                if of_errors is None:
-                    return solved
-                taken = solved.steps
-                assert isinstance(taken, Steps)
-                of_errors(taken)
-                return replace(solved, steps=replace(taken, error=taken.error.detach()))
+            return solve_samples(ts, samples, request)
+        request = request.with_(first_step=_positive("first_step", first_step))
+        if method in FIXED:
+            request = request.with_(fixed=_fixed(method, step_size, steps), steps=steps)
         check_times("ts", ts)
-        joint = JointSolve(
-            make_problem(func, y0, ts, tuple(args)),
-            method,
-            rtol,
-            atol,
-            control,
-            save,
-            watched,
-            engine,
-            size,
-            max_num_steps,
-            step_size,
-            steps,
-            throw,
-            on_step,
-        )
-        if whole and on_step is None and method in METHODS and joint.grid:
-            solved = fused.solve_along(
-                func,
-                y0,
-                ts,
-                METHODS[method],
-                joint.grid,
-                max_num_steps,
-                name == "backprop",
-                slots,
-                engine == "fused",
-            )
-            if solved is not None:
-                return solved
-        if engine == "fused":
-            fused.refuse()
-        return joint.run(name, slots, adjoint_params)
+        return JointSolve(make_problem(func, y0, ts, tuple(args)), request).run()
 
 
-def _solve_samples(
-    ts: Tensor,
-    samples: SampleProblem,
-    options: SampleOptions,
-    engine: str,
-    adjoint: str,
-    slots: int | None,
-    adjoint_params: Iterable[Tensor] | None,
-) -> Solution:
-    trace = None
-    if (
-        engine in ("auto", "fused")
-        and (adjoint == "backprop" or (adjoint == "checkpoint" and adjoint_params is None))
-        and not options.controller.has_own_rules
-    ):
-        trace = solve_perceptrons(samples, options, engine == "fused")
-    if trace is None and adjoint in DISCRETE:
-        params = find_params(samples.field.func, adjoint, adjoint_params)
-        known = recorded((samples.y0, ts), samples.args, params)
-        if known and not transformed() and samples.ts.shape[1] > 1:
-            trace = checkpoint_samples(samples, options, engine, slots, params)
-    if trace is None:
-        trace = select.solve_per_sample(engine, samples, options)
-    return sample_solution(ts, samples, options, trace)
+def _fixed(method: str, step_size: float | None, steps: int | None) -> FixedOptions:
+    """Steps of one size or number, with a cubic between their ends."""
+    if steps is not None:
+        if step_size is not None:
+            raise ValueError("step_size and steps exclude each other, got both")
+        if not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
+    options = {} if step_size is None else {"step_size": step_size}
+    return fixed_options(method, {**options, "interp": "cubic"})
 
 
 def _check_combination(

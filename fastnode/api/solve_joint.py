@@ -1,9 +1,7 @@
-"""A solve all of whose samples share their steps, ready to be run in the way its adjoint asks."""
+"""A solve whose samples share their steps, run as its adjoint asks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,172 +13,122 @@ from fastnode.adjoints.discrete.checkpoint import StepChain, checkpointed
 from fastnode.adjoints.discrete.reversible import reversibly
 from fastnode.adjoints.discrete.step_transpose import Scheme
 from fastnode.adjoints.select import DISCRETE, find_params
-from fastnode.control.controllers import Controller
 from fastnode.control.norms import ErrorNorm
-from fastnode.control.options import FixedOptions
+from fastnode.control.request import SolveRequest
 from fastnode.engines import select
-from fastnode.engines.methods import ADAPTIVE, FIXED, fixed_method
+from fastnode.engines.fused import joint as fused
+from fastnode.engines.methods import fixed_steps
 from fastnode.engines.reference.fixed import GridStepper
-from fastnode.engines.reference.step import StepFunction
 from fastnode.ops.dispatch import transformed
-from fastnode.problem.ivp import Problem, Time, as_times, to_float
+from fastnode.problem.ivp import Problem, Time, to_float
 from fastnode.recording.joint import Recording
 from fastnode.solution import Solution
 from fastnode.tableaus import METHODS
 from fastnode.torch_support.grad_mode import recorded
 
 
-@dataclass(eq=False)
 class JointSolve:
-    """What ``fastnode.solve`` was asked for, checked but for the times of fixed steps."""
+    """One joint solve: a problem, and what ``fastnode.solve`` was asked for.
 
-    problem: Problem
-    method: str
-    rtol: Any
-    atol: Any
-    controller: Controller
-    save: str
-    events: Sequence[Any]
-    engine: str
-    first_step: float | None
-    max_num_steps: int
-    step_size: float | None
-    steps: int | None
-    throw: bool
-    on_step: Callable[[Any], Any] | None
-    #: Where fixed steps begin and end; empty for a method that chooses its steps.
-    grid: list[Time] = field(init=False, default_factory=list)
+    Attributes:
+        grid: where fixed steps begin and end; empty for a method that chooses its steps.
+    """
 
-    def __post_init__(self) -> None:
-        if self.method in FIXED:
-            self.grid = self._grid(self.problem)
-            return
-        self._control: dict[str, Any] = {
-            "controller": self.controller,
-            "norm": ErrorNorm(self.problem.layout, self.problem.y0, self.rtol, self.atol),
-            "first_step": self.first_step,
-        }
+    def __init__(self, problem: Problem, request: SolveRequest):
+        self.problem, self.request = problem, request
+        self.grid: list[Time] = [] if request.fixed is None else request.grid(problem)
+        # Checked before any work is done.
+        self.norm = None
+        if request.fixed is None:
+            self.norm = ErrorNorm(problem.layout, problem.y0, request.rtol, request.atol)
 
-    def run(self, adjoint: str, slots: int | None, adjoint_params: Any) -> Solution:
-        """The solution with the gradients of an adjoint (see ``fastnode.adjoints``)."""
-        if len(self.problem.times) == 1 or adjoint in ("backprop", "none"):
-            return self._backprop(self.problem).solution()
-        problem = self.problem
-        params = find_params(problem.field.func, adjoint, adjoint_params)
-        if adjoint == "reversible":
-            return reversibly(
-                problem,
-                METHODS[self.method],
-                params,
-                self._record,
-                self.grid,
-                self.max_num_steps,
-                {} if self.grid else self._control,
-                self.throw,
-            )
-        args = problem.field.args
-        if transformed() or not recorded((problem.y0, problem.t), args, params):
+    def run(self) -> Solution:
+        """The solution with the gradients of the request's adjoint (see ``adjoints.select``)."""
+        problem, request = self.problem, self.request
+        if select.choose(problem, request) == "fused":
+            return fused.solve(problem, request)
+        if len(problem.times) == 1 or request.adjoint in ("backprop", "none"):
             return self._backprop(problem).solution()
-        if adjoint in DISCRETE:
-            return self._checkpoint(slots, params)
+        params = find_params(problem.func, request.adjoint, request.adjoint_params)
+        if request.adjoint == "reversible":
+            return reversibly(problem, request, params, self._record, self.grid)
+        if transformed() or not recorded((problem.y0, problem.t), problem.args, params):
+            return self._backprop(problem).solution()
+        if request.adjoint in DISCRETE:
+            return self._checkpoint(params)
         return self._continuous(params)
 
     def _backprop(self, problem: Problem) -> Recording:
         grid = self.grid
         if problem is not self.problem and grid:
-            grid = self._grid(problem)
+            grid = self.request.grid(problem)
         recording = self._record(problem)
         if len(problem.times) > 1:
-            recording.run(partial(self._stepper, problem, grid), self.throw)
+            recording.run(partial(self._stepper, problem, grid), self.request.throw)
         return recording
 
-    def _checkpoint(self, slots: int | None, params: tuple[Tensor, ...]) -> Solution:
-        inside = "cubic" if self.grid else "dense"
-        scheme = Scheme(METHODS[self.method], inside, perturb=not self.grid)
-        if self.engine == "graph" and scheme.carries:
+    def _checkpoint(self, params: tuple[Tensor, ...]) -> Solution:
+        request, inside = self.request, "cubic" if self.grid else "dense"
+        scheme = Scheme(request.tableau, inside, perturb=not self.grid)
+        by_graph = request.engine == "graph"
+        if by_graph and scheme.carries:
             raise select.graph_engine().refuse(
-                f"method {self.method!r} with adjoint 'checkpoint' or a Revolve"
+                f"method {request.method!r} with adjoint 'checkpoint' or a Revolve"
             )
         return checkpointed(
             self.problem,
             self.grid,
             scheme,
-            slots,
+            request.slots,
             params,
             self._record,
             self._stepper,
-            self.throw,
-            keeps_graph=self.on_step is None and not self.events and self.engine != "graph",
-            kind=_captured_chain() if self.engine == "graph" else StepChain,
+            request.throw,
+            keeps_graph=request.on_step is None and not request.events and not by_graph,
+            kind=_captured_chain() if by_graph else StepChain,
         )
 
     def _continuous(self, params: tuple[Tensor, ...]) -> Solution:
-        problem = self.problem
-        held = (x for x in problem.field.args if isinstance(x, Tensor) and x.requires_grad)
+        problem, request = self.problem, self.request
+        held = (x for x in problem.args if isinstance(x, Tensor) and x.requires_grad)
         size = self._size()
         adjoint = Adjoint(
             problem,
             # The same tensor twice would get its gradient twice.
             tuple({id(x): x for x in (*params, *held)}.values()),
-            method=self.method,
-            rtol=self.rtol,
-            atol=self.atol,
+            method=request.method,
+            rtol=request.rtol,
+            atol=request.atol,
             options=None if size is None else {"step_size": size},
             again=lambda problem: torch.stack(self._backprop(problem).outputs),
         )
         with torch.no_grad():
-            recording = self._record(replace(problem, t=problem.t.detach()))
+            recording = self._record(problem.with_(t=problem.t.detach()))
             plain: list[Time] = [to_float(t) for t in self.grid]
-            recording.run(partial(self._stepper, recording.problem, plain), self.throw)
+            recording.run(partial(self._stepper, recording.problem, plain), request.throw)
             packed = torch.stack(recording.outputs)
         recording.outputs = list(adjoint.attach(packed).unbind())
         recording.problem = problem
         return recording.solution()
 
     def _record(self, problem: Problem) -> Recording:
-        return Recording(problem, METHODS.get(self.method), self.save, self.events, self.on_step)
+        request = self.request
+        tableau = METHODS.get(request.method)
+        return Recording(problem, tableau, request.save, request.events, request.on_step)
 
     def _stepper(self, problem: Problem, grid: list[Time]) -> Any:
-        if self.method in FIXED:
-            step = self._fixed_method(problem)[1]
-            return GridStepper(problem.field, step, problem.y0, grid, self.max_num_steps)
-        start, *_, end = problem.times
-        return select.make_stepper(
-            self.engine,
-            problem.field,
-            ADAPTIVE[self.method],
-            start,
-            problem.y0,
-            end=end,
-            max_num_steps=self.max_num_steps,
-            outputs=problem.times,
-            **self._control,
-        )
+        request = self.request
+        if request.fixed is not None:
+            step = fixed_steps(problem, request)
+            return GridStepper(problem.field, step, problem.y0, grid, request.max_num_steps)
+        return select.make_stepper(problem, request, norm=self.norm)
 
     def _size(self) -> float | None:
         """The size of fixed steps, None for those from one time to the next."""
-        if self.steps is None:
-            return self.step_size
+        if self.request.steps is None:
+            return None if self.request.fixed is None else self.request.fixed.step_size
         start, *_, end = self.problem.t.tolist()
-        return abs(end - start) / self.steps
-
-    def _fixed_method(self, problem: Problem) -> tuple[FixedOptions, StepFunction]:
-        options = None if self.step_size is None else {"step_size": self.step_size}
-        return fixed_method(self.method, options, problem, self.rtol, self.atol)
-
-    def _grid(self, problem: Problem) -> list[Time]:
-        """Where fixed steps begin and end."""
-        if self.steps is None:
-            options = self._fixed_method(problem)[0]
-            return as_times(options.grid(problem.field.func, problem.y0, problem.t))
-        if self.step_size is not None:
-            raise ValueError("step_size and steps exclude each other, got both")
-        if not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"steps must be an integer of at least 1, got {self.steps!r}")
-        t = problem.t.double()
-        even = torch.linspace(0, 1, self.steps + 1, dtype=torch.float64)
-        # Both ends exactly: 1 - x and x, not a sum of rounded steps.
-        return as_times(t[0] * (1 - even) + t[-1] * even)
+        return abs(end - start) / self.request.steps
 
 
 def _captured_chain() -> type[StepChain]:

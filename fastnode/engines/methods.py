@@ -6,8 +6,18 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, TypeAlias
 
+import torch
+
 from fastnode.control.norms import ErrorNorm
-from fastnode.control.options import AdamsOptions, FixedOptions, ImplicitOptions, parse
+from fastnode.control.options import (
+    AdamsOptions,
+    AdaptiveOptions,
+    FixedOptions,
+    ImplicitOptions,
+    ScipyOptions,
+    parse,
+)
+from fastnode.control.request import SolveRequest, adaptive_request
 from fastnode.engines.fused import joint as fused
 from fastnode.engines.reference.adams import AdamsSteps
 from fastnode.engines.reference.implicit import ImplicitSteps
@@ -85,20 +95,62 @@ def find_method(method: Any) -> str:
     return name
 
 
-def fixed_method(
-    name: str, options: Mapping[str, Any] | None, problem: Problem, rtol: Any, atol: Any
-) -> tuple[FixedOptions, StepFunction]:
-    """The options of one of ``FIXED`` and its steps, made for one solve."""
+def odeint_request(
+    method: Any, rtol: Any, atol: Any, options: Mapping[str, Any] | None, engine: str = "auto"
+) -> SolveRequest:
+    """What ``odeint`` is asked for.
+
+    Raises:
+        ValueError, TypeError: the method or an option is wrong.
+    """
+    if options is None and type(rtol) is float and type(atol) is float:
+        # The smallest solves take a few microseconds: their request is not made anew.
+        key = method, rtol, atol, engine
+        if torch.compiler.is_compiling():
+            return _odeint_request(*key, None)
+        known = _REQUESTS.get(key)
+        if known is None:
+            if len(_REQUESTS) >= 64:
+                _REQUESTS.clear()
+            known = _REQUESTS[key] = _odeint_request(*key, None)
+        return known
+    return _odeint_request(method, rtol, atol, engine, options)
+
+
+_REQUESTS: dict[Any, SolveRequest] = {}
+_DEFAULTS = AdaptiveOptions()
+
+
+def _odeint_request(
+    method: Any, rtol: Any, atol: Any, engine: str, options: Mapping[str, Any] | None
+) -> SolveRequest:
+    name = find_method(method)
+    if name in ADAPTIVE:
+        chosen = _DEFAULTS if options is None else parse(AdaptiveOptions, name, options)
+        return adaptive_request(name, rtol, atol, chosen, engine=engine)
+    if name == SCIPY:
+        return SolveRequest(name, rtol, atol, engine, scipy=parse(ScipyOptions, name, options))
+    return SolveRequest(name, rtol, atol, engine, fixed=fixed_options(name, options))
+
+
+def fixed_options(name: str, options: Mapping[str, Any] | None) -> FixedOptions:
+    """The options of one of ``FIXED``."""
     if name in IMPLICIT:
-        implicit = parse(ImplicitOptions, name, options)
-        return implicit, ImplicitSteps(IMPLICIT[name], implicit.max_iters)
-    if name not in ADAMS:
-        return parse(FixedOptions, name, options), ExplicitSteps(METHODS[name])
-    adams = parse(AdamsOptions, name, options)
+        return parse(ImplicitOptions, name, options)
+    return parse(AdamsOptions if name in ADAMS else FixedOptions, name, options)
+
+
+def fixed_steps(problem: Problem, request: SolveRequest) -> StepFunction:
+    """The steps of one of ``FIXED``, made for one solve."""
+    name, options = request.method, request.fixed
+    if isinstance(options, ImplicitOptions):
+        return ImplicitSteps(IMPLICIT[name], options.max_iters)
+    if not isinstance(options, AdamsOptions):
+        return ExplicitSteps(METHODS[name])
     corrector = None
     if name != "explicit_adams":
-        corrector = ErrorNorm(problem.layout, problem.y0, rtol, atol, _largest)
-    return adams, AdamsSteps(adams.order(corrector is None), corrector, adams.max_iters)
+        corrector = ErrorNorm(problem.layout, problem.y0, request.rtol, request.atol, _largest)
+    return AdamsSteps(options.order(corrector is None), corrector, options.max_iters)
 
 
 def _largest(error: Any) -> float:

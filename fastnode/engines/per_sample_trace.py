@@ -1,4 +1,4 @@
-"""What the engines of per-sample solves share: options in, trace out, and arithmetic on rows."""
+"""What the engines of per-sample stepping share: the trace, and arithmetic on rows."""
 
 from __future__ import annotations
 
@@ -9,25 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnode.control.controllers import Controller
+from fastnode.control.request import SolveRequest
 from fastnode.engines.failures import Failure
 from fastnode.ops.rk_rows import rk_dense_rows, rk_stage_rows
 from fastnode.problem.batch import SampleProblem, Tolerances
 from fastnode.tableaus import Tableau, Weights
-
-
-@dataclass(frozen=True, eq=False)
-class SampleOptions:
-    tableau: Tableau
-    controller: Controller
-    tolerances: Tolerances
-    #: A number, one per sample, or None to choose it at the cost of one evaluation.
-    first_step: float | Tensor | None = None
-    max_num_steps: int = 2**31 - 1
-    keep_states: bool = False
-    keep_slopes: bool = False
-    #: Whether a sample that cannot go on raises; else the others are finished.
-    throw: bool = True
 
 
 @dataclass(eq=False)
@@ -100,11 +86,11 @@ def interpolate_rows(
     return rk_dense_rows(y, slopes, torch.stack(weights, dim=1))
 
 
-def nothing(problem: SampleProblem, options: SampleOptions) -> Trace:
+def nothing(problem: SampleProblem, request: SolveRequest) -> Trace:
     """A solve at one time, which costs no evaluation."""
     y0, numbers = problem.y0, problem.direction[:0]
     zero = torch.zeros(y0.shape[0], dtype=torch.int64, device=y0.device)
-    stages = len(options.tableau.a) + len(options.tableau.further)
+    stages = len(request.tableau.a) + len(request.tableau.further)
     return Trace(
         y0[None],
         zero,
@@ -114,6 +100,6 @@ def nothing(problem: SampleProblem, options: SampleOptions) -> Trace:
         numbers,
         numbers,
         numbers,
-        states=y0[:0] if options.keep_states else None,
-        slopes=y0.new_empty(stages, 0, y0.shape[1]) if options.keep_slopes else None,
+        states=y0[:0] if request.keep_states else None,
+        slopes=y0.new_empty(stages, 0, y0.shape[1]) if request.keep_slopes else None,
     )

@@ -1,226 +1,284 @@
-"""The loops of a solve, and which of them runs.
+"""Which engine runs a solve: the only place that decides.
 
-``reference`` is pure PyTorch and the definition of right; ``native`` is the same loop in C++;
-``fused`` is that loop with a multilayer perceptron inside; without samples' own steps it is chosen
-before a problem is made. ``graph`` is that loop as one CUDA graph.
+``reference`` is pure PyTorch and the definition of right; ``native`` is the same loop in C++, which
+calls the Python field; ``fused`` is that loop with a multilayer perceptron inside; ``graph`` is
+that loop as one CUDA graph. Each engine says by ``refusal`` why it cannot run a solve.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from fastnode import extension
+from fastnode import errors, extension
 from fastnode.control.controllers import Controller
 from fastnode.control.norms import ErrorNorm
-from fastnode.control.options import AdaptiveOptions, parse
+from fastnode.control.request import SolveRequest
+from fastnode.engines import failures
+from fastnode.engines.fused import double_backward
 from fastnode.engines.fused import joint as fused
 from fastnode.engines.fused import per_sample as per_sample_fused
-from fastnode.engines.methods import ADAPTIVE
+from fastnode.engines.methods import fixed_steps
 from fastnode.engines.native import joint as native
 from fastnode.engines.native import per_sample as per_sample_native
-from fastnode.engines.per_sample_trace import SampleOptions, Trace, nothing
+from fastnode.engines.per_sample_trace import Trace, nothing
 from fastnode.engines.reference import adaptive, fixed, per_sample
-from fastnode.engines.reference.step import ExplicitSteps, Step, StepFunction
+from fastnode.engines.reference.scipy_solver import integrate_scipy
+from fastnode.engines.reference.step import ExplicitSteps, StepFunction
 from fastnode.problem.batch import SampleProblem
 from fastnode.problem.callbacks import ADAPTIVE_CALLBACKS, FIXED_CALLBACKS, find_callbacks
-from fastnode.problem.ivp import Callbacks, Problem, Time, VectorField, clock_dtype, to_float
+from fastnode.problem.ivp import Callbacks, Problem, Time, clock_dtype, to_float
 from fastnode.tableaus import METHODS
 
 NAMES = ("auto", "reference", "native", "fused", "graph")
 
+if extension.AVAILABLE:
+    extension.native().set_python_calls(
+        errors.not_finite_at_start,
+        errors.cannot_continue,
+        failures.raise_failure,
+        double_backward.gradients,
+    )
 
-def is_native(engine: str, y: Tensor, times: Sequence[Time]) -> bool:
-    """Whether the C++ loop runs a solve from ``y``; ``auto`` takes it wherever it can.
+
+def refused(engine: str, why: str) -> ValueError:
+    """The error of a caller who named an engine that cannot run the solve."""
+    return ValueError(f"engine {engine!r} cannot run this solve: {why}")
+
+
+def choose(problem: Problem, request: SolveRequest) -> str:
+    """The engine of a whole joint solve: "fused", or "auto" for one that takes it step by step.
 
     Raises:
-        ValueError: ``engine`` is unknown, or is "native" where that cannot run.
+        ValueError: the engine that was named cannot run it.
+    """
+    named = request.engine
+    if named == "auto" or named == "fused":
+        why = fused.refusal(problem, request)
+        if why is None:
+            return "fused"
+        if named == "fused":
+            raise refused(named, why)
+    return named
+
+
+def stepping_engine(
+    engine: str, y: Tensor, times: Sequence[Time], controller: Controller | None = None
+) -> str:
+    """ "native" or "reference" for a solve that is taken step by step; "native" where it can.
+
+    Raises:
+        ValueError: the engine that was named cannot run it.
     """
     if engine not in NAMES:
         raise ValueError(f"engine must be one of {', '.join(NAMES)}, got {engine!r}")
-    able = engine != "reference" and native.available(y, times)
-    if engine == "native" and not able:
-        why = (
-            "times that need gradients, torch.func transforms, forward-mode differentiation, "
-            "torch.compile and subclasses of Tensor need engine='reference'"
-        )
-        raise ValueError(
-            f"engine 'native' cannot run this solve: {why if extension.AVAILABLE else ''}"
-            f"{'' if extension.AVAILABLE else 'the extension is ' + extension.REASON}"
-        )
-    return able
+    if engine == "reference":
+        return engine
+    why = native.refusal(y, times) or _own_rules(engine, controller)
+    if why is None:
+        return "native"
+    if engine == "native":
+        raise refused(engine, why)
+    return "reference"
 
 
-def by_own_rules(engine: str, controller: Controller) -> bool:
-    """Whether Python decides on steps, by methods of a controller that is more than its numbers.
-
-    Raises:
-        ValueError: it does, and ``engine`` is "native" or "graph".
-    """
-    if controller.has_own_rules and engine in ("native", "graph"):
-        raise ValueError(
-            f"engine {engine!r} cannot run this solve: it takes a controller's numbers and calls "
-            f"none of its methods; {type(controller).__name__} needs engine='reference'"
-        )
-    return controller.has_own_rules
+def _own_rules(engine: str, controller: Controller | None) -> str | None:
+    """Why C++ cannot decide on steps: methods of a controller that is more than its numbers do."""
+    if controller is None or not controller.has_own_rules:
+        return None
+    return (
+        "it takes a controller's numbers and calls none of its methods; "
+        f"{type(controller).__name__} needs engine='reference'"
+    )
 
 
 def graph_engine() -> Any:
     """The module of engine "graph". Imported when it is asked for, as few ask: it takes a tenth of
     the time of importing fastnode."""
-    from fastnode.engines.cuda_graph import engine as graph
+    from fastnode.engines.cuda_graph import engine
 
-    return graph
+    return engine
+
+
+def check_named(request: SolveRequest, per_sample: bool = False) -> None:
+    """Raises ValueError for what a named engine cannot do, whatever the problem."""
+    if request.engine not in NAMES:
+        raise ValueError(f"engine must be one of {', '.join(NAMES)}, got {request.engine!r}")
+    if request.engine == "graph":
+        graph_engine().check(request, per_sample)
+
+
+def integrate(problem: Problem, request: SolveRequest) -> Tensor:
+    """The packed states at the problem's times, [T, *problem.y0.shape]."""
+    if choose(problem, request) == "fused":
+        return fused.integrate(problem, request)
+    return step_through(problem, request)
+
+
+def step_through(problem: Problem, request: SolveRequest) -> Tensor:
+    """The same by an engine that calls func for each stage, as the continuous adjoint does too."""
+    check_named(request)
+    if request.fixed is not None:
+        return integrate_fixed(
+            problem, request, fixed_steps(problem, request), fixed_callbacks(problem, request)
+        )
+    if request.scipy is not None:
+        find_callbacks(problem, request.method, (), problem.t.dtype)
+        return scipy_states(
+            problem, request, ErrorNorm(problem.layout, problem.y0, request.rtol, request.atol)
+        )
+    if len(problem.times) == 1:
+        return problem.y0.clone().unsqueeze(0)
+    callbacks = adaptive_callbacks(problem, request)
+    return run(make_stepper(problem, request, callbacks=callbacks), problem.times)
 
 
 def make_stepper(
-    engine: str,
-    field: Any,
-    tableau: Any,
-    t: Time,
-    y: Tensor,
+    problem: Problem,
+    request: SolveRequest,
     *,
-    outputs: Sequence[Time] = (),
-    **options: Any,
+    end: Time | None = None,
+    norm: Any = None,
+    callbacks: Callbacks | None = None,
+    first_step: float | None = None,
 ) -> Any:
-    """An AdaptiveStepper of the chosen engine (see engines.adaptive for the arguments); ``outputs``
-    are the times of outputs, which engine "graph" must know beforehand."""
-    by_rules = by_own_rules(engine, options["controller"])
-    if engine == "graph":
-        return graph_engine().make_stepper(field, tableau, t, y, outputs=outputs, **options)
-    if is_native(engine, y, (t, options["end"])) and not by_rules:
-        return native.make_stepper(field, tableau, t, y, **options)
-    return adaptive.AdaptiveStepper(field, tableau, t, y, **options)
+    """An AdaptiveStepper (see engines.reference.adaptive) at the first time of the problem; it
+    takes no step beyond ``end``, by default the last time. ``norm`` and ``first_step`` take the
+    place of the request's."""
+    field, y = problem.field, problem.y0
+    start, *_, last = problem.times
+    end = last if end is None else end
+    if norm is None:
+        norm = ErrorNorm(problem.layout, y, request.rtol, request.atol, request.norm)
+    options: dict[str, Any] = {
+        "end": end,
+        "controller": request.controller,
+        "norm": norm,
+        "first_step": request.first_step if first_step is None else first_step,
+        "max_num_steps": request.max_num_steps,
+        "stops": request.stops(to_float(start), to_float(end), field.direction),
+    }
+    if callbacks is not None:
+        options["callbacks"] = callbacks
+    if request.engine == "graph":
+        why = _own_rules("graph", request.controller)
+        if why is not None:
+            raise refused("graph", why)
+        return graph_engine().make_stepper(
+            field, request.tableau, start, y, outputs=problem.times, **options
+        )
+    engine = stepping_engine(request.engine, y, (start, end), request.controller)
+    if engine == "native":
+        return native.make_stepper(field, request.tableau, start, y, **options)
+    return adaptive.AdaptiveStepper(field, request.tableau, start, y, **options)
 
 
-def integrate_fixed(
-    engine: str, field: Any, step: StepFunction, y: Tensor, times: Any, grid: Any, **options: Any
-) -> Tensor:
-    """engines.fixed.integrate_fixed by the chosen engine; the C++ loop knows explicit Runge-Kutta
-    methods, the others are run by the reference."""
-    if isinstance(step, ExplicitSteps) and is_native(engine, y, (*times, *grid)):
-        return native.integrate_fixed(field, step.tableau, y, times, grid, **options)
-    return fixed.integrate_fixed(field, step, y, times, grid, **options)
-
-
-def integrate(stepper: Any, times: Sequence[Time]) -> Tensor:
+def run(stepper: Any, times: Sequence[Time]) -> Tensor:
     """The solution [T, ...] at ``times``, of which the stepper stands at the first."""
     if isinstance(stepper, adaptive.AdaptiveStepper):
         return adaptive.integrate_adaptive(stepper, times)
     return stepper.integrate(times)
 
 
-def solve_per_sample(engine: str, problem: SampleProblem, options: SampleOptions) -> Trace:
-    """Solves each sample with steps of its own.
+def integrate_fixed(
+    problem: Problem, request: SolveRequest, step: StepFunction, callbacks: Callbacks
+) -> Tensor:
+    """The solution at the problem's times by fixed steps; the C++ loop knows explicit Runge-Kutta
+    methods, the others are run by the reference."""
+    assert request.fixed is not None
+    times = problem.times
+    grid = times if request.fixed.steps_between_times else request.grid(problem)
+    kept: dict[str, Any] = {
+        "interp": request.fixed.interp,
+        "perturb": request.fixed.perturb,
+        "callbacks": callbacks,
+    }
+    if isinstance(step, ExplicitSteps):
+        engine = stepping_engine(request.engine, problem.y0, (*times, *grid))
+        if engine == "native":
+            return native.integrate_fixed(
+                problem.field, step.tableau, problem.y0, times, grid, **kept
+            )
+    return fixed.integrate_fixed(problem.field, step, problem.y0, times, grid, **kept)
+
+
+def scipy_states(problem: Problem, request: SolveRequest, norm: ErrorNorm) -> Tensor:
+    """The solution at the problem's times by SciPy."""
+    assert request.scipy is not None
+    return integrate_scipy(
+        problem.field,
+        problem.y0,
+        problem.times,
+        norm,
+        solver=request.scipy.solver,
+        min_step=request.scipy.min_step,
+        max_step=request.scipy.max_step,
+    )
+
+
+def adaptive_callbacks(problem: Problem, request: SolveRequest) -> Callbacks:
+    """Those that ``odeint``'s users attach to func."""
+    dtype = clock_dtype(problem.field.device)
+    return find_callbacks(problem, request.method, ADAPTIVE_CALLBACKS, dtype)
+
+
+def fixed_callbacks(problem: Problem, request: SolveRequest) -> Callbacks:
+    return find_callbacks(problem, request.method, FIXED_CALLBACKS, problem.t.dtype)
+
+
+def solve_per_sample(problem: SampleProblem, request: SolveRequest) -> Trace:
+    """Solves with per-sample stepping.
 
     Raises:
-        ValueError: ``engine`` is "native" or "fused" where that cannot run.
+        ValueError: the engine that was named cannot run it.
     """
     if problem.ts.shape[1] == 1:
-        return nothing(problem, options)
-    own_rules = by_own_rules(engine, options.controller)
-    if engine in ("auto", "fused"):
-        forced = engine == "fused"
-        trace = None if own_rules else per_sample_fused.run(problem, options, forced)
-        if trace is not None:
-            return trace
-        if forced:
-            fused.refuse(per_sample_fused.LIMITS)
+        return nothing(problem, request)
+    engine = choose_per_sample(problem, request)
+    if engine == "fused":
+        return per_sample_fused.solve(problem, request, keep=False)[0]
     f0 = problem.field(problem.ts[:, 0], problem.y0, problem.args)
-    able = engine != "reference" and per_sample_native.available(problem, f0, options)
-    if able and not own_rules:
-        trace = per_sample_native.run(problem, f0, options)
+    why = _own_rules(engine, request.controller) or per_sample_native.refusal(problem, f0, request)
+    if engine != "reference" and why is None:
+        trace = per_sample_native.run(problem, f0, request)
         if trace is not None:
             return trace
+        why = per_sample_native.LIMITS
     if engine == "native":
-        raise ValueError(f"engine 'native' cannot run this solve: {per_sample_native.LIMITS}")
-    return per_sample.PerSampleSolve(problem, f0, options).run()
+        assert why is not None
+        raise refused(engine, why)
+    return per_sample.PerSampleSolve(problem, f0, request).run()
 
 
-def adaptive_stepper(
-    problem: Problem,
-    name: str,
-    end: Time,
-    options: Mapping[str, Any] | None,
-    rtol: Any,
-    atol: Any,
-    engine: str = "auto",
-) -> Any:
-    """Stands at the first time of the problem, and takes no step beyond ``end``."""
-    chosen = parse(AdaptiveOptions, name, options)
-    return stepper_with(
-        problem.field,
-        name,
-        problem.times[0],
-        problem.y0,
-        end,
-        chosen,
-        engine,
-        outputs=problem.times,
-        norm=ErrorNorm(problem.layout, problem.y0, rtol, atol, chosen.norm),
-        callbacks=find_callbacks(
-            problem, name, ADAPTIVE_CALLBACKS, clock_dtype(problem.field.device)
-        ),
-    )
+def choose_per_sample(
+    problem: SampleProblem, request: SolveRequest, gradients: bool = False
+) -> str:
+    """The engine of a solve with per-sample stepping: "fused", or another that was named.
 
+    ``gradients``: whether the engine is to make them itself.
 
-def stepper_with(
-    field: VectorField,
-    name: str,
-    start: Time,
-    y: Tensor,
-    end: Time,
-    options: AdaptiveOptions,
-    engine: str = "auto",
-    **parts: Any,
-) -> Any:
-    """A stepper with options that are already checked; ``parts`` are further arguments of it."""
-    return make_stepper(
-        engine,
-        field,
-        ADAPTIVE[name],
-        start,
-        y,
-        end=end,
-        controller=options.controller,
-        max_num_steps=options.max_num_steps,
-        stops=options.stops(to_float(start), to_float(end), field.direction),
-        **{"first_step": options.first_step, **parts},
-    )
-
-
-def fixed_callbacks(problem: Problem, name: str) -> Callbacks:
-    return find_callbacks(problem, name, FIXED_CALLBACKS, problem.t.dtype)
-
-
-def no_callbacks(problem: Problem, name: str) -> None:
-    """Warns of callbacks, none of which the method supports."""
-    find_callbacks(problem, name, (), problem.t.dtype)
-
-
-def fixed_steps(
-    problem: Problem, name: str, step: StepFunction, grid: Iterable[Time], perturb: bool
-) -> Iterator[Step]:
-    """The steps along ``grid``, which begins at the first time of the problem."""
-    callbacks, y = fixed_callbacks(problem, name), problem.y0
-    for t, t1 in pairwise(grid):
-        callbacks.step(t, y, t1 - t)
-        made = step(problem.field, t, t1, y, perturb)
-        yield made
-        y = made.y1
+    Raises:
+        ValueError: the engine that was named cannot run it.
+    """
+    named = request.engine
+    if named == "graph" or (named == "native" and request.controller.has_own_rules):
+        why = _own_rules(named, request.controller)
+        if why is not None:
+            raise refused(named, why)
+    if named == "auto" or named == "fused":
+        why = per_sample_fused.refusal(problem, request, gradients)
+        if why is None:
+            return "fused"
+        if named == "fused" and not gradients:
+            raise refused(named, why)
+    return named
 
 
 def traceable(method: Any, options: Mapping[str, Any] | None, event_fn: Any) -> bool:
-    """Whether torch.compile can record a solve: steps that do not depend on any value.
-
-    Explicit steps from one output time to the next do; a step size needs the values of t. Always
-    true where nothing is recorded.
-    """
-    if not torch.compiler.is_compiling():
-        return True
+    """Whether torch.compile can record a solve that no engine runs whole: steps that do not depend
+    on any value. Explicit steps from one output time to the next do; a step size needs the values
+    of t."""
     free = options is None or not set(options) - {"interp", "norm"}
     return event_fn is None and free and method in METHODS and METHODS[method].error is None

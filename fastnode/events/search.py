@@ -7,16 +7,17 @@ for every method and engine.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import count, islice
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count, islice, pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastnode.engines.methods import ADAPTIVE, FIXED, fixed_method
+from fastnode.control.request import SolveRequest
+from fastnode.engines import select
+from fastnode.engines.methods import fixed_steps
 from fastnode.engines.reference.fixed import continuation
-from fastnode.engines.select import adaptive_stepper, fixed_steps
 from fastnode.errors import EventNotFound, InvalidValue, NonFiniteState
 from fastnode.problem.ivp import (
     Layout,
@@ -238,25 +239,22 @@ def link(field: VectorField, event: Event, t: Tensor, y: Tensor, index: int) -> 
 
 
 def solve_until_event(
-    problem: Problem,
-    name: str,
-    event_fn: Callable[..., Any],
-    options: Mapping[str, Any] | None,
-    rtol: Any,
-    atol: Any,
+    problem: Problem, request: SolveRequest, event_fn: Callable[..., Any]
 ) -> tuple[Tensor, Any]:
     """(event time, states at the start and at the event), with gradients."""
     field = problem.field
     if len(problem.t) != 2:
         raise ValueError(f"t must hold 2 times where event_fn is given, got {len(problem.t)}")
-    if name in ADAPTIVE:
+    if request.adaptive:
         event = Event(event_fn, problem.layout, clock_dtype(field.device), field.device)
-        spans = _adaptive_spans(problem, name, options, rtol, atol)
-    elif name in FIXED:
+        spans = _adaptive_spans(problem, request)
+    elif request.fixed is not None:
         event = Event(event_fn, problem.layout, field.time_dtype, field.device)
-        spans = _fixed_spans(problem, name, options, rtol, atol)
+        spans = _fixed_spans(problem, request)
     else:
-        raise ValueError(f"event_fn must be None with method {name!r}, which locates no events")
+        raise ValueError(
+            f"event_fn must be None with method {request.method!r}, which locates no events"
+        )
     resolution = max(torch.finfo(dtype).eps for dtype in (field.time_dtype, problem.t.dtype))
     found = find_event(event, spans, resolution)
     t = torch.tensor(found.t, dtype=clock_dtype(field.device), device=field.device)
@@ -279,27 +277,30 @@ def link_found(
     return event_t, layout.unpack(torch.stack([start, y]))
 
 
-def _adaptive_spans(
-    problem: Problem, name: str, options: Mapping[str, Any] | None, rtol: Any, atol: Any
-) -> Iterator[Span]:
+def _adaptive_spans(problem: Problem, request: SolveRequest) -> Iterator[Span]:
     field = problem.field
     end = math.copysign(torch.finfo(field.time_dtype).max, field.direction)
-    stepper = adaptive_stepper(problem, name, end, options, rtol, atol)
+    callbacks = select.adaptive_callbacks(problem, request)
+    stepper = select.make_stepper(problem, request, end=end, callbacks=callbacks)
     while not reached(stepper.t, end, field.direction):
         step = stepper.advance()
         yield Span(step.t, step.t1, step.y1, step.at)
     raise EventNotFound(f"no event up to t = {end:g}, the last time that there is", time=end)
 
 
-def _fixed_spans(
-    problem: Problem, name: str, options: Mapping[str, Any] | None, rtol: Any, atol: Any
-) -> Iterator[Span]:
-    fixed, step = fixed_method(name, options, problem, rtol, atol)
+def _fixed_spans(problem: Problem, request: SolveRequest) -> Iterator[Span]:
+    fixed, step = request.fixed, fixed_steps(problem, request)
+    assert fixed is not None
     if fixed.step_size is None:
-        raise InvalidValue(f"options must hold step_size where method {name!r} looks for an event")
+        raise InvalidValue(
+            f"options must hold step_size where method {request.method!r} looks for an event"
+        )
     start, h = problem.times[0], fixed.step_size * problem.field.direction
     grid = (start + i * h for i in count())
-    steps = fixed_steps(problem, name, step, grid, fixed.perturb)
-    for made in islice(steps, MAX_FIXED_STEPS):
+    callbacks, y = select.fixed_callbacks(problem, request), problem.y0
+    for t, t1 in islice(pairwise(grid), MAX_FIXED_STEPS):
+        callbacks.step(t, y, t1 - t)
+        made = step(problem.field, t, t1, y, fixed.perturb)
+        y = made.y1
         yield Span(made.t, made.t1, made.y1, continuation(made, fixed.interp, fixed.perturb))
     raise EventNotFound(f"no event within {MAX_FIXED_STEPS} steps of {h:g}")

@@ -10,7 +10,7 @@ size of the times.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,95 +20,73 @@ from fastnode.ops import dispatch
 
 mlp_solve = dispatch.overload("mlp_solve")
 _REAL = (torch.float32, torch.float64)
+Layers: TypeAlias = Sequence[tuple[Tensor, Tensor | None, int]]
+#: Of a request: numbers beside those of a controller, and places among its settings
+#: (csrc/ops/mlp/request.cpp).
+_OWN_NUMBERS, _KEEP, _ADJOINT, _REVOLVE = 3, 4, 5, 2
 #: Of parameters: where the native engine may be faster (see mlp_pays in csrc/ops/mlp/layers.cpp).
 _LARGEST_IN_GRAPH = 1 << 20
 
 
-def solve_in_graph(
-    layers: Sequence[tuple[Tensor, Tensor | None, int]],
-    activation: int,
-    y0: Any,
-    t: Any,
-    method: str,
-    tolerances: tuple[float, float],
-    control: tuple[float, ...],
-    first_and_most: tuple[float | None, int],
-    grid: Tensor | None,
-    perturb: bool,
-    instructions: int,
-) -> Tensor | None:
-    """The solution by the op, in a graph of torch.compile, which no call of Python may interrupt;
-    None where its tensors are not such as the op takes, or another engine is faster.
-
-    Args:
-        layers, activation: see engines.fused.
-        y0, t, method, grid, perturb, instructions: see csrc/ops/mlp/solve.h.
-        tolerances: relative and absolute.
-        control: numbers of a controller; none for steps along ``grid``.
-        first_and_most: size of the first step, steps tried between two times at most.
-    """
+def takes_in_graph(layers: Layers, y0: Any, t: Any, adaptive: bool) -> bool:
+    """Whether the op takes these tensors in a graph of torch.compile, which no call of Python may
+    interrupt, and no other engine is faster."""
     if not isinstance(y0, Tensor) or not isinstance(t, Tensor) or y0.dim() == 0 or t.dim() != 1:
-        return None
+        return False
     if y0.device.type != "cpu" or t.device.type != "cpu" or y0.numel() == 0 or t.shape[0] < 2:
-        return None
-    if y0.dtype not in _REAL or t.dtype not in _REAL or (t.requires_grad and not control):
-        return None
+        return False
+    if y0.dtype not in _REAL or t.dtype not in _REAL or (t.requires_grad and not adaptive):
+        return False
+    parameters, _ = _flat(layers)
+    size = y0.shape[-1]
+    for weight, _, column in layers:
+        if weight.shape[1] != size + (column >= 0):
+            return False
+        size = weight.shape[0]
+    if size != y0.shape[-1]:
+        return False
+    if any(x.dtype != y0.dtype or x.device.type != "cpu" for x in parameters):
+        return False
+    return sum(x.numel() for x in parameters) <= _LARGEST_IN_GRAPH
+
+
+def solve_in_graph(
+    layers: Layers,
+    activation: int,
+    y0: Tensor,
+    t: Tensor,
+    grid: Tensor | None,
+    method: str,
+    numbers: Sequence[float],
+    settings: Sequence[int],
+) -> Tensor:
+    """The states at t by the op, for tensors that ``takes_in_graph`` has found to fit; see
+    csrc/ops/mlp/request.h for the numbers and settings."""
+    parameters, layout = _flat(layers)
+    return mlp_solve(y0, t, grid, parameters, layout, activation, method, numbers, settings)[0]
+
+
+def _flat(layers: Layers) -> tuple[list[Tensor], list[int]]:
     parameters: list[Tensor] = []
     layout: list[int] = []
-    size = width = y0.shape[-1]
     for weight, bias, column in layers:
         parameters += [weight] if bias is None else [weight, bias]
         layout += [column, int(bias is not None)]
-        if weight.shape[1] != size + (column >= 0):
-            return None
-        size = weight.shape[0]
-    if size != width or any(x.dtype != y0.dtype or x.device.type != "cpu" for x in parameters):
-        return None
-    if sum(x.numel() for x in parameters) > _LARGEST_IN_GRAPH:
-        return None
-    return mlp_solve(
-        y0,
-        t,
-        parameters,
-        layout,
-        activation,
-        method,
-        *tolerances,
-        control,
-        *first_and_most,
-        True,
-        grid,
-        perturb,
-        False,
-        False,
-        False,
-        None,
-        instructions,
-    )[0]
+    return parameters, layout
 
 
 def _fake_solve(
     y0: Tensor,
     t: Tensor,
+    grid: Tensor | None,
     parameters: Sequence[Tensor],
     layout: Sequence[int],
     activation: int,
     method: str,
-    rtol: float,
-    atol: float,
-    controller: Sequence[float],
-    first_step: float | None,
-    max_num_steps: int,
-    counted_anew: bool,
-    grid: Tensor | None,
-    perturb: bool,
-    stiffness: bool,
-    keep: bool,
-    tape: bool,
-    slots: int | None,
-    instructions: int,
+    numbers: Sequence[float],
+    settings: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if controller:
+    if len(numbers) > _OWN_NUMBERS:
         # Of the ends of steps: the one size that is in every result's shape as it is.
         edges, parts = torch.library.get_ctx().new_dynamic_size(min=2), 2
     else:
@@ -118,7 +96,7 @@ def _fake_solve(
         y0.new_empty((t.shape[0], *y0.shape)),
         torch.empty((3, edges), dtype=torch.float64, device=y0.device),
         torch.empty((2,), dtype=torch.int64, device=y0.device),
-        y0.new_empty((edges - 1 if keep else 0, parts, *y0.shape)),
+        y0.new_empty((edges - 1 if settings[_KEEP] else 0, parts, *y0.shape)),
     )
 
 
@@ -132,17 +110,14 @@ def _fake_backward(
     layout: Sequence[int],
     activation: int,
     method: str,
-    rtol: float,
-    atol: float,
-    adaptive: bool,
-    perturb: bool,
+    numbers: Sequence[float],
+    settings: Sequence[int],
     of_parameters: bool,
     of_times: bool,
-    slots: int | None,
-    instructions: int,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
+    revolves = settings[_ADJOINT] == _REVOLVE
     return (
-        kept.new_empty(kept.shape[2:] if slots is None else kept.shape),
+        kept.new_empty(kept.shape if revolves else kept.shape[2:]),
         torch.empty((t.shape[0] if of_times else 0,), dtype=torch.float64, device=kept.device),
         [x.new_empty(x.shape) for x in parameters] if of_parameters else [],
     )

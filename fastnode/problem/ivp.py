@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnode import extension
 from fastnode.errors import InvalidType, InvalidValue
 from fastnode.torch_support.warn import warn
 
@@ -48,6 +49,10 @@ class Layout:
         return tuple(
             piece.reshape(lead + shape) for piece, shape in zip(pieces, self.shapes, strict=True)
         )
+
+
+#: Of one tensor.
+LONE = Layout(None)
 
 
 class VectorField:
@@ -144,19 +149,69 @@ class Callbacks:
 NO_CALLBACKS = Callbacks()
 
 
-@dataclass(frozen=True, eq=False)
 class Problem:
-    """An initial value problem, checked and packed."""
+    """An initial value problem, checked and packed; not to be changed.
 
-    field: VectorField
-    layout: Layout
-    y0: Tensor
-    #: The caller's times, on the CPU, in their own dtype.
-    t: Tensor
+    Made once for each solve, of which the smallest take a few microseconds: so no dataclass, and
+    the vector field is wrapped when an engine first calls it.
+
+    Attributes:
+        func, args: the caller's.
+        layout, y0: the state, packed.
+        t: the caller's times, on the CPU, in their own dtype.
+        direction: of time, 1.0 or -1.0.
+    """
+
+    __slots__ = ("_field", "_times", "args", "direction", "func", "layout", "mlp", "t", "y0")
+
+    def __init__(
+        self,
+        func: Callable[..., Any],
+        layout: Layout,
+        y0: Tensor,
+        t: Tensor,
+        direction: float,
+        args: tuple[Any, ...] = (),
+        field: VectorField | None = None,
+        times: list[float] | None = None,
+    ):
+        self.func, self.layout, self.y0, self.t = func, layout, y0, t
+        self.direction, self.args = direction, args
+        self._field, self._times = field, times
+        #: The MLP that func is, once the fused engine has read it.
+        self.mlp: Any = None
+
+    @property
+    def field(self) -> VectorField:
+        if self._field is None:
+            self._field = VectorField(self.func, self.layout, self.y0, self.direction, self.args)
+        return self._field
 
     @property
     def times(self) -> list[Time]:
-        return as_times(self.t)
+        """Floats, or 0-dim tensors where they need a gradient."""
+        if self._times is None or self.t.requires_grad:
+            return as_times(self.t)
+        return self._times  # pyright: ignore[reportReturnType]
+
+    def with_(
+        self,
+        *,
+        field: VectorField | None = None,
+        y0: Tensor | None = None,
+        t: Tensor | None = None,
+    ) -> Problem:
+        """The same problem with another state, other times or another wrapping of its field."""
+        field = self.field if field is None else field
+        return Problem(
+            field.func,
+            field.layout,
+            self.y0 if y0 is None else y0,
+            self.t if t is None else t,
+            field.direction,
+            field.args,
+            field,
+        )
 
 
 def to_float(t: Time) -> float:
@@ -196,12 +251,18 @@ def make_problem(
         raise TypeError(f"func must be callable, got {type(func).__name__}")
     if not isinstance(args, tuple):
         raise TypeError(f"args must be a tuple, got {type(args).__name__}")
+    if extension.AVAILABLE and not torch.compiler.is_compiling():
+        # The checks below in one call: of a plain state and finite, ordered times on the CPU.
+        times = extension.native().check_problem(y0, t)
+        if times is not None:
+            direction = 1.0 if times[-1] >= times[0] else -1.0
+            return Problem(func, LONE, y0, t, direction, args, times=times)  # pyright: ignore
     layout = _check_state(y0)
     direction = check_times("t", t)
     packed = layout.pack(y0)
     if t.device != packed.device and t.device.type != "cpu":
         warn(f"t is on {t.device}, y0 on {packed.device}: t is moved")
-    return Problem(VectorField(func, layout, packed, direction, args), layout, packed, t.cpu())
+    return Problem(func, layout, packed, t.cpu(), direction, args)
 
 
 def _check_state(y0: State) -> Layout:

@@ -133,7 +133,7 @@ class Recording:
         for n in range(1, len(self.states)):
             self.states[n] = next(known)
         self.watch.replace_states(known)
-        self.problem = Problem(self.problem.field, self.problem.layout, problem.y0, problem.t)
+        self.problem = self.problem.with_(y0=problem.y0, t=problem.t)
 
     def solution(self) -> Solution:
         problem, layout = self.problem, self.problem.layout

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnode.engines.per_sample_trace import SampleOptions, Trace, interpolate_rows
+from fastnode.control.request import SolveRequest
+from fastnode.engines.per_sample_trace import Trace, interpolate_rows
 from fastnode.problem.batch import SampleProblem
 from fastnode.recording.joint import outside_of
 from fastnode.solution import Solution, Steps
@@ -15,7 +16,7 @@ from fastnode.tableaus import Tableau
 
 
 def sample_solution(
-    ts: Tensor, problem: SampleProblem, options: SampleOptions, trace: Trace
+    ts: Tensor, problem: SampleProblem, request: SolveRequest, trace: Trace
 ) -> Solution:
     layout, count = problem.field.layout, problem.y0.shape[0]
     samples = torch.arange(count, device=trace.accepted.device)
@@ -40,7 +41,7 @@ def sample_solution(
         states = [layout.unpack(each) for each in rows.split(edge_counts)]
         if trace.slopes is not None:
             dense = _Dense(
-                options.tableau, problem, edges, edge_counts, offsets, rows, trace.slopes
+                request.tableau, problem, edges, edge_counts, offsets, rows, trace.slopes
             )
     columns = zip(
         edges.detach().split(edge_counts),

@@ -49,23 +49,26 @@ struct MlpSolveBackward : torch::autograd::Node {
     const Tensor t = saved_t.unpack(), steps = saved_steps.unpack();
     if (at::GradMode::is_enabled()) {
       variable_list found =
-          mlp_calls().replay(saved_y0.unpack(), t, parameters, layout, activation, method, rtol,
-                             atol, adaptive, perturb, steps, upstream[0], upstream[1]);
+          mlp_calls().double_backward(saved_y0.unpack(), t, parameters, layout, activation, request,
+                                      steps, upstream[0], upstream[1]);
       for (size_t i = 0; i < count; ++i) {
         if (task_should_compute_output(i)) grads[i] = found[i];
       }
       return grads;
     }
-    // Gradients of this one come by `replay`: no need to look for any.
+    // Gradients of this one come by `double_backward`: no need to look for any.
     const at::AutoDispatchBelowADInplaceOrView below;
-    const TapeGuard reads(tape.get());
     const auto given = [](const Tensor& x) {
       return x.defined() ? optional<Tensor>(x) : optional<Tensor>();
     };
-    const auto [of_y0, of_t, found] = call_mlp_solve_backward(
-        given(upstream[0]), given(upstream[1]), (slots ? saved_y0 : saved_kept).unpack(), steps, t,
-        parameters, layout, activation, method, rtol, atol, adaptive, perturb, of_parameters,
-        of_times, slots, instructions);
+    const Tensor kept = (request.revolves() ? saved_y0 : saved_kept).unpack();
+    const MlpSolved solved{request, activation, kept, steps, t};
+    const optional<Tensor> of_ys = given(upstream[0]), of_steps = given(upstream[1]);
+    const MlpCotangents cotangents{of_ys, of_steps, of_parameters, of_times};
+    const auto [of_y0, of_t, found] =
+        mlp_runs_directly(kept) ? mlp_solve_backward_on_cpu(solved, mlp_layers(parameters, layout),
+                                                            cotangents, tape.get())
+                                : call_mlp_solve_backward(solved, parameters, layout, cotangents);
     if (task_should_compute_output(0)) grads[0] = of_y0;
     if (of_times) grads[1] = of_t.to(t.scalar_type());
     for (size_t i = 2; i < count; ++i) {
@@ -88,36 +91,36 @@ struct MlpSolveBackward : torch::autograd::Node {
   std::vector<SavedVariable> saved_parameters;
   SavedVariable saved_y0, saved_t, saved_steps, saved_kept;
   std::vector<int64_t> layout;
-  std::string method;
-  int64_t activation = 0, instructions = 0;
-  double rtol = 0, atol = 0;
-  bool adaptive = true, perturb = false;
-  optional<int64_t> slots;
+  int64_t activation = 0;
+  MlpRequest request;
   std::shared_ptr<Tape> tape;
 };
 
-MlpResult mlp_solve_autograd(const Tensor& y0, const Tensor& t, at::TensorList parameters,
-                             at::IntArrayRef layout, int64_t activation, c10::string_view method,
-                             double rtol, double atol, at::ArrayRef<double> controller,
-                             optional<double> first_step, int64_t max_num_steps, bool counted_anew,
-                             const optional<Tensor>& grid, bool perturb, bool stiffness, bool keep,
-                             bool tape, optional<int64_t> slots, int64_t instructions) {
-  bool graph = false;
+MlpResult mlp_solve_autograd(const Tensor& y0, const Tensor& t, const optional<Tensor>& grid,
+                             at::TensorList parameters, at::IntArrayRef layout, int64_t activation,
+                             c10::string_view method, at::ArrayRef<double> numbers,
+                             at::IntArrayRef settings) {
+  MlpRequest request = MlpRequest::from(method, numbers, settings);
+  bool gradients = false;
   if (at::GradMode::is_enabled()) {
-    graph = y0.requires_grad() || t.requires_grad();
-    for (const Tensor& each : parameters) graph = graph || each.requires_grad();
-    TORCH_CHECK_VALUE(!(t.requires_grad() && controller.empty()),
-                      "times of steps along a grid have no gradients here");
+    gradients = y0.requires_grad() || t.requires_grad();
+    for (const Tensor& each : parameters) gradients = gradients || each.requires_grad();
+    TORCH_CHECK_VALUE(!(t.requires_grad() && !request.adaptive()),
+                      "times of fixed steps have no gradients here");
   }
-  const std::shared_ptr<Tape> written = graph && tape && !slots ? make_tape() : nullptr;
+  request.keep = request.keep || (gradients && !request.revolves());
+  std::shared_ptr<Tape> tape;
   MlpResult result = [&] {
     const at::AutoDispatchBelowADInplaceOrView below;
-    const TapeGuard writes(written.get());
-    return call_mlp_solve(y0, t, parameters, layout, activation, method, rtol, atol, controller,
-                          first_step, max_num_steps, counted_anew, grid, perturb, stiffness,
-                          keep || (graph && !slots), tape, slots, instructions);
+    // A solve that is traced has results of sizes that a graph can know, and no tape.
+    if (!mlp_runs_directly(y0)) {
+      return call_mlp_solve(y0, t, grid, parameters, layout, activation, request);
+    }
+    if (gradients && request.adjoint == MlpAdjoint::kBackprop) tape = make_tape();
+    return mlp_solve_on_cpu(y0, t, grid, mlp_layers(parameters, layout), activation, request,
+                            tape.get());
   }();
-  if (!graph) return result;
+  if (!gradients) return result;
   auto& [ys, steps, counts, kept] = result;
   MlpSolveBackward* node = nullptr;
   const auto owner = hold<decltype(torch::autograd::Edge::function)>(node);
@@ -129,17 +132,11 @@ MlpResult mlp_solve_autograd(const Tensor& y0, const Tensor& t, at::TensorList p
   node->saved_t = SavedVariable(t, false);
   // Not the result itself, which will hold the node.
   node->saved_steps = SavedVariable(steps.detach(), false);
-  if (!slots) node->saved_kept = SavedVariable(kept, false);
+  if (!request.revolves()) node->saved_kept = SavedVariable(kept, false);
   node->layout = layout.vec();
-  node->method = std::string(method);
   node->activation = activation;
-  node->instructions = instructions;
-  node->rtol = rtol;
-  node->atol = atol;
-  node->adaptive = !controller.empty();
-  node->perturb = perturb;
-  node->slots = slots;
-  node->tape = written;
+  node->request = std::move(request);
+  node->tape = std::move(tape);
   node->set_next_edges(torch::autograd::collect_next_edges(inputs));
   torch::autograd::set_history(ys, owner);
   torch::autograd::set_history(steps, owner);

@@ -89,16 +89,16 @@ DeviceGradients follow(const std::vector<LayerTensors>& layers, Activation activ
   return out;
 }
 
-MlpGradientTensors mlp_solve_backward_on_cuda(const optional<Tensor>& of_ys,
-                                              const optional<Tensor>& of_steps, const Tensor& kept,
-                                              const Tensor& steps, const Tensor& t,
-                                              at::TensorList parameters, at::IntArrayRef layout,
-                                              int64_t activation, c10::string_view method,
-                                              double /*rtol*/, double /*atol*/, bool adaptive,
-                                              bool perturb, bool of_parameters, bool of_times,
-                                              optional<int64_t> slots, int64_t /*instructions*/) {
+MlpGradientTensors mlp_solve_backward_on_cuda(
+    const optional<Tensor>& of_ys, const optional<Tensor>& of_steps, const Tensor& kept,
+    const Tensor& steps, const Tensor& t, at::TensorList parameters, at::IntArrayRef layout,
+    int64_t activation, c10::string_view method, at::ArrayRef<double> numbers,
+    at::IntArrayRef settings, bool of_parameters, bool of_times) {
+  const MlpRequest request = MlpRequest::from(method, numbers, settings);
+  const bool adaptive = request.adaptive();
   const std::vector<LayerTensors> layers = contiguous(mlp_layers(parameters, layout));
-  TORCH_CHECK_VALUE(!slots, "slots must be none on a GPU: its solves keep where steps began");
+  TORCH_CHECK_VALUE(!request.revolves(),
+                    "adjoint must not be revolve on a GPU: its solves keep where steps began");
   TORCH_CHECK_VALUE(!of_steps, "of_steps must be none on a GPU: errors have no gradients there");
   TORCH_CHECK_VALUE(steps.dim() == 2 && steps.size(0) == 3 && steps.is_cpu() &&
                         steps.is_contiguous() && steps.scalar_type() == at::kDouble &&
@@ -117,16 +117,16 @@ MlpGradientTensors mlp_solve_backward_on_cuda(const optional<Tensor>& of_ys,
   const Tensor upstream =
       of_ys ? of_ys->to(kept.scalar_type()).contiguous() : at::zeros(shape, kept.options());
   const double* const edges = steps.const_data_ptr<double>();
-  const DevicePath path{mlp_method(method).tableau,
+  const DevicePath path{mlp_method(request.method).tableau,
                         adaptive,
-                        perturb,
+                        request.perturb,
                         upload(times, kept.device()),
                         kept.contiguous(),
                         upload({edges, edges + steps.size(1)}, kept.device()),
                         {},
                         {}};
-  DeviceGradients found =
-      mlp_gradients_on_gpu(layers, Activation(activation), path, upstream, of_parameters, of_times);
+  DeviceGradients found = mlp_gradients_on_gpu(layers, checked_activation(activation), path,
+                                               upstream, of_parameters, of_times);
   return {found.y0, of_times ? found.times.cpu() : at::empty({0}, at::kDouble),
           std::move(found.parameters)};
 }

@@ -1,13 +1,8 @@
-// What the ops of perceptrons take, and what Python tells them.
+// Layers of MLPs: what solves take, and their gradients in the caller's layout.
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
-#include <cmath>
-#include <map>
-#include <mutex>
-
 #include "ops/mlp/solve.h"
-#include "ops/result_pool.h"
 
 namespace fastnode {
 
@@ -30,6 +25,11 @@ std::vector<LayerTensors> mlp_layers(at::TensorList parameters, at::IntArrayRef 
   TORCH_CHECK_VALUE(next == parameters.size(), "parameters must have ", next, " tensors, got ",
                     parameters.size());
   return layers;
+}
+
+Activation checked_activation(int64_t number) {
+  TORCH_CHECK_VALUE(number >= 0 && number < kActivations, "unknown activation ", number);
+  return Activation(number);
 }
 
 MlpArguments mlp_arguments(const std::vector<LayerTensors>& layers) {
@@ -76,23 +76,6 @@ bool mlp_pays(const std::vector<LayerTensors>& layers, const Tensor& y0, bool gr
   const int64_t batch = y0.numel() / y0.size(-1);
   if (batch >= 8 && batch <= 32 && weights > (int64_t(1) << 20)) return at::get_num_threads() == 1;
   return weights <= int64_t(1) << (graph ? 20 : 23);
-}
-
-bool mlp_times(const Tensor& t, std::vector<double>& times) {
-  if (!t.is_cpu() || t.dim() != 1 || t.size(0) < 2 || t.layout() != at::kStrided) return false;
-  if (t.scalar_type() != at::kFloat && t.scalar_type() != at::kDouble) return false;
-  const int64_t count = t.size(0), stride = t.stride(0);
-  times.resize(size_t(count));
-  for (int64_t i = 0; i < count; ++i) {
-    times[size_t(i)] = t.scalar_type() == at::kFloat ? double(t.const_data_ptr<float>()[i * stride])
-                                                     : t.const_data_ptr<double>()[i * stride];
-  }
-  const bool forward = times.back() > times.front();
-  for (size_t i = 0; i < times.size(); ++i) {
-    if (!std::isfinite(times[i])) return false;
-    if (i > 0 && (forward ? times[i] <= times[i - 1] : times[i] >= times[i - 1])) return false;
-  }
-  return true;
 }
 
 template <class T>
@@ -142,63 +125,5 @@ template double unpack_parameters<float>(const MlpField<float>&, const std::vect
 template double unpack_parameters<double>(const MlpField<double>&, const std::vector<LayerTensors>&,
                                           const double*, const at::TensorOptions&,
                                           std::vector<Tensor>*);
-
-namespace {
-
-struct Methods {
-  std::mutex mutex;
-  // Never erased from: references stay good.
-  std::map<std::string, MlpMethod, std::less<>> of;
-};
-
-Methods& methods() {
-  static Methods* const all = new Methods();
-  return *all;
-}
-
-}  // namespace
-
-void register_mlp_method(const std::string& name, MlpMethod method) {
-  Methods& all = methods();
-  const std::lock_guard<std::mutex> lock(all.mutex);
-  all.of.emplace(name, std::move(method));
-}
-
-const MlpMethod& mlp_method(std::string_view name) {
-  Methods& all = methods();
-  const std::lock_guard<std::mutex> lock(all.mutex);
-  const auto found = all.of.find(name);
-  TORCH_CHECK_VALUE(found != all.of.end(), "method must be an explicit Runge-Kutta method, got ",
-                    std::string(name));
-  return found->second;
-}
-
-std::shared_ptr<Tape> make_tape() {
-  // Beyond that, memory counts for more than a part of the time.
-  constexpr int64_t kMost = int64_t(16) << 20;
-  struct Memory {
-    std::vector<Tensor> blocks;
-    int64_t left = kMost;
-  };
-  return std::make_shared<Tape>([memory = std::make_shared<Memory>()](int64_t bytes) -> void* {
-    if (memory->left < bytes) return nullptr;
-    memory->left -= bytes;
-    memory->blocks.push_back(empty_result(at::kByte, {bytes}));
-    return memory->blocks.back().mutable_data_ptr();
-  });
-}
-
-namespace {
-thread_local Tape* tape_at_hand = nullptr;
-}
-
-TapeGuard::TapeGuard(Tape* tape) { tape_at_hand = tape; }
-TapeGuard::~TapeGuard() { tape_at_hand = nullptr; }
-Tape* TapeGuard::take() { return std::exchange(tape_at_hand, nullptr); }
-
-MlpCalls& mlp_calls() {
-  static MlpCalls* const calls = new MlpCalls();
-  return *calls;
-}
 
 }  // namespace fastnode

@@ -4,6 +4,7 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/library.h>
 
 #include "mlp/cpu/adjoint_joint.h"
@@ -35,6 +36,7 @@ struct Run {
 // `layers` fit y0.
 Run run(const Tensor& y0, std::vector<LayerTensors> given, int64_t activation, MlpOptions options,
         int64_t instructions) {
+  const Activation function = checked_activation(activation);
   const std::vector<LayerTensors> layers = contiguous(std::move(given));
   const Tensor start = y0.contiguous();
   std::vector<int64_t> shape;
@@ -51,7 +53,7 @@ Run run(const Tensor& y0, std::vector<LayerTensors> given, int64_t activation, M
     const MlpKernels<T>* const table = kernels<T>(instructions);
     const auto from = sources<T>(layers);
     const bool by_sample = MlpSolve<T>::prefers_rows(from, batch, table->lanes);
-    const MlpField<T> field(from, Activation(activation), by_sample, false, table);
+    const MlpField<T> field(from, function, by_sample, false, table);
     MlpSolve<T> solve(field, by_sample, batch, std::move(options));
     trace = solve.run(start.const_data_ptr<T>(), ys.mutable_data_ptr<T>(),
                       thread_count(field.multiplications() * batch), parallel);
@@ -70,25 +72,46 @@ Run run(const Tensor& y0, std::vector<LayerTensors> given, int64_t activation, M
   return {ys, kept, std::move(trace)};
 }
 
-MlpResult mlp_solve_cpu(const Tensor& y0, const Tensor& t, at::TensorList parameters,
-                        at::IntArrayRef layout, int64_t activation, c10::string_view method,
-                        double rtol, double atol, at::ArrayRef<double> controller,
-                        optional<double> first_step, int64_t max_num_steps, bool counted_anew,
-                        const optional<Tensor>& grid, bool perturb, bool stiffness, bool keep,
-                        bool /*tape*/, optional<int64_t> /*slots*/, int64_t instructions) {
-  Tape* const tape_at_hand = TapeGuard::take();
-  std::vector<LayerTensors> layers = mlp_layers(parameters, layout);
+MlpResult solve_cpu(const Tensor& y0, const Tensor& t, const optional<Tensor>& grid,
+                    at::TensorList parameters, at::IntArrayRef layout, int64_t activation,
+                    c10::string_view method, at::ArrayRef<double> numbers,
+                    at::IntArrayRef settings) {
+  return mlp_solve_on_cpu(y0, t, grid, mlp_layers(parameters, layout), activation,
+                          MlpRequest::from(method, numbers, settings), nullptr);
+}
+
+MlpGradientTensors backward_cpu(const optional<Tensor>& of_ys, const optional<Tensor>& of_steps,
+                                const Tensor& kept, const Tensor& steps, const Tensor& t,
+                                at::TensorList parameters, at::IntArrayRef layout,
+                                int64_t activation, c10::string_view method,
+                                at::ArrayRef<double> numbers, at::IntArrayRef settings,
+                                bool of_parameters, bool of_times) {
+  const MlpRequest request = MlpRequest::from(method, numbers, settings);
+  return mlp_solve_backward_on_cpu({request, activation, kept, steps, t},
+                                   mlp_layers(parameters, layout),
+                                   {of_ys, of_steps, of_parameters, of_times}, nullptr);
+}
+
+}  // namespace
+
+bool mlp_runs_directly(const Tensor& y0) {
+  return y0.is_cpu() && !y0.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Python) &&
+         !c10::impl::TorchDispatchModeTLS::any_modes_set();
+}
+
+MlpResult mlp_solve_on_cpu(const Tensor& y0, const Tensor& t, const optional<Tensor>& grid,
+                           std::vector<LayerTensors> layers, int64_t activation,
+                           const MlpRequest& request, Tape* tape) {
   TORCH_CHECK_VALUE(mlp_fits(layers, y0),
                     "y0 and parameters must be float32 or float64 on the CPU, of one dtype, and "
                     "layers must fit each other and the last dimension of y0");
-  MlpOptions options =
-      mlp_options(read_times(t), activation, mlp_method(method), rtol, atol, controller, first_step,
-                  max_num_steps, counted_anew, grid, perturb, stiffness, keep);
-  options.tape = keep ? tape_at_hand : nullptr;
-  auto [ys, kept, trace] = run(y0, std::move(layers), activation, std::move(options), instructions);
-  if (!keep) {
+  MlpOptions options = mlp_options(request, read_times(t), grid);
+  options.tape = request.keep ? tape : nullptr;
+  auto [ys, kept, trace] =
+      run(y0, std::move(layers), activation, std::move(options), request.instructions);
+  if (!request.keep) {
     std::vector<int64_t> none = y0.sizes().vec();
-    none.insert(none.begin(), {0, controller.empty() ? 1 : 2});
+    none.insert(none.begin(), {0, request.adaptive() ? 2 : 1});
     kept = at::empty(none, y0.options());
   }
   const Tensor counts = at::empty({2}, at::kLong);
@@ -97,29 +120,31 @@ MlpResult mlp_solve_cpu(const Tensor& y0, const Tensor& t, at::TensorList parame
   return {ys, step_records(trace), counts, kept};
 }
 
-MlpGradientTensors mlp_solve_backward_cpu(const optional<Tensor>& of_ys,
-                                          const optional<Tensor>& of_steps, const Tensor& kept,
-                                          const Tensor& steps, const Tensor& t,
-                                          at::TensorList parameters, at::IntArrayRef layout,
-                                          int64_t activation, c10::string_view method, double rtol,
-                                          double atol, bool adaptive, bool perturb,
-                                          bool of_parameters, bool of_times,
-                                          optional<int64_t> slots, int64_t instructions) {
-  const Tape* const tape = TapeGuard::take();
-  const std::vector<LayerTensors> layers = contiguous(mlp_layers(parameters, layout));
-  const int64_t parts = adaptive ? 2 : 1;
+Tensor mlp_solve_states(const Tensor& y0, std::vector<LayerTensors> layers, int64_t activation,
+                        MlpOptions options, int64_t instructions) {
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return run(y0, std::move(layers), activation, std::move(options), instructions).ys;
+}
+
+MlpGradientTensors mlp_solve_backward_on_cpu(const MlpSolved& solved,
+                                             std::vector<LayerTensors> given_layers,
+                                             const MlpCotangents& given, const Tape* tape) {
+  const auto& [request, activation, kept, steps, t] = solved;
+  const auto& [of_ys, of_steps, of_parameters, of_times] = given;
+  const std::vector<LayerTensors> layers = contiguous(std::move(given_layers));
+  const int64_t parts = request.adaptive() ? 2 : 1;
   TORCH_CHECK_VALUE(steps.dim() == 2 && steps.size(0) == 3 && steps.is_contiguous() &&
                         steps.scalar_type() == at::kDouble && steps.size(1) > 1,
                     "steps must be those of mlp_solve, got shape ", steps.sizes());
-  const bool again = slots.has_value();
+  const bool revolves = request.revolves();
   TORCH_CHECK_VALUE(
-      again ? *slots >= 0
-            : kept.dim() >= 3 && kept.size(1) == parts && kept.size(0) == steps.size(1) - 1,
+      revolves ? request.slots >= 0
+               : kept.dim() >= 3 && kept.size(1) == parts && kept.size(0) == steps.size(1) - 1,
       "kept must be that of mlp_solve with keep=True, or y0 with at least 0 slots, "
       "got shape ",
       kept.sizes());
   const Tensor from_kept = kept.contiguous();
-  const Tensor gy0 = at::empty(again ? kept.sizes() : kept.sizes().slice(2), kept.options());
+  const Tensor gy0 = at::empty(revolves ? kept.sizes() : kept.sizes().slice(2), kept.options());
   TORCH_CHECK_VALUE(mlp_fits(layers, gy0), "kept and parameters must fit each other");
   const int64_t dim = gy0.size(-1), batch = gy0.numel() / dim, count = steps.size(1);
   const Tensor upstream = of_ys ? of_ys->to(kept.scalar_type()).contiguous() : Tensor();
@@ -133,23 +158,23 @@ MlpGradientTensors mlp_solve_backward_cpu(const optional<Tensor>& of_ys,
                     "of_steps must have the shape of steps, got ", errors.sizes());
   Tensor gt = at::empty({of_times ? int64_t(times.size()) : 0}, at::kDouble);
   std::vector<Tensor> gradients;
-  dispatch_real(kept.scalar_type(), [&]<class T>(T*) {
-    MlpPath<T> path{mlp_method(method).tableau,
+  const auto follow = [&]<class T>(T*) {
+    MlpPath<T> path{mlp_method(request.method).tableau,
                     times,
                     {records, records + count},
-                    adaptive,
-                    perturb,
-                    again ? nullptr : from_kept.const_data_ptr<T>(),
-                    again ? from_kept.const_data_ptr<T>() : nullptr,
+                    request.adaptive(),
+                    request.perturb,
+                    revolves ? nullptr : from_kept.const_data_ptr<T>(),
+                    revolves ? from_kept.const_data_ptr<T>() : nullptr,
                     tape,
-                    slots.value_or(0),
+                    revolves ? request.slots : 0,
                     records + count + 1,
-                    rtol,
-                    atol};
-    const MlpKernels<T>* const table = kernels<T>(instructions);
+                    request.rtol,
+                    request.atol};
+    const MlpKernels<T>* const table = kernels<T>(request.instructions);
     const auto from = sources<T>(layers);
     const bool by_sample = MlpSolve<T>::prefers_rows(from, batch, table->lanes);
-    const MlpField<T> field(from, Activation(activation), by_sample, true, table);
+    const MlpField<T> field(from, checked_activation(activation), by_sample, true, table);
     std::vector<std::vector<T>> sums;
     double* const rates = of_times ? gt.mutable_data_ptr<double>() : nullptr;
     const bool needed = of_parameters || of_times;
@@ -166,66 +191,62 @@ MlpGradientTensors mlp_solve_backward_cpu(const optional<Tensor>& of_ys,
     // are from the first time.
     for (size_t i = 0; i < times.size(); ++i) of_start -= rates[i];
     rates[0] += of_start;
-  });
+  };
+  dispatch_real(kept.scalar_type(), follow);
   return {gy0, gt, gradients};
 }
 
-}  // namespace
-
-Tensor mlp_solve_states(const Tensor& y0, std::vector<LayerTensors> layers, int64_t activation,
-                        MlpOptions options, int64_t instructions) {
-  const at::AutoDispatchBelowADInplaceOrView below;
-  return run(y0, std::move(layers), activation, std::move(options), instructions).ys;
-}
-
-MlpResult call_mlp_solve(const Tensor& y0, const Tensor& t, at::TensorList parameters,
-                         at::IntArrayRef layout, int64_t activation, std::string_view method,
-                         double rtol, double atol, at::ArrayRef<double> controller,
-                         optional<double> first_step, int64_t max_num_steps, bool counted_anew,
-                         const optional<Tensor>& grid, bool perturb, bool stiffness, bool keep,
-                         bool tape, optional<int64_t> slots, int64_t instructions) {
+MlpResult call_mlp_solve(const Tensor& y0, const Tensor& t, const optional<Tensor>& grid,
+                         at::TensorList parameters, at::IntArrayRef layout, int64_t activation,
+                         const MlpRequest& request) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("fastnode::mlp_solve", "")
-                             .typed<decltype(mlp_solve_cpu)>();
-  return op.call(y0, t, parameters, layout, activation, method, rtol, atol, controller, first_step,
-                 max_num_steps, counted_anew, grid, perturb, stiffness, keep, tape, slots,
-                 instructions);
+                             .typed<decltype(solve_cpu)>();
+  return op.call(y0, t, grid, parameters, layout, activation, request.method, request.numbers(),
+                 request.settings());
 }
 
-MlpGradientTensors call_mlp_solve_backward(const optional<Tensor>& of_ys,
-                                           const optional<Tensor>& of_steps, const Tensor& kept,
-                                           const Tensor& steps, const Tensor& t,
-                                           at::TensorList parameters, at::IntArrayRef layout,
-                                           int64_t activation, std::string_view method, double rtol,
-                                           double atol, bool adaptive, bool perturb,
-                                           bool of_parameters, bool of_times,
-                                           optional<int64_t> slots, int64_t instructions) {
+MlpGradientTensors call_mlp_solve_backward(const MlpSolved& solved, at::TensorList parameters,
+                                           at::IntArrayRef layout, const MlpCotangents& given) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("fastnode::mlp_solve_backward", "")
-                             .typed<decltype(mlp_solve_backward_cpu)>();
-  return op.call(of_ys, of_steps, kept, steps, t, parameters, layout, activation, method, rtol,
-                 atol, adaptive, perturb, of_parameters, of_times, slots, instructions);
+                             .typed<decltype(backward_cpu)>();
+  return op.call(given.of_ys, given.of_steps, solved.kept, solved.steps, solved.t, parameters,
+                 layout, solved.activation, solved.request.method, solved.request.numbers(),
+                 solved.request.settings(), given.of_parameters, given.of_times);
+}
+
+MlpCalls& mlp_calls() {
+  static MlpCalls* const calls = new MlpCalls();
+  return *calls;
+}
+
+Tensor step_records(const MlpTrace& trace) {
+  const int64_t count = int64_t(trace.edges.size());
+  const Tensor out = at::empty({3, count}, at::kDouble);
+  double* const to = out.mutable_data_ptr<double>();
+  std::fill_n(to, 3 * count, 0.0);
+  std::copy(trace.edges.begin(), trace.edges.end(), to);
+  std::copy(trace.error.begin(), trace.error.end(), to + count + 1);
+  std::copy(trace.stiffness.begin(), trace.stiffness.end(), to + 2 * count + 1);
+  return out;
 }
 
 TORCH_LIBRARY_FRAGMENT(fastnode, m) {
   m.def(
-      "mlp_solve(Tensor y0, Tensor t, Tensor[] parameters, int[] layout, int activation, "
-      "str method, float rtol, float atol, float[] controller, float? first_step, "
-      "int max_num_steps, bool counted_anew, Tensor? grid, bool perturb, bool stiffness, "
-      "bool keep, bool tape, int? slots, int instructions) -> (Tensor ys, Tensor steps, Tensor "
-      "counts, Tensor "
-      "kept)");
+      "mlp_solve(Tensor y0, Tensor t, Tensor? grid, Tensor[] parameters, int[] layout, "
+      "int activation, str method, float[] numbers, int[] settings) "
+      "-> (Tensor ys, Tensor steps, Tensor counts, Tensor kept)");
   m.def(
       "mlp_solve_backward(Tensor? of_ys, Tensor? of_steps, Tensor kept, Tensor steps, Tensor t, "
-      "Tensor[] parameters, int[] layout, int activation, str method, float rtol, float atol, "
-      "bool adaptive, bool perturb, bool of_parameters, bool of_times, int? slots, "
-      "int instructions) "
+      "Tensor[] parameters, int[] layout, int activation, str method, float[] numbers, "
+      "int[] settings, bool of_parameters, bool of_times) "
       "-> (Tensor of_y0, Tensor of_t, Tensor[] of_parameters)");
 }
 
 TORCH_LIBRARY_IMPL(fastnode, CPU, m) {
-  m.impl("mlp_solve", mlp_solve_cpu);
-  m.impl("mlp_solve_backward", mlp_solve_backward_cpu);
+  m.impl("mlp_solve", solve_cpu);
+  m.impl("mlp_solve_backward", backward_cpu);
 }
 
 }  // namespace fastnode

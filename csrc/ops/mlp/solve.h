@@ -1,4 +1,4 @@
-// Whole solves of multilayer perceptrons, for Python and for autograd: `fastnode::mlp_solve` and
+// Whole solves of MLPs, for Python and for autograd: `fastnode::mlp_solve` and
 // `fastnode::mlp_solve_backward`.
 #pragma once
 
@@ -6,14 +6,12 @@
 
 #include <functional>
 #include <optional>
-#include <string>
-#include <string_view>
 #include <tuple>
 #include <vector>
 
-#include "mlp/cpu/solve_joint.h"
 #include "mlp/cuda/types.h"
 #include "ops/mlp/layers.h"
+#include "ops/mlp/request.h"
 
 namespace fastnode {
 
@@ -27,6 +25,9 @@ struct MlpArguments {
   std::vector<int64_t> layout;
 };
 MlpArguments mlp_arguments(const std::vector<LayerTensors>& layers);
+
+// Raises ValueError for a number that no activation has.
+Activation checked_activation(int64_t number);
 
 // Whether these are tensors that mlp_solve takes: float32 or float64 on the CPU or on one GPU, the
 // sizes of the layers fitting each other and y0's last dimension.
@@ -44,93 +45,72 @@ inline bool mlp_fits_on_chip(const std::vector<LayerTensors>&, const at::Tensor&
 #endif
 
 // Whether one call is faster than the native engine, which calls torch's layers.
-bool mlp_pays(const std::vector<LayerTensors>& layers, const at::Tensor& y0, bool graph);
-
-// Finite times, at least two, in one direction.
-bool mlp_times(const at::Tensor& t, std::vector<double>& times);
-
-// Methods, which Python makes, by name.
-struct MlpMethod {
-  std::shared_ptr<const Tableau> tableau;
-  std::optional<StiffnessPair> pair;
-};
-void register_mlp_method(const std::string& name, MlpMethod method);
-const MlpMethod& mlp_method(std::string_view name);
-
-std::vector<double> read_times(const at::Tensor& t);
-
-// From the arguments of mlp_solve, checked, but for the times: see read_times.
-MlpOptions mlp_options(std::vector<double> times, int64_t activation, const MlpMethod& with,
-                       double rtol, double atol, at::ArrayRef<double> controller,
-                       std::optional<double> first_step, int64_t max_num_steps, bool counted_anew,
-                       const std::optional<at::Tensor>& grid, bool perturb, bool stiffness,
-                       bool keep);
+bool mlp_pays(const std::vector<LayerTensors>& layers, const at::Tensor& y0, bool gradients);
 
 // [3, edges]: see MlpResult.
 at::Tensor step_records(const MlpTrace& trace);
 
-// What Python has to do for C++: raise the error of a solve that cannot go on, and give gradients
-// that have gradients themselves.
+// What only Python can do: raise the error of a solve that cannot go on, and give gradients that
+// have gradients themselves. Set when the module is loaded.
 struct MlpCalls {
   std::function<void(const MlpTrace&, const at::Tensor& y0, int64_t max_num_steps)> fail;
   // Of y0, t and the parameters.
   std::function<std::vector<at::Tensor>(
       const at::Tensor& y0, const at::Tensor& t, at::TensorList parameters, at::IntArrayRef layout,
-      int64_t activation, const std::string& method, double rtol, double atol, bool adaptive,
-      bool perturb, const at::Tensor& steps, const at::Tensor& of_ys, const at::Tensor& of_steps)>
-      replay;
+      int64_t activation, const MlpRequest& request, const at::Tensor& steps,
+      const at::Tensor& of_ys, const at::Tensor& of_steps)>
+      double_backward;
 };
 MlpCalls& mlp_calls();
-
-// ys [T, *y0.shape]; steps [3, n + 1], float64: where steps end, the first column where the first
-// begins, and each step's local error and stiffness (NaN without `stiffness` or where a method has
-// none; zeros in the first column and for steps along a grid); counts [2]: evaluations and rejected
-// steps; kept [n, parts, *y0.shape]: see Kept, or nothing without `keep`.
-using MlpResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-
-// A tape with memory of its own, up to a limit; null where it could not be handed to the backward
-// pass, as when the solve is traced.
-std::shared_ptr<Tape> make_tape(const at::Tensor& y0);
 
 // A tape with memory of its own, up to a limit.
 std::shared_ptr<Tape> make_tape();
 
-// The tape that the next solve of this thread writes, or the next backward pass reads. No argument
-// of the ops, whose results are tensors of sizes that a graph can know: a solve that is traced
-// leaves it empty.
-class TapeGuard {
- public:
-  explicit TapeGuard(Tape* tape);
-  ~TapeGuard();
-  TapeGuard(const TapeGuard&) = delete;
-  TapeGuard& operator=(const TapeGuard&) = delete;
-  static Tape* take();
-};
+// ys [T, *y0.shape]; steps [3, n + 1], float64: where steps end, the first column where the first
+// begins, and each step's local error and stiffness (NaN unless `request.record` or where a method
+// has no estimate; zeros in the first column and for fixed steps); counts [2]: evaluations and
+// rejected steps; kept [n, parts, *y0.shape]: see Kept, empty unless `request.keep`.
+using MlpResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
-// Adaptive with the numbers of a controller (nine), along `grid` with none. For gradients states
-// are kept, with `tape` those of the stages too (see Tape), or with `slots` none: they are found
-// again in the backward pass with so many in memory (see MlpPath).
-MlpResult call_mlp_solve(const at::Tensor& y0, const at::Tensor& t, at::TensorList parameters,
-                         at::IntArrayRef layout, int64_t activation, std::string_view method,
-                         double rtol, double atol, at::ArrayRef<double> controller,
-                         std::optional<double> first_step, int64_t max_num_steps, bool counted_anew,
-                         const std::optional<at::Tensor>& grid, bool perturb, bool stiffness,
-                         bool keep, bool tape, std::optional<int64_t> slots, int64_t instructions);
+// Through the dispatcher.
+MlpResult call_mlp_solve(const at::Tensor& y0, const at::Tensor& t,
+                         const std::optional<at::Tensor>& grid, at::TensorList parameters,
+                         at::IntArrayRef layout, int64_t activation, const MlpRequest& request);
 
-// ys alone, where nothing needs a gradient: straight, as the way through the dispatcher and the
-// records would take a good part of a solve of one sample of a small field. `layers` fit y0.
+// Whether tensors like y0 are plain ones on the CPU and nobody watches the dispatcher from below
+// autograd: then the functions that follow may be called directly.
+bool mlp_runs_directly(const at::Tensor& y0);
+
+// The same on the CPU; writes the tape, if any.
+MlpResult mlp_solve_on_cpu(const at::Tensor& y0, const at::Tensor& t,
+                           const std::optional<at::Tensor>& grid, std::vector<LayerTensors> layers,
+                           int64_t activation, const MlpRequest& request, Tape* tape);
+
+// ys alone, where nothing needs a gradient: the dispatcher and the records would take a good part
+// of a solve of one sample of a small field. `layers` fit y0.
 at::Tensor mlp_solve_states(const at::Tensor& y0, std::vector<LayerTensors> layers,
                             int64_t activation, MlpOptions options, int64_t instructions);
 
-// Gradients of y0, of t (float64, or none), and of the parameters (or none). `kept` is that of the
-// solve, or with `slots` y0.
+// Gradients of y0, of t (float64, or empty), and of the parameters (or none).
 using MlpGradientTensors = std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>>;
 
-MlpGradientTensors call_mlp_solve_backward(
-    const std::optional<at::Tensor>& of_ys, const std::optional<at::Tensor>& of_steps,
-    const at::Tensor& kept, const at::Tensor& steps, const at::Tensor& t, at::TensorList parameters,
-    at::IntArrayRef layout, int64_t activation, std::string_view method, double rtol, double atol,
-    bool adaptive, bool perturb, bool of_parameters, bool of_times, std::optional<int64_t> slots,
-    int64_t instructions);
+// What was solved and what came of it; `kept` is that of the solve, or y0 if the request revolves.
+struct MlpSolved {
+  const MlpRequest& request;
+  int64_t activation;
+  const at::Tensor &kept, &steps, &t;
+};
+// Gradients of what a solve returned, and which are wanted.
+struct MlpCotangents {
+  const std::optional<at::Tensor>&of_ys, &of_steps;
+  bool of_parameters, of_times;
+};
+
+MlpGradientTensors call_mlp_solve_backward(const MlpSolved& solved, at::TensorList parameters,
+                                           at::IntArrayRef layout, const MlpCotangents& given);
+// On the CPU; reads the tape, if any.
+MlpGradientTensors mlp_solve_backward_on_cpu(const MlpSolved& solved,
+                                             std::vector<LayerTensors> layers,
+                                             const MlpCotangents& given, const Tape* tape);
 
 }  // namespace fastnode

@@ -124,20 +124,17 @@ Found solve_fixed(MlpTask<T>& task, const MlpOptions& options, const Tensor& y0,
 }
 
 // `steps` and `counts` are on the CPU, where the loop's decisions are known in the end anyway.
-MlpResult mlp_solve_on_cuda(const Tensor& y0, const Tensor& t, at::TensorList parameters,
-                            at::IntArrayRef layout, int64_t activation, c10::string_view method,
-                            double rtol, double atol, at::ArrayRef<double> controller,
-                            optional<double> first_step, int64_t max_num_steps, bool counted_anew,
-                            const optional<Tensor>& grid, bool perturb, bool stiffness, bool keep,
-                            bool /*tape*/, optional<int64_t> /*slots*/, int64_t /*instructions*/) {
+MlpResult mlp_solve_on_cuda(const Tensor& y0, const Tensor& t, const optional<Tensor>& grid,
+                            at::TensorList parameters, at::IntArrayRef layout, int64_t activation,
+                            c10::string_view method, at::ArrayRef<double> numbers,
+                            at::IntArrayRef settings) {
+  const MlpRequest request = MlpRequest::from(method, numbers, settings);
+  const Activation function = checked_activation(activation);
   const std::vector<LayerTensors> layers = contiguous(mlp_layers(parameters, layout));
   TORCH_CHECK_VALUE(mlp_fits(layers, y0),
                     "y0 and parameters must be float32 or float64 on one GPU, of one dtype, and "
                     "layers must fit each other and the last dimension of y0");
-  const MlpMethod& with = mlp_method(method);
-  const MlpOptions options =
-      mlp_options(read_times(t.cpu()), activation, with, rtol, atol, controller, first_step,
-                  max_num_steps, counted_anew, grid, perturb, stiffness, keep);
+  const MlpOptions options = mlp_options(request, read_times(t.cpu()), grid);
   void* const stream = current_cuda_stream(y0.device(), "mlp_solve");
   const c10::DeviceGuard guard(y0.device());
   const Tensor start = y0.contiguous(), times = upload(options.times, y0.device());
@@ -146,8 +143,8 @@ MlpResult mlp_solve_on_cuda(const Tensor& y0, const Tensor& t, at::TensorList pa
   const Tensor ys = at::empty(shape, y0.options());
   const auto solve = [&]<class T>(T*) {
     const auto kind = options.adaptive ? MlpKind::kJoint : MlpKind::kFixed;
-    MlpTask<T> task = make_task<T>(kind, layers, Activation(activation), *options.tableau,
-                                   options.pair, start, ys);
+    MlpTask<T> task =
+        make_task<T>(kind, layers, function, *options.tableau, options.pair, start, ys);
     task.times = times.const_data_ptr<double>();
     const Tensor weights = pack_weights(task, start, stream);
     return options.adaptive ? solve_adaptive(task, options, start, stream)
@@ -156,7 +153,7 @@ MlpResult mlp_solve_on_cuda(const Tensor& y0, const Tensor& t, at::TensorList pa
   const Found found = y0.scalar_type() == at::kDouble ? solve(static_cast<double*>(nullptr))
                                                       : solve(static_cast<float*>(nullptr));
   if (found.trace.ending != Ending::kFinished) {
-    mlp_calls().fail(found.trace, y0, max_num_steps);
+    mlp_calls().fail(found.trace, y0, request.max_num_steps);
     TORCH_CHECK(false, "a solve ended without a reason");
   }
   std::vector<int64_t> none = y0.sizes().vec();

@@ -16,7 +16,6 @@ tolerances of both solves, not that of the numerical one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,8 +23,7 @@ from torch import Tensor
 
 from fastnode.adjoints.continuous.adjoint_norm import AdjointNorm
 from fastnode.adjoints.continuous.backward_solve import BackwardSolve
-from fastnode.control.options import AdaptiveOptions, parse
-from fastnode.engines.methods import ADAPTIVE, find_method
+from fastnode.engines.methods import find_method, odeint_request
 from fastnode.problem.ivp import Problem, VectorField
 from fastnode.torch_support.partial_grad import Gates
 
@@ -61,13 +59,12 @@ class Adjoint:
         again: Callable[[Problem], Tensor] | None = None,
     ):
         self.problem, self.params, self.again = problem, tuple(params), again
-        self.name = find_method(method)
+        find_method(method)
         chosen = dict(options or {})
         norm = chosen.pop("norm", None)
         if not (norm is None or callable(norm) or norm == "seminorm"):
             raise TypeError(f"norm in adjoint_options must be callable or 'seminorm', got {norm!r}")
-        parsed = parse(AdaptiveOptions, self.name, chosen) if self.name in ADAPTIVE else None
-        self.options: Any = chosen if parsed is None else parsed
+        self.request = odeint_request(method, rtol, atol, chosen)
         self.norm = AdjointNorm(problem, self.params, rtol, atol, norm, state_norm)
         device = problem.y0.device.type
         self._autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
@@ -159,7 +156,7 @@ def _differentiable(
         y0, t = map(gates, inputs[:2])
         given = tuple(args[id(x)] for x in field.args)
         own = VectorField(field.func, field.layout, y0, field.direction, given)
-        solution = adjoint.again(replace(problem, field=own, y0=y0, t=t))
+        solution = adjoint.again(problem.with_(field=own, y0=y0, t=t))
         # What func itself holds has no copy; no path goes on from a leaf.
         inputs = (y0, t, *(args.get(id(x), x) for x in adjoint.params))
         wanted = [each for each in inputs if each.requires_grad]

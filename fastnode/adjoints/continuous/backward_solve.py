@@ -17,13 +17,11 @@ from fastnode.adjoints.continuous.adjoint_field import AdjointField
 from fastnode.adjoints.continuous.adjoint_norm import AdjointNorm
 from fastnode.adjoints.continuous.quadrature import Quadrature
 from fastnode.control.norms import ErrorNorm
-from fastnode.control.options import ScipyOptions, parse
+from fastnode.control.request import SolveRequest
 from fastnode.engines import select
-from fastnode.engines.methods import ADAPTIVE, SCIPY, fixed_method
+from fastnode.engines.methods import ADAPTIVE, fixed_steps
 from fastnode.engines.reference.implicit import ImplicitSteps
-from fastnode.engines.reference.scipy_solver import integrate_scipy
 from fastnode.engines.reference.step import Step, StepFunction
-from fastnode.engines.select import stepper_with
 from fastnode.problem.callbacks import ADAPTIVE_CALLBACKS, FIXED_CALLBACKS, find_callbacks
 from fastnode.problem.ivp import (
     Callbacks,
@@ -31,7 +29,6 @@ from fastnode.problem.ivp import (
     Problem,
     Time,
     VectorField,
-    as_times,
     clock_dtype,
     silent,
 )
@@ -45,8 +42,7 @@ class Settings(Protocol):
 
     problem: Problem
     params: tuple[Tensor, ...]
-    name: str
-    options: Any
+    request: SolveRequest
     norm: AdjointNorm
 
 
@@ -54,8 +50,8 @@ class BackwardSolve:
     """One backward pass, asked for one interval after the other."""
 
     def __init__(self, settings: Settings):
-        self.settings, self.problem, self.name = settings, settings.problem, settings.name
-        self.norm, self.options = settings.norm, settings.options
+        self.settings, self.problem, self.norm = settings, settings.problem, settings.norm
+        self.request, self.name = settings.request, settings.request.method
         tableau = METHODS.get(self.name)
         inside = tableau is None and self.name not in IMPLICIT
         self.func = AdjointField(self.problem, settings.params, inside)
@@ -81,10 +77,10 @@ class BackwardSolve:
         direction = -self.problem.field.direction
         field = VectorField(self.func, self.layout, state, direction)
         times = torch.tensor([start, end], dtype=self._time_dtype)
-        problem = Problem(field, self.layout, state, times)
-        if self.name in ADAPTIVE:
+        problem = Problem(self.func, self.layout, state, times, direction, field=field)
+        if self.request.adaptive:
             final = self._adaptive(problem)
-        elif self.name == SCIPY:
+        elif self.request.scipy is not None:
             final = self._by_scipy(problem)
         else:
             final = self._fixed(problem)
@@ -107,16 +103,11 @@ class BackwardSolve:
         return torch.float64 if self.name in ADAPTIVE else self.problem.t.dtype
 
     def _adaptive(self, problem: Problem) -> Tensor:
-        start, end = problem.times
         self.quadrature.restart()
         told = self._told(ADAPTIVE_CALLBACKS, clock_dtype(problem.field.device))
-        stepper = stepper_with(
-            problem.field,
-            self.name,
-            start,
-            problem.y0,
-            end,
-            self.options,
+        stepper = select.make_stepper(
+            problem,
+            self.request,
             norm=self.norm,
             callbacks=Callbacks(
                 _both(self._begin, told.step),
@@ -124,31 +115,21 @@ class BackwardSolve:
                 told.reject,
             ),
             # The steps of the interval before say more than the first slope of this one.
-            first_step=self.options.first_step or self._h,
+            first_step=self.request.first_step or self._h,
         )
-        final = select.integrate(stepper, [start, end])[-1]
+        final = select.run(stepper, problem.times)[-1]
         self._h = stepper.h
         return final
 
     def _fixed(self, problem: Problem) -> Tensor:
-        fixed, step = fixed_method(self.name, self.options, problem, *self._tolerances)
+        rtol, atol = self._tolerances
+        step = fixed_steps(problem, self.request.with_(rtol=rtol, atol=atol))
         told = self._told(FIXED_CALLBACKS, self.problem.t.dtype)
         if isinstance(step, ImplicitSteps):
             step = self._with_parameters(step)
         elif not self.func.inside:
             told = Callbacks(_both(self._next, told.step))
-        grid = fixed.grid(self.func, problem.layout.unpack(problem.y0), problem.t)
-        final = select.integrate_fixed(
-            "auto",
-            problem.field,
-            step,
-            problem.y0,
-            problem.times,
-            problem.times if fixed.steps_between_times else as_times(grid),
-            interp=fixed.interp,
-            perturb=fixed.perturb,
-            callbacks=told,
-        )[-1]
+        final = select.integrate_fixed(problem, self.request, step, told)[-1]
         self.quadrature.accept()
         return final
 
@@ -168,16 +149,8 @@ class BackwardSolve:
     def _by_scipy(self, problem: Problem) -> Tensor:
         self._told((), self.problem.t.dtype)
         rtol, atol = self._tolerances
-        scipy = parse(ScipyOptions, self.name, self.options)
-        return integrate_scipy(
-            problem.field,
-            problem.y0,
-            problem.times,
-            ErrorNorm(problem.layout, problem.y0, rtol, atol),
-            solver=scipy.solver,
-            min_step=scipy.min_step,
-            max_step=scipy.max_step,
-        )[-1]
+        norm = ErrorNorm(problem.layout, problem.y0, rtol, atol)
+        return select.scipy_states(problem, self.request, norm)[-1]
 
     @property
     def _tolerances(self) -> list[list[Any]]:

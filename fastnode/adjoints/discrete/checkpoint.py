@@ -357,7 +357,7 @@ class StepChain:
     def _inner(self, inputs: Inputs) -> Problem:
         outer = self.problem
         field = self.field(inputs)
-        return Problem(field, outer.layout, inputs.y0, outer.t.detach())
+        return outer.with_(field=field, y0=inputs.y0, t=outer.t.detach())
 
     def field(self, inputs: Inputs) -> VectorField:
         return with_args(self.problem, self.observed, self.needed, inputs)

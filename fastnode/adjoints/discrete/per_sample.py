@@ -16,8 +16,9 @@ from torch import Tensor
 from fastnode.adjoints.discrete.autograd_node import Cotangents, Inputs, State, solve_in_one_node
 from fastnode.adjoints.discrete.revolve import reverse
 from fastnode.adjoints.discrete.step_transpose import Gradients
+from fastnode.control.request import SolveRequest
 from fastnode.engines import select
-from fastnode.engines.per_sample_trace import SampleOptions, Trace, combine_rows, interpolate_rows
+from fastnode.engines.per_sample_trace import Trace, combine_rows, interpolate_rows
 from fastnode.problem.batch import SampleField, SampleProblem
 from fastnode.torch_support.recompute import Observed, Surroundings
 
@@ -67,22 +68,20 @@ class SampleChain:
 
     Args:
         problem: the caller's.
-        options, engine: how it is solved.
-        slots: states kept by the backward pass, None for those of all waves.
+        request: how it is solved; its slots are the states that the backward pass keeps, None for
+            those of all waves.
         needed: positions among args of those that need a gradient.
     """
 
     def __init__(
         self,
         problem: SampleProblem,
-        options: SampleOptions,
-        engine: str,
-        slots: int | None,
+        request: SolveRequest,
         needed: Sequence[int],
     ):
-        self.problem, self.options, self.engine = problem, options, engine
-        self.slots, self.needed = slots, needed
-        self.tableau = options.tableau
+        self.problem, self.request = problem, request
+        self.slots, self.needed = request.slots, needed
+        self.tableau = request.tableau
         self.carries = not self.tableau.fsal
         device = problem.y0.device
         self.observed = Observed(problem.field.func, problem.y0)
@@ -91,15 +90,15 @@ class SampleChain:
         self.waves: list[Wave] = []
 
     def run(self, inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]:
-        keeps = self.slots is None
-        options = replace(
-            self.options,
-            keep_states=self.options.keep_states or keeps,
-            keep_slopes=self.options.keep_slopes or (keeps and self.carries),
-        )
+        keeps, request = self.slots is None, self.request
+        save = request.save
+        if keeps and self.carries:
+            save = "dense"
+        elif keeps and save == "times":
+            save = "steps"
         inner = replace(self._problem(inputs), ts=self.problem.ts.detach())
         with self.surroundings.first():
-            trace = self.trace = select.solve_per_sample(self.engine, inner, options)
+            trace = self.trace = select.solve_per_sample(inner, request.with_(save=save))
         if self.observed.draws:
             raise ValueError(
                 "func draws random numbers, which a per-sample solve cannot draw again for each "
@@ -108,9 +107,9 @@ class SampleChain:
         self.waves = find_waves(self.problem, trace.accepted, trace.t1)
         # Outputs are tensors of their own: the trace keeps those that nobody differentiates.
         outputs = [trace.ys]
-        if self.options.keep_states and trace.states is not None:
+        if self.request.keep_states and trace.states is not None:
             outputs.append(trace.states)
-        if self.options.keep_slopes and trace.slopes is not None:
+        if self.request.keep_slopes and trace.slopes is not None:
             outputs.append(trace.slopes)
         kept = []
         for before, wave in zip(self.waves, self.waves[1:], strict=False) if keeps else ():
@@ -138,9 +137,9 @@ class SampleChain:
         ys = torch.full_like(self.problem.y0.expand(self._shape), torch.nan).flatten(0, 1)
         outputs = [ys.index_copy(0, torch.cat(slots), torch.cat(values)).reshape(self._shape)]
         order = torch.cat(steps).argsort() if steps else slots[0][:0]
-        if self.options.keep_states:
+        if self.request.keep_states:
             outputs.append(torch.cat(states)[order] if states else inputs.y0[:0])
-        if self.options.keep_slopes:
+        if self.request.keep_slopes:
             stages = len(self.tableau.a) + len(self.tableau.further)
             none = inputs.y0.new_empty(stages, 0, inputs.y0.shape[1])
             outputs.append(torch.cat([none, *slopes], dim=1)[:, order])
@@ -201,11 +200,11 @@ class SampleChain:
             pairs.append((k[last], upstream[1][wave.rows]))
         if by_ys is not None and wave.inner.numel():
             pairs.append((inside, by_ys[wave.columns, wave.rows[wave.inner]]))
-        if self.options.keep_states:
+        if self.request.keep_states:
             g, *others = others
             if g is not None:
                 pairs.append((y1, g[wave.steps]))
-        if self.options.keep_slopes and others[0] is not None:
+        if self.request.keep_slopes and others[0] is not None:
             pairs += zip(k, others[0][:, wave.steps].unbind(), strict=True)
         pairs = [(x, g) for x, g in pairs if x.requires_grad]
         sources = [*leaves, *([] if ts is None else [ts])]
@@ -251,7 +250,7 @@ class SampleChain:
             stage = combine_rows(y, k, h, weights)
             k.append(field(t1, stage, args, before) if c == 1 else field(t + c * h, stage, args))
         y1 = stage if tableau.fsal else combine_rows(y, k, h, tableau.solution_weights)
-        if self.options.keep_slopes or wave.inner.numel():
+        if self.request.keep_slopes or wave.inner.numel():
             for c, weights in tableau.further_stages:
                 k.append(field(t + c * h, combine_rows(y, k, h, weights), args))
         inner = wave.inner
@@ -299,22 +298,20 @@ class SampleChain:
 
 def checkpoint_samples(
     problem: SampleProblem,
-    options: SampleOptions,
-    engine: str,
-    slots: int | None,
+    request: SolveRequest,
     params: tuple[Tensor, ...],
 ) -> Trace:
     """The trace of a per-sample solve, its tensors with the gradients of ``SampleChain``."""
     args: tuple[Any, ...] = problem.args
     needed = [i for i, x in enumerate(args) if isinstance(x, Tensor) and x.requires_grad]
-    chain = SampleChain(problem, options, engine, slots, needed)
+    chain = SampleChain(problem, request, needed)
     ts = problem.ts if problem.ts.requires_grad else None
     inputs = Inputs(problem.y0, ts, None, tuple(args[i] for i in needed), params)
     ys, *kept = solve_in_one_node(chain, inputs)
     trace, chain.trace = chain.trace, None
     assert trace is not None
-    states = kept.pop(0) if options.keep_states else None
-    slopes = kept.pop(0) if options.keep_slopes else None
+    states = kept.pop(0) if request.keep_states else None
+    slopes = kept.pop(0) if request.keep_slopes else None
     t1 = trace.t1
     if ts is not None:
         # Steps begin and end at fixed distances from the start.

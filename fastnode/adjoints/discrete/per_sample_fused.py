@@ -1,8 +1,8 @@
 """Gradients of per-sample solves of perceptrons, by the fused engine itself.
 
-It keeps the state and the slope at which each accepted step of each sample begins, and follows the
-steps backwards in tiles as it took them (csrc/mlp/cpu/adjoint_per_sample_worker.h). A gradient that is to have
-gradients is made by torch, wave by wave.
+It keeps the state and the first stage derivative of each accepted step of each sample, and follows
+the steps backwards in tiles as it took them (csrc/mlp/cpu/adjoint_per_sample.h). A gradient that is
+to have gradients is made by torch, batch by batch of steps.
 """
 
 from __future__ import annotations
@@ -15,12 +15,17 @@ from torch import Tensor
 
 from fastnode.adjoints.discrete.autograd_node import Cotangents, Inputs, solve_in_one_node
 from fastnode.adjoints.discrete.per_sample import SampleChain, find_waves
+from fastnode.control.request import SolveRequest
+from fastnode.engines import select
 from fastnode.engines.fused import per_sample as per_sample_fused
 from fastnode.engines.fused.double_backward import PerceptronField
 from fastnode.engines.fused.mlp import Layers, Perceptron
-from fastnode.engines.per_sample_trace import SampleOptions, Trace
+from fastnode.engines.per_sample_trace import Trace
 from fastnode.problem.batch import SampleField, SampleProblem
 from fastnode.torch_support.grad_mode import recorded
+
+#: Those whose gradients the engine makes itself.
+FUSED_ADJOINTS = ("backprop", "checkpoint")
 
 
 class FusedChain(SampleChain):
@@ -30,12 +35,12 @@ class FusedChain(SampleChain):
     def __init__(
         self,
         problem: SampleProblem,
-        options: SampleOptions,
+        request: SolveRequest,
         found: Perceptron,
         trace: Trace,
         kept: Tensor,
     ):
-        super().__init__(problem, options, "fused", None, ())
+        super().__init__(problem, request, ())
         layers, self.activation = found
         self.columns = [column for _, _, column in layers]
         self.biased = [bias is not None for _, bias, _ in layers]
@@ -79,24 +84,22 @@ class FusedChain(SampleChain):
         return replace(outer, field=SampleField(func, outer.field.layout, inputs.y0), y0=inputs.y0)
 
 
-def solve_perceptrons(problem: SampleProblem, options: SampleOptions, forced: bool) -> Trace | None:
+def fused_samples(problem: SampleProblem, request: SolveRequest) -> Trace | None:
     """The trace of a per-sample solve with the gradients of ``FusedChain``; None where none are
     wanted or another engine makes them."""
-    if not torch.is_grad_enabled() or problem.ts.shape[1] == 1 or problem.ts.requires_grad:
+    if not torch.is_grad_enabled() or problem.ts.requires_grad:
         return None
-    found = per_sample_fused.find(problem, options)
-    if found is None:
+    if select.choose_per_sample(problem, request, gradients=True) != "fused":
         return None
+    found = per_sample_fused.find(problem)
+    assert found is not None
     params = per_sample_fused.tensors(found[0])
     if not recorded((problem.y0, *params)):
         return None
     with torch.no_grad():
-        solved = per_sample_fused.solve(problem, options, found, forced, keep=True)
-    if solved is None:
-        return None
-    trace, kept = solved
+        trace, kept = per_sample_fused.solve(problem, request, keep=True)
     assert kept is not None
-    chain = FusedChain(problem, options, found, trace, kept)
+    chain = FusedChain(problem, request, found, trace, kept)
     inputs = Inputs(problem.y0, None, None, (), tuple(params), handed=True)
     (ys,) = solve_in_one_node(chain, inputs)
     chain.trace = None

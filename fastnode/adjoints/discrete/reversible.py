@@ -45,7 +45,9 @@ from fastnode.adjoints.discrete.step_transpose import (
     slopes_of,
     transpose,
 )
+from fastnode.control.norms import ErrorNorm
 from fastnode.control.options import Stop
+from fastnode.control.request import SolveRequest
 from fastnode.engines.reference.adaptive import AdaptiveStepper
 from fastnode.engines.reference.fixed import GridStepper
 from fastnode.engines.reference.step import Step
@@ -54,7 +56,6 @@ from fastnode.ops.rk_stage import rk_stage
 from fastnode.problem.ivp import Problem, Time, VectorField, to_float
 from fastnode.recording.joint import Recording
 from fastnode.solution import Solution
-from fastnode.tableaus import Tableau
 from fastnode.torch_support.grad_mode import recorded
 from fastnode.torch_support.recompute import Observed, Surroundings
 
@@ -153,25 +154,21 @@ class ReversibleChain:
 
     Args:
         grid: where fixed steps begin and end, output times included; empty for an adaptive method.
-        options: of an adaptive stepper.
     """
 
     def __init__(
         self,
         problem: Problem,
-        tableau: Tableau,
+        request: SolveRequest,
         needed: Sequence[int],
         record: Callable[[Problem], Recording],
         grid: Sequence[float],
-        max_num_steps: int,
-        options: dict[str, Any],
-        throw: bool,
     ):
         self.problem, self.needed, self.record = problem, needed, record
+        self.request, tableau = request, request.tableau
         # Stages are evaluated where the step takes them, in either direction of time.
         self.scheme = Scheme(tableau, "cubic", perturb=False)
-        self.grid, self.max_num_steps, self.options = list(grid), max_num_steps, options
-        self.throw = throw
+        self.grid = list(grid)
         device = problem.field.device
         self.observed = Observed(problem.field.func, problem.y0, frugal=True)
         self.surroundings = Surroundings(problem.field.func, device)
@@ -185,8 +182,8 @@ class ReversibleChain:
         self.outputs: dict[int, list[int]] = {}
 
     def run(self, inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]:
-        problem = self.problem
-        inner = Problem(self.field(inputs), problem.layout, inputs.y0, problem.t.detach())
+        problem, request = self.problem, self.request
+        inner = problem.with_(field=self.field(inputs), y0=inputs.y0, t=problem.t.detach())
         recording = self.recording = self.record(inner)
         times = inner.t.tolist()
         partner = Partner(self.scheme, inner.y0)
@@ -198,7 +195,7 @@ class ReversibleChain:
                     ReversibleSteps(partner),
                     inner.y0,
                     self.grid,
-                    self.max_num_steps,
+                    self.request.max_num_steps,
                 )
                 return _Noted(GridStepper(*grid), self)
             adaptive = ReversibleStepper(
@@ -208,13 +205,15 @@ class ReversibleChain:
                 inner.y0,
                 end=times[-1],
                 stops=[Stop(t) for t in times[1:-1]],
-                max_num_steps=self.max_num_steps,
-                **self.options,
+                max_num_steps=request.max_num_steps,
+                controller=request.controller,
+                first_step=request.first_step,
+                norm=ErrorNorm(problem.layout, problem.y0, request.rtol, request.atol),
             )
             return _Noted(adaptive, self)
 
         with self.surroundings.first():
-            recording.run(make, self.throw)
+            recording.run(make, request.throw)
             z = partner.z()
         outputs = [recording.outputs[j] for j in range(1, len(recording.within) + 1)]
         for slot, n in enumerate(recording.within):
@@ -295,33 +294,22 @@ class ReversibleChain:
 
 def reversibly(
     problem: Problem,
-    tableau: Tableau,
+    request: SolveRequest,
     params: tuple[Tensor, ...],
     record: Callable[[Problem], Recording],
     grid: Sequence[Time],
-    max_num_steps: int,
-    options: dict[str, Any],
-    throw: bool,
 ) -> Solution:
     """The solution by the reversible form of a method, with its gradients.
 
     Args:
         grid: where fixed steps begin and end; empty for a method that chooses its steps.
-        options: of an adaptive stepper.
     """
-    args = problem.field.args
+    args = problem.args
     needed = [i for i, x in enumerate(args) if isinstance(x, Tensor) and x.requires_grad]
     direction = problem.field.direction
     ends = {to_float(t) for t in (*grid, *problem.times)} if grid else set()
     chain = ReversibleChain(
-        problem,
-        tableau,
-        needed,
-        record,
-        sorted(ends, key=lambda t: t * direction),
-        max_num_steps,
-        options,
-        throw,
+        problem, request, needed, record, sorted(ends, key=lambda t: t * direction)
     )
     ts = problem.t if problem.t.requires_grad else None
     inputs = Inputs(problem.y0, ts, None, tuple(args[i] for i in needed), params)

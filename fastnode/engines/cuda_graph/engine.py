@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from fastnode import extension
+from fastnode.control.request import SolveRequest
 from fastnode.control.stiffness import Stiffness
 from fastnode.engines.cuda_graph.field import Held
 from fastnode.engines.cuda_graph.plan import Plan, Record, clear, plan_for
 from fastnode.engines.cuda_graph.program import Shape
+from fastnode.engines.methods import ADAPTIVE
 from fastnode.engines.native import joint as native
 from fastnode.engines.reference.step import take_step
 from fastnode.errors import cannot_continue, not_finite_at_start
@@ -43,22 +45,15 @@ def refuse(what: str) -> ValueError:
     return ValueError(f"engine 'graph' cannot run this solve: {what}; {LIMITS}")
 
 
-def check(
-    adaptive: bool,
-    per_sample: bool = False,
-    save: str = "times",
-    events: bool = False,
-    on_step: Any = None,
-    adjoint: str = "backprop",
-) -> None:
+def check(request: SolveRequest, per_sample: bool) -> None:
     """Raises ValueError for what a caller asked in vain of this engine."""
     asked = {
-        "the method has no error estimate": not adaptive,
+        "the method has no error estimate": request.method not in ADAPTIVE,
         "per_sample=True": per_sample,
-        "save='dense'": save == "dense",
-        "events": events,
-        "on_step": on_step is not None,
-        f"adjoint={adjoint!r}": adjoint not in ADJOINTS,
+        "save='dense'": request.save == "dense",
+        "events": bool(request.events),
+        "on_step": request.on_step is not None,
+        f"adjoint={request.adjoint!r}": request.adjoint not in ADJOINTS,
     }
     for what in (what for what, wanted in asked.items() if wanted):
         raise refuse(what)
@@ -212,7 +207,7 @@ def make_stepper(
         "stops": bool(stops),
         "callbacks": callbacks != NO_CALLBACKS,
         "times that need gradients": len(times) < 2,
-        "a transform, a subclass of Tensor or torch.compile": not native.available(y, times),
+        "a transform, a subclass of Tensor or torch.compile": native.refusal(y, times) is not None,
         "the state has no elements": y.numel() == 0,
     }
     for what in (what for what, wanted in asked.items() if wanted):

@@ -62,18 +62,15 @@ def gradients(
     parameters: Sequence[Tensor],
     layout: Sequence[int],
     activation: int,
-    method: str,
-    rtol: float,
-    atol: float,
-    adaptive: bool,
-    perturb: bool,
+    request: Any,
     steps: Tensor,
     of_ys: Tensor | None,
     of_steps: Tensor | None,
 ) -> list[Tensor | None]:
     """Gradients of y0, t and the parameters, given those of the solution at the times and of the
-    records of steps; None for what needs none."""
-    tableau, edges = METHODS[method], steps[0].tolist()
+    records of steps; None for what needs none. ``request`` is that of C++."""
+    tableau, edges = METHODS[request.method], steps[0].tolist()
+    rtol, atol, adaptive, perturb = request.rtol, request.atol, request.adaptive, request.perturb
     gates = Gates()
     y0, t, *parameters = map(gates, (y0, t, *parameters))
     start: Any = edges[0]

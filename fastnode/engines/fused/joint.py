@@ -1,26 +1,27 @@
-"""Whole solves of multilayer perceptrons in one native call (csrc/fused).
+"""Whole solves of multilayer perceptrons in one native call (csrc/mlp).
 
 Fields that declare themselves perceptrons, ``fastnode.nn.MLPField`` and what ``fastnode.fuse``
 returns, are solved without a call of Python: weights packed once, samples in tiles that stay in the
-cache. Steps, errors and gradients are those of the native engine up to rounding.
+cache. Steps, errors and gradients are those of the native engine up to rounding. Gradients are made
+by the engine itself, for adjoints backprop, checkpoint and revolve.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastnode import extension
-from fastnode.control.controllers import Controller
+from fastnode.control.request import SolveRequest
 from fastnode.control.stiffness import Stiffness
-from fastnode.engines.fused.mlp import Perceptron, perceptron
+from fastnode.engines.fused.mlp import perceptron
 from fastnode.engines.native import joint as native
 from fastnode.ops.dispatch import transformed
-from fastnode.ops.mlp_solve import solve_in_graph
+from fastnode.ops.mlp_solve import solve_in_graph, takes_in_graph
+from fastnode.problem.ivp import LONE, Problem
 from fastnode.solution import Solution, Steps
 from fastnode.tableaus import METHODS, Tableau
 
@@ -37,13 +38,10 @@ LIMITS = (
 #: The best instruction set of this machine, or the one that tests force.
 _INSTRUCTIONS = extension.native().mlp_instruction_sets()[-1] if extension.AVAILABLE else 0
 
-#: Steps never shrink after an accepted one in odeint (see steppers.adaptive_stepper).
-_DEFAULT_CONTROL = native.control_numbers(Controller(keeps_accepted=True))
-
 
 def register(tableau: Tableau) -> None:
-    """Tells the op of a method, which it knows by name: a graph that torch.compile keeps can hold
-    no tableau."""
+    """Makes a method known to the op by its name: a graph that torch.compile keeps can hold no
+    tableau."""
     if extension.AVAILABLE:
         weights = Stiffness(tableau).weights
         extension.native().mlp_method(tableau.name, native.compiled(tableau), weights)
@@ -59,250 +57,142 @@ def runs_here() -> bool:
     return extension.AVAILABLE and not transformed() and not cast
 
 
-def odeint(
-    func: Any,
-    y0: Any,
-    t: Any,
-    rtol: Any,
-    atol: Any,
-    method: str | None,
-    options: Mapping[str, Any] | None,
-    forced: bool,
-) -> Tensor | None:
-    """fastnode.odeint, or None where this engine does not run it: another one then does, or says
-    what is wrong with the arguments. ``forced``: also where another one is faster."""
-    if not hasattr(type(func), "perceptron"):
-        return None
-    if options is not None and torch.compiler.is_compiling():
-        # The checks of options cannot be traced: one break of the graph, and the native engine.
-        return None
-    tableau = METHODS.get("dopri5" if method is None else method)
-    if tableau is None or type(rtol) is not float or type(atol) is not float:
-        return None
-    if not (rtol >= 0 and atol >= 0) or not runs_here():
-        return None
-    found = perceptron(func)
+def refusal(problem: Problem, request: SolveRequest) -> str | None:
+    """Why this engine does not run a solve; None if it does. It also refuses, unless it was named,
+    where another engine is faster."""
+    if not hasattr(type(problem.func), "perceptron") or problem.args or problem.layout is not LONE:
+        return LIMITS
+    compiling = torch.compiler.is_compiling()
+    fits = request.derived.get("mlp_fits")
+    if fits is None:
+        fits = request.derived["mlp_fits"] = _fits(request)
+    if not fits or not runs_here():
+        return LIMITS
+    if problem.y0.is_cuda and hasattr(request.on_step, "take_errors"):
+        return LIMITS
+    problem.mlp = found = perceptron(problem.func)
     if found is None:
-        return None
-    if tableau.error is None:
-        return _fixed(func, found, y0, t, tableau, options, forced)
-    control, first_step, most = _DEFAULT_CONTROL, None, 2**31 - 1
-    if options is not None:
-        from fastnode.control.options import AdaptiveOptions, parse
-
-        if not isinstance(options, Mapping) or {"norm", "step_t", "jump_t"} & set(options):
-            return None
-        chosen = parse(AdaptiveOptions, tableau.name, options)
-        control = native.control_numbers(chosen.controller)
-        first_step, most = chosen.first_step, chosen.max_num_steps
-    return run(
-        found,
-        y0,
-        t,
-        tableau,
-        rtol,
-        atol,
-        control,
-        first_step=first_step,
-        max_num_steps=most,
-        forced=forced,
+        return LIMITS
+    if request.fixed is not None and not _grid_fits(problem, request):
+        return LIMITS
+    if compiling:
+        return None if takes_in_graph(found[0], problem.y0, problem.t, request.adaptive) else LIMITS
+    takes = extension.native().mlp_takes(
+        found[0], problem.y0, problem.t, native_request(request), request.engine == "fused"
     )
+    return None if takes else LIMITS
 
 
-def run(
-    field: Perceptron,
-    y0: Any,
-    t: Any,
-    tableau: Tableau,
-    rtol: float = 0.0,
-    atol: float = 0.0,
-    control: tuple[float, ...] = (),
-    *,
-    first_step: float | None = None,
-    max_num_steps: int = 0,
-    counted_anew: bool = True,
-    grid: Tensor | None = None,
-    perturb: bool = False,
-    traced: bool = False,
-    keep: bool = False,
-    tape: bool = True,
-    slots: int | None = None,
-    forced: bool = False,
-) -> Any:
-    """ys, with ``traced`` also the records of steps, the evaluations, the rejected steps and, if
-    asked to ``keep`` them, [steps, parts, *y0.shape] where each step begins the state and of
-    adaptive ones the slope; None where the tensors are not such as the op takes, or another engine
-    is faster.
+def _fits(request: SolveRequest) -> bool:
+    """Whether the request is one for this engine, whatever the problem."""
+    rtol, atol, hook = request.rtol, request.atol, request.on_step
+    if request.method not in METHODS or request.save != "times" or request.events:
+        return False
+    if type(rtol) not in (int, float) or type(atol) not in (int, float):
+        return False
+    if not (rtol >= 0 and atol >= 0) or request.norm is not None:
+        return False
+    by_engine = ("backprop", "none", "checkpoint", "revolve")
+    if request.adjoint not in by_engine or request.adjoint_params is not None:
+        return False
+    if hook is not None and not (hasattr(hook, "take_errors") or hasattr(hook, "take_states")):
+        return False
+    if request.fixed is not None:
+        return hook is None and request.fixed.grid_constructor is None
+    if request.controller.has_own_rules or request.stops(-math.inf, math.inf, 1.0):
+        return False
+    # An output of a solve that failed is NaN from there on: the other engines know how.
+    return request.throw
 
-    Adaptive steps with the numbers of a controller, or else steps along ``grid``. For the backward
-    pass a limited memory holds stages, unless there shall be no ``tape``, and states where steps
-    begin, unless they are found again with ``slots`` of them in memory.
-    """
+
+def _grid_fits(problem: Problem, request: SolveRequest) -> bool:
+    """Whether fixed steps hold the outputs at their ends, or a straight line between."""
+    assert request.fixed is not None
+    if problem.t.requires_grad and torch.is_grad_enabled():
+        return False
+    if request.fixed.interp == "linear":
+        return True
+    if not request.record:
+        return False
+    grid = request.grid(problem)
+    return 1 < len(grid) <= request.max_num_steps + 1 and set(problem.times) <= set(grid)
+
+
+def native_request(request: SolveRequest) -> Any:
+    """The request as C++ has it (csrc/ops/mlp/request.h)."""
+    made = request.derived.get("mlp")
+    if made is None or request.derived["instructions"] != _INSTRUCTIONS:
+        hook = request.on_step
+        made = request.derived["mlp"] = extension.native().MlpRequest(
+            method=request.method,
+            rtol=float(request.rtol),
+            atol=float(request.atol),
+            controller=native.control_numbers(request.controller) if request.adaptive else (),
+            first_step=request.first_step,
+            max_num_steps=request.max_num_steps,
+            all_together=request.all_together,
+            perturb=request.fixed is not None and request.fixed.perturb,
+            record=request.record,
+            keep=hasattr(hook, "take_states"),
+            adjoint=request.adjoint,
+            slots=request.slots,
+            instructions=_INSTRUCTIONS,
+        )
+        request.derived["instructions"] = _INSTRUCTIONS
+    return made
+
+
+def integrate(problem: Problem, request: SolveRequest) -> Any:
+    """The states at the problem's times, [T, ...]; for a request of ``solve`` also the records of
+    steps, the evaluations, the rejected steps and, for a hook that takes them, [steps, parts, ...]
+    where each step begins the state and of adaptive ones the slope."""
+    grid = None
+    if request.fixed is not None:
+        grid = torch.as_tensor(request.grid(problem), dtype=torch.float64)
+    layers, activation = problem.mlp
     if torch.compiler.is_compiling():
+        numbers, settings = _packed(request)
         return solve_in_graph(
-            *field,
-            y0,
-            t,
-            tableau.name,
-            (rtol, atol),
-            control,
-            (first_step, max_num_steps),
-            grid,
-            perturb,
-            _INSTRUCTIONS,
+            layers, activation, problem.y0, problem.t, grid, request.method, numbers, settings
         )
     return extension.native().mlp_solve(
-        *field,
-        y0,
-        t,
-        tableau.name,
-        rtol,
-        atol,
-        control,
-        first_step,
-        max_num_steps,
-        counted_anew,
-        grid,
-        perturb,
-        traced,
-        keep,
-        tape,
-        slots,
-        forced,
-        _INSTRUCTIONS,
+        layers, activation, problem.y0, problem.t, grid, native_request(request)
     )
 
 
-def _fixed(
-    func: Any,
-    found: Perceptron,
-    y0: Any,
-    t: Any,
-    tableau: Tableau,
-    options: Mapping[str, Any] | None,
-    forced: bool,
-) -> Tensor | None:
-    from fastnode.control.options import FixedOptions, parse
-
-    if not isinstance(t, Tensor) or t.dim() != 1 or not t.is_floating_point():
-        return None
-    if options is not None and (
-        not isinstance(options, Mapping)
-        or not set(options) <= {"step_size", "perturb", "interp"}
-        or options.get("interp", "linear") != "linear"
-    ):
-        return None
-    chosen = parse(FixedOptions, tableau.name, options)
-    grid = chosen.grid(func, y0, t.detach().cpu()).double()
-    return run(found, y0, t, tableau, grid=grid, perturb=chosen.perturb, forced=forced)
-
-
-def solve(
-    func: Any,
-    y0: Any,
-    ts: Any,
-    tableau: Tableau,
-    rtol: Any,
-    atol: Any,
-    controller: Controller,
-    first_step: float | None,
-    max_num_steps: int,
-    throw: bool,
-    tape: bool,
-    slots: int | None,
-    forced: bool,
-    errors_with_graph: bool = False,
-    take_states: Callable[[list[float], Tensor], None] | None = None,
-) -> Solution | None:
-    """fastnode.solve with ``save="times"``, or None where this engine does not run it. The local
-    errors of its steps have gradients if asked for; ``take_states`` is called with the times at
-    which accepted steps begin and the states there, [steps, *y0.shape], without a graph."""
-    if tableau.error is None or not isinstance(rtol, (int, float)):
-        return None
-    if errors_with_graph and isinstance(y0, Tensor) and y0.is_cuda:
-        return None
-    if not isinstance(atol, (int, float)) or not (rtol >= 0 and atol >= 0) or not runs_here():
-        return None
-    if torch.compiler.is_compiling() or controller.has_own_rules:
-        return None
-    found = perceptron(func)
-    # An output of a solve that failed is NaN from there on: the other engines know how.
-    if found is None or not throw:
-        return None
-    from fastnode.solution import Solution, Steps
-
-    result = run(
-        found,
-        y0,
-        ts,
-        tableau,
-        float(rtol),
-        float(atol),
-        native.control_numbers(controller),
-        first_step=first_step,
-        max_num_steps=max_num_steps,
-        counted_anew=False,
-        traced=True,
-        keep=take_states is not None,
-        tape=tape,
-        slots=slots,
-        forced=forced,
-    )
-    if result is None:
-        return None
-    ys, records, evaluations, rejected, kept = result
-    edges, errors, stiffness = records if errors_with_graph else records.detach()
-    if take_states is not None:
-        take_states(edges[:-1].tolist(), kept.detach()[:, 0])
+def solve(problem: Problem, request: SolveRequest) -> Solution:
+    """The solution with ``save="times"``. A hook ``on_step`` is not called for each step: its
+    ``take_errors`` is given the steps, with the gradients of their local errors; its
+    ``take_states`` the times at which accepted steps begin and the states there, [steps, ...]."""
+    hook = request.on_step
+    ys, records, evaluations, rejected, kept = integrate(problem, request)
+    with_errors = getattr(hook, "take_errors", None)
+    edges, errors, stiffness = records if with_errors is not None else records.detach()
+    with_states = getattr(hook, "take_states", None)
+    if with_states is not None:
+        with_states(edges[:-1].tolist(), kept.detach()[:, 0])
+    if request.fixed is not None:
+        errors, stiffness = torch.full_like(records[1:].detach(), math.nan)
+    steps = Steps(edges.detach(), errors[1:], stiffness[1:].detach(), None)
+    if with_errors is not None:
+        with_errors(steps)
+        steps = replace(steps, error=steps.error.detach())
     return Solution(
-        ts=ts,
+        ts=problem.t,
         ys=ys,
         status="finished",
         nfe=evaluations,
         accepted=edges.numel() - 1,
         rejected=rejected,
-        steps=Steps(edges.detach(), errors[1:], stiffness[1:].detach(), None),
+        steps=steps,
     )
 
 
-def refuse(why: str = LIMITS) -> None:
-    """Raises ValueError for a caller who asked for this engine by name."""
-    raise ValueError(f"engine 'fused' cannot run this solve: {why}")
-
-
-def solve_along(
-    func: Any,
-    y0: Any,
-    ts: Tensor,
-    tableau: Tableau,
-    grid: Sequence[Any],
-    max_num_steps: int,
-    tape: bool,
-    slots: int | None,
-    forced: bool,
-) -> Solution | None:
-    """fastnode.solve with ``save="times"`` by steps from point to point of ``grid``, or None where
-    this engine does not run it."""
-    found = perceptron(func) if runs_here() and not torch.compiler.is_compiling() else None
-    # Between the ends of steps fastnode.solve has a cubic, for which other engines care.
-    if found is None or not all(type(t) is float for t in grid):
-        return None
-    if not 1 < len(grid) <= max_num_steps + 1 or not set(ts.tolist()) <= set(grid):
-        return None
-    edges = torch.tensor(grid, dtype=torch.float64)
-    result = run(
-        found, y0, ts, tableau, grid=edges, traced=True, tape=tape, slots=slots, forced=forced
-    )
-    if result is None:
-        return None
-    ys, _, evaluations, *_ = result
-    steps, unknown = len(grid) - 1, torch.full((len(grid) - 1,), math.nan, dtype=torch.float64)
-    return Solution(
-        ts=ts,
-        ys=ys,
-        status="finished",
-        nfe=evaluations,
-        accepted=steps,
-        rejected=0,
-        steps=Steps(edges, unknown, unknown.clone(), None),
-    )
+def _packed(request: SolveRequest) -> tuple[list[float], list[int]]:
+    """``numbers`` and ``settings`` of the op (csrc/ops/mlp/request.h), in a graph of torch.compile,
+    which knows no object of C++."""
+    first = math.nan if request.first_step is None else request.first_step
+    control = native.control_numbers(request.controller) if request.adaptive else ()
+    perturb = request.fixed is not None and request.fixed.perturb
+    settings = [request.max_num_steps, int(request.all_together), int(perturb), 0, 0, 0, 0]
+    return [float(request.rtol), float(request.atol), first, *control], [*settings, _INSTRUCTIONS]

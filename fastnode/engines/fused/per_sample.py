@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from fastnode import extension
-from fastnode.control.stiffness import Stiffness
+from fastnode.control.request import SolveRequest
 from fastnode.engines.failures import Failure
 from fastnode.engines.fused import joint as fused
-from fastnode.engines.fused.mlp import Layers, Perceptron
+from fastnode.engines.fused.mlp import Layers, Perceptron, perceptron
 from fastnode.engines.native import joint as native
-from fastnode.engines.per_sample_trace import SampleOptions, Trace
+from fastnode.engines.per_sample_trace import Trace
 from fastnode.problem.batch import SampleProblem
 from fastnode.tableaus import Tableau
 
@@ -28,18 +28,33 @@ LIMITS = (
 )
 
 
-def find(problem: SampleProblem, options: SampleOptions) -> Perceptron | None:
+def refusal(problem: SampleProblem, request: SolveRequest, gradients: bool) -> str | None:
+    """Why this engine does not run a solve; None if it does. It also refuses, unless it was named,
+    where another engine is faster. ``gradients``: whether it is to make them."""
+    if request.controller.has_own_rules or request.save != "times":
+        return LIMITS
+    found = find(problem)
+    if found is None or (gradients and request.adjoint_params is not None):
+        return LIMITS
+    inputs = (problem.y0, problem.ts, *tensors(found[0]))
+    if not gradients and torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        return LIMITS
+    takes = extension.native().mlp_takes_samples(
+        found[0], problem.y0.detach(), request.method, gradients, request.engine == "fused"
+    )
+    return None if takes else LIMITS
+
+
+def find(problem: SampleProblem) -> Perceptron | None:
     """The perceptron that a solve is of, or None where this engine does not run it."""
     y0, func, layout = problem.y0, problem.field.func, problem.field.layout
     if not hasattr(type(func), "perceptron") or problem.args or layout.is_tuple:
         return None
-    if len(layout.shapes[0]) != 1 or options.keep_states or options.keep_slopes:
-        return None
-    if not fused.runs_here() or not native.available(y0, ()):
+    if len(layout.shapes[0]) != 1 or not fused.runs_here() or native.refusal(y0, ()):
         return None
     if y0.device.type not in ("cpu", "cuda") or y0.is_complex():
         return None
-    return fused.perceptron(func)
+    return perceptron(func)
 
 
 def tensors(layers: Layers) -> list[Tensor]:
@@ -47,51 +62,34 @@ def tensors(layers: Layers) -> list[Tensor]:
     return [x for weight, bias, _ in layers for x in (weight, bias) if x is not None]
 
 
-def run(problem: SampleProblem, options: SampleOptions, forced: bool) -> Trace | None:
-    """The trace of a solve that needs no gradient, or None where this engine does not run it."""
-    found = find(problem, options)
-    if found is None:
-        return None
-    inputs = (problem.y0, problem.ts, *tensors(found[0]))
-    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
-        return None
-    solved = solve(problem, options, found, forced, keep=False)
-    return None if solved is None else solved[0]
-
-
-def solve(
-    problem: SampleProblem, options: SampleOptions, found: Perceptron, forced: bool, keep: bool
-) -> tuple[Trace, Tensor | None] | None:
-    """The trace, without a graph, and if asked to ``keep`` it what ``back`` needs; None where the
-    tensors are not such as it takes, or another engine is faster."""
-    y0 = problem.y0.detach()
+def solve(problem: SampleProblem, request: SolveRequest, keep: bool) -> tuple[Trace, Tensor | None]:
+    """The trace of a solve that is not refused, without a graph, and if asked to ``keep`` it what
+    ``back`` needs."""
+    y0, found = problem.y0.detach(), find(problem)
+    assert found is not None
 
     def per_sample(value: float | Tensor) -> Tensor:
         number = torch.as_tensor(value, dtype=torch.float64, device=y0.device)
         return number.expand(y0.shape[0]).contiguous()
 
-    stiffness = Stiffness(options.tableau)
-    first = options.first_step
-    solved = extension.native().mlp_solve_samples(
+    first = request.first_step
+    ys, nfe, accepted, rejected, status, *columns, kept = extension.native().mlp_solve_samples(
         *found,
         y0,
         problem.ts.detach().contiguous(),
         problem.direction,
-        per_sample(options.tolerances.rtol),
-        per_sample(options.tolerances.atol),
-        native.compiled(options.tableau),
-        native.control_numbers(options.controller),
-        (stiffness.slopes, stiffness.states, stiffness.stability) if stiffness.known else None,
+        per_sample(request.rtol),
+        per_sample(request.atol),
         None if first is None else per_sample(first),
-        options.max_num_steps,
-        options.throw,
-        keep,
-        fused._INSTRUCTIONS,
-        forced,
+        extension.native().MlpRequest(
+            method=request.method,
+            controller=native.control_numbers(request.controller),
+            max_num_steps=request.max_num_steps,
+            keep=keep,
+            instructions=fused._INSTRUCTIONS,
+        ),
+        request.throw,
     )
-    if solved is None:
-        return None
-    ys, nfe, accepted, rejected, status, *columns, kept = solved
     names = [failure.status for failure in Failure]
     return Trace(ys, nfe, accepted, rejected, [names[each] for each in status], *columns), kept
 

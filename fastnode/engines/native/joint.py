@@ -20,18 +20,20 @@ if TYPE_CHECKING:
     from fastnode.control.options import Stop
 
 
-def available(y: Tensor, times: Sequence[Time]) -> bool:
-    """Whether the native engine can run a solve from ``y``.
-
-    Not for times that need gradients, nor where tensors are not what they seem: inside torch.func
-    transforms, forward-mode differentiation, tracing and subclasses of Tensor.
-    """
-    return (
-        extension.AVAILABLE
-        and type(y) in (Tensor, torch.nn.Parameter)
+def refusal(y: Tensor, times: Sequence[Time]) -> str | None:
+    """Why the native engine cannot run a solve from ``y``; None if it can."""
+    if not extension.AVAILABLE:
+        return f"the extension is {extension.REASON}"
+    if (
+        type(y) in (Tensor, torch.nn.Parameter)
         and not any(isinstance(t, Tensor) for t in times)
         and not torch.compiler.is_compiling()
         and not transformed()
+    ):
+        return None
+    return (
+        "times that need gradients, torch.func transforms, forward-mode differentiation, "
+        "torch.compile and subclasses of Tensor need engine='reference'"
     )
 
 
@@ -61,8 +63,8 @@ def integrate_fixed(
     field: VectorField,
     tableau: Tableau,
     y: Tensor,
-    times: Sequence[float],
-    grid: Sequence[float],
+    times: Sequence[Time],
+    grid: Sequence[Time],
     *,
     interp: str = "linear",
     perturb: bool = False,

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fastnode.control.request import SolveRequest
 from fastnode.control.stiffness import Stiffness
 from fastnode.engines.failures import Failure, raise_failure
 from fastnode.engines.per_sample_trace import (
     Batch,
-    SampleOptions,
     Trace,
     combine_rows,
     interpolate_rows,
@@ -46,10 +46,10 @@ class _Log:
 class PerSampleSolve:
     """One solve; ``f0`` is the field at the initial states."""
 
-    def __init__(self, problem: SampleProblem, f0: Tensor, options: SampleOptions):
-        self.problem, self.options = problem, options
-        self.tableau = options.tableau
-        self.stiffness = Stiffness(options.tableau)
+    def __init__(self, problem: SampleProblem, f0: Tensor, request: SolveRequest):
+        self.problem, self.request = problem, request
+        self.tableau = request.tableau
+        self.stiffness = Stiffness(request.tableau)
         y0, ts = problem.y0, problem.ts
         count = y0.shape[0]
         self.log = _Log()
@@ -71,7 +71,7 @@ class PerSampleSolve:
             pending=torch.ones_like(self.nfe),
             attempts=torch.zeros_like(self.nfe),
             running=(ts[:, -1] != ts[:, 0]).detach(),
-            tolerances=options.tolerances,
+            tolerances=request.tolerances,
             args=problem.args,
         )
         self._save(torch.arange(count, device=y0.device), torch.zeros_like(self.nfe), y0)
@@ -81,10 +81,10 @@ class PerSampleSolve:
     def run(self) -> Trace:
         batch = self.batch
         if bool(batch.running.any()):
-            first = self.options.first_step
+            first = self.request.first_step
             with torch.no_grad():
                 size = self.initial_steps() if first is None else first + torch.zeros_like(batch.h)
-            batch.h = size.clamp(self.options.controller.min_step, self.options.controller.max_step)
+            batch.h = size.clamp(self.request.controller.min_step, self.request.controller.max_step)
             self._check_progress(torch.zeros_like(batch.running), batch.h, [batch.f])
         while bool(self.batch.running.any()):
             self._compact()
@@ -99,7 +99,7 @@ class PerSampleSolve:
 
     def _attempt(self) -> None:
         """A step of every running sample."""
-        batch, tableau, controller = self.batch, self.tableau, self.options.controller
+        batch, tableau, controller = self.batch, self.tableau, self.request.controller
         room = (batch.end - batch.t).detach().abs() * batch.running
         taken = torch.minimum(batch.h, room)
         # At the end of the interval the value is that of the end; the gradient is that of t, as
@@ -177,9 +177,9 @@ class PerSampleSolve:
         stiffness = self.stiffness.rows(k)
         parts = (self.batch.index, t1, ratio, stiffness.to(ratio))
         self.log.steps.append(tuple(part[rows] for part in parts))
-        if self.options.keep_states:
+        if self.request.keep_states:
             self.log.states.append(y1[rows])
-        if self.options.keep_slopes:
+        if self.request.keep_slopes:
             self.log.slopes.append(torch.stack([x[rows] for x in k]))
 
     def _due(self, accepted: Tensor, t1: Tensor) -> Tensor:
@@ -197,7 +197,7 @@ class PerSampleSolve:
         if not self.tableau.further:
             return k
         inside = due if batch.ts.requires_grad else due & (batch.ts != t1.detach()[:, None])
-        rows = (accepted if self.options.keep_slopes else inside.any(dim=1)).nonzero()[:, 0]
+        rows = (accepted if self.request.keep_slopes else inside.any(dim=1)).nonzero()[:, 0]
         some, slopes = batch.take(rows, self.problem), [x[rows] for x in k]
         h = (t1 - batch.t)[rows]
         for c, weights in self.tableau.further_stages if rows.numel() else ():
@@ -257,7 +257,7 @@ class PerSampleSolve:
         held = batch.running & (stuck | (t + batch.h * batch.direction == t))
         self._fail(Failure.NOT_FINITE, held & ~ratio.isfinite(), k)
         self._fail(Failure.UNDERFLOW, held & ratio.isfinite(), k)
-        out = batch.running & (batch.attempts >= self.options.max_num_steps)
+        out = batch.running & (batch.attempts >= self.request.max_num_steps)
         self._fail(Failure.TOO_MANY_STEPS, out, k)
 
     def _fail(self, failure: Failure, which: Tensor, k: Sequence[Tensor]) -> None:
@@ -266,11 +266,11 @@ class PerSampleSolve:
         batch = self.batch
         rows = which.nonzero()[:, 0]
         samples = batch.index[rows].tolist()
-        if self.options.throw:
+        if self.request.throw:
             steps = (batch.h * batch.direction)[rows].tolist()
             times = batch.t.detach()[rows].tolist()
             slopes = [x.detach()[rows] for x in k]
-            raise_failure(failure, samples, times, steps, slopes, self.options.max_num_steps)
+            raise_failure(failure, samples, times, steps, slopes, self.request.max_num_steps)
         for sample in samples:
             self.status[sample] = failure.status
         batch.running = batch.running & ~which
@@ -289,7 +289,7 @@ class PerSampleSolve:
         order = sample.argsort(stable=True)
         stages = len(self.tableau.a) + len(self.tableau.further)
         none = y0.new_empty(stages, 0, width)
-        keep = self.options
+        keep = self.request
         return Trace(
             ys,
             self.nfe,
