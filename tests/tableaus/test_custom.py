@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from graph_fake import faked
+from fake_cuda_graph import faked
 from registered_methods import forgotten_afterwards
 
 import fastnode

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
+ROOT = TESTS.parent
 FAULTS = {
     "no-larger-files": "checkpoint.pt: File too large",
     "folder-in-the-way": "checkpoint.pt: Is a directory",
@@ -18,10 +19,10 @@ FAULTS = {
 
 
 def report_of(program, *arguments):
-    """What a program of tests/ prints as JSON; it starts with nothing computed, so it may fork."""
-    path = os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+    """What a program of tests/support prints as JSON; with nothing computed yet, it may fork."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, str(TESTS / program), *map(str, arguments)],
+        [sys.executable, str(TESTS / "support" / program), *map(str, arguments)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         capture_output=True,
         text=True,

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CSRC = Path(__file__).parents[1] / "csrc"
-HERE = Path(__file__).parent / "csrc" / "emulation"
+CSRC = Path(__file__).parents[2] / "csrc"
+HERE = Path(__file__).parents[1] / "csrc" / "emulation"
 COMPILER = shutil.which(os.environ.get("CXX", "c++"))
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 _LAUNCH = re.compile(

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torchdiffeq
-from odeint_cases import TIMES, grid, state
+from odeint_cases import TIMES, Net, grid, state
 
 import fastnode
 
@@ -37,8 +37,8 @@ def test_states_keep_their_dtype(method, dtype):
     assert (y[-1].float() - 0.3679).abs().max() < (0.03 if method == "euler" else 0.02)
 
 
-def test_autocast_in_the_field_leaves_the_state_as_it_is(make_net):
-    net = make_net(dtype=torch.float32)
+def test_autocast_in_the_field_leaves_the_state_as_it_is():
+    net = Net(dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = fastnode.odeint(
             lambda t, y: net.inner(y) @ net.inner.weight, state(2, 4).float(), grid(0.0, 1.0),
@@ -62,9 +62,9 @@ def test_first_output_is_the_initial_state_and_a_copy():
     assert y0.abs().min() > 0
 
 
-def test_non_contiguous_state(make_net):
+def test_non_contiguous_state():
     y0 = state(4, 3).t()
-    net = make_net()
+    net = Net()
     y = fastnode.odeint(net, y0, TIMES["two"])
     torch.testing.assert_close(y, fastnode.odeint(net, y0.contiguous(), TIMES["two"]))
 

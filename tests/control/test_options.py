@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 import torchdiffeq
-from odeint_cases import TIMES, grid, state
+from odeint_cases import TIMES, Net, grid, state
 
 import fastnode
 from fastnode.control.options import _even_grid
@@ -34,8 +34,8 @@ def fewer_by_whole_steps(ours, theirs):
 )
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("method", ["euler", "midpoint", "rk4"])
-def test_grid_options_agree_with_torchdiffeq(make_net, method, direction, options):
-    net, y0, t = make_net(), state(2, 4), TIMES[direction]
+def test_grid_options_agree_with_torchdiffeq(method, direction, options):
+    net, y0, t = Net(), state(2, 4), TIMES[direction]
     ours = fastnode.odeint(net, y0, t, method=method, options=options)
     theirs = torchdiffeq.odeint(net, y0, t, method=method, options=options)
     torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
@@ -52,8 +52,8 @@ def test_grid_options_agree_with_torchdiffeq(make_net, method, direction, option
     ],
     ids=str,
 )
-def test_adaptive_options_agree_with_torchdiffeq(make_net, options):
-    net, y0, t = make_net(), state(2, 4), TIMES["forward"]
+def test_adaptive_options_agree_with_torchdiffeq(options):
+    net, y0, t = Net(), state(2, 4), TIMES["forward"]
     ours = fastnode.odeint(net, y0, t, rtol=1e-6, atol=1e-8, options=options)
     nfe, net.nfe = net.nfe, 0
     theirs = torchdiffeq.odeint(net, y0, t, method="dopri5", rtol=1e-6, atol=1e-8, options=options)

@@ -13,7 +13,7 @@ import torch
 from fastnode import cli, extension
 from fastnode.training import CHECKPOINT, METRICS, checkpoint
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # One thread each: the tests' nets are small, and two processes must not fight for the cores.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 DIGITS = ["digits", "--batch", "32", "--device", "cpu", "--checkpoint-every", "20"]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent / "fake_graphs"
-CSRC = Path(__file__).parents[2] / "csrc"
+HERE = Path(__file__).parents[1] / "fake_graphs"
+CSRC = Path(__file__).parents[3] / "csrc"
 COMPILER = shutil.which(os.environ.get("CXX", "c++").split()[0])
 
 

@@ -7,7 +7,7 @@ import gc
 
 import pytest
 import torch
-from graph_fake import TS, Turning, faked, run
+from fake_cuda_graph import TS, Turning, faked, run
 
 import fastnode
 from fastnode import extension

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from graph_fake import faked
+from fake_cuda_graph import faked
 from torch import nn
 
 import fastnode

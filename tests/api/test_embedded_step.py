@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from embedded_step_cases import make_field, make_state, parameter_gradients, reference_step
 
 import fastnode
 from fastnode.engines.methods import ADAPTIVE
@@ -12,12 +13,22 @@ TOLERANCES = {"rtol": 1e-4, "atol": 1e-5}
 CASES = [(method, per_sample) for method in ADAPTIVE for per_sample in (False, True)]
 
 
+@pytest.fixture
+def field():
+    return make_field()
+
+
+@pytest.fixture
+def y0():
+    return make_state()
+
+
 @pytest.mark.parametrize(("method", "per_sample"), CASES)
 @pytest.mark.parametrize("h", [1.5, -1.5])
-def test_step_agrees_with_its_definition(field, y0, reference, gradients, method, per_sample, h):
+def test_step_agrees_with_its_definition(field, y0, method, per_sample, h):
     options = {"method": method, **TOLERANCES, "per_sample": per_sample}
     step = fastnode.embedded_step(field, 0.2, y0, h, **options)
-    y1, e, norm, stiffness = reference(field, 0.2, y0, h, **options)
+    y1, e, norm, stiffness = reference_step(field, 0.2, y0, h, **options)
     expected = {"y": y1, "error": e, "norm": norm, "stiffness": stiffness}
     for name, value in expected.items():
         mine = getattr(step, name)
@@ -26,8 +37,8 @@ def test_step_agrees_with_its_definition(field, y0, reference, gradients, method
             continue
         weights = torch.rand_like(value)
         torch.testing.assert_close(
-            gradients((weights * mine).sum(), field),
-            gradients((weights * value).sum(), field),
+            parameter_gradients((weights * mine).sum(), field),
+            parameter_gradients((weights * value).sum(), field),
             rtol=1e-6,
             atol=1e-9,
         )
@@ -50,13 +61,13 @@ def test_state_first_slope_and_size_are_constants(field, y0, per_sample):
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
-def test_without_constants_everything_has_a_gradient(field, y0, reference, gradients, per_sample):
+def test_without_constants_everything_has_a_gradient(field, y0, per_sample):
     y = y0.clone().requires_grad_()
     h = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     t = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
     options = {**TOLERANCES, "per_sample": per_sample}
     step = fastnode.embedded_step(field, t, y, h, **options, constants=())
-    expected = reference(field, t, y, h, method="tsit5", held=False, **options)
+    expected = reference_step(field, t, y, h, method="tsit5", held=False, **options)
     for mine, value in zip((step.norm, step.stiffness), expected[2:], strict=True):
         sources = [t, y, h, *field.parameters()]
         found, wanted = (

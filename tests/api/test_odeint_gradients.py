@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torchdiffeq
-from odeint_cases import TIMES, grid, state
+from odeint_cases import TIMES, Net, grid, state
 
 import fastnode
 
@@ -13,8 +13,8 @@ SHARED = ["euler", "midpoint", "rk4", "dopri5"]
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("method", SHARED)
-def test_gradients_agree_with_backprop_through_torchdiffeq(make_net, method, direction):
-    net = make_net()
+def test_gradients_agree_with_backprop_through_torchdiffeq(method, direction):
+    net = Net()
     results = []
     for solve in (fastnode.odeint, torchdiffeq.odeint):
         y0 = state(3, 4).requires_grad_()
@@ -27,8 +27,8 @@ def test_gradients_agree_with_backprop_through_torchdiffeq(make_net, method, dir
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_gradcheck_for_state_and_times(make_net, method):
-    net = make_net(dim=2)
+def test_gradcheck_for_state_and_times(method):
+    net = Net(dim=2)
     t = grid(0.0, 0.2, 0.5).requires_grad_()
     y0 = state(2, 2).requires_grad_()
     options = {"first_step": 0.1, "min_step": 0.1, "max_step": 0.1}
@@ -38,15 +38,15 @@ def test_gradcheck_for_state_and_times(make_net, method):
     )
 
 
-def test_gradient_of_a_gradient(make_net):
-    net, t = make_net(dim=2), grid(0.0, 0.4)
+def test_gradient_of_a_gradient():
+    net, t = Net(dim=2), grid(0.0, 0.4)
     y0 = state(1, 2).requires_grad_()
     function = lambda y: fastnode.odeint(net, y, t, method="rk4")[-1]  # noqa: E731
     assert torch.autograd.gradgradcheck(function, (y0,))
 
 
-def test_jacobians_by_torch_func(make_net):
-    net, y0, t = make_net(dim=2), state(2), grid(0.0, 0.5, 1.0)
+def test_jacobians_by_torch_func():
+    net, y0, t = Net(dim=2), state(2), grid(0.0, 0.5, 1.0)
 
     def end(y):
         return fastnode.odeint(net, y, t, method="rk4")[-1]

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from graph_fake import FakeRuntime, Turning, faked, run
+from fake_cuda_graph import FakeRuntime, Turning, faked, run
 from torch import nn
 
 from fastnode import extension

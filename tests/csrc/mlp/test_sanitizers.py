@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 COMPILER = shutil.which(os.environ.get("CXX", "c++"))
 
 
@@ -20,7 +20,7 @@ def test_random_solves_and_gradients_are_clean(tmp_path):
     sources = [
         *sorted((ROOT / "csrc" / "mlp" / "simd").glob("*.cpp")),
         *sorted((ROOT / "csrc" / "mlp" / "cpu").glob("*.cpp")),
-        Path(__file__).with_name("mlp_random.cpp"),
+        Path(__file__).parents[1] / "mlp_random.cpp",
     ]
     program = tmp_path / "mlp_random"
     flags = ["-std=c++20", "-O1", "-g1", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torchdiffeq
-from odeint_cases import TIMES, grid, state
+from odeint_cases import TIMES, Net, grid, state
 
 import fastnode
 
@@ -18,8 +18,8 @@ def fewer_by_whole_steps(ours, theirs):
 
 @pytest.mark.parametrize("t", TIMES.values(), ids=TIMES)
 @pytest.mark.parametrize("method", SHARED)
-def test_agrees_with_torchdiffeq_in_values_and_evaluations(make_net, method, t):
-    net, y0 = make_net(), state(5, 4)
+def test_agrees_with_torchdiffeq_in_values_and_evaluations(method, t):
+    net, y0 = Net(), state(5, 4)
     ours = fastnode.odeint(net, y0, t, method=method, rtol=1e-6, atol=1e-8)
     nfe, net.nfe = net.nfe, 0
     theirs = torchdiffeq.odeint(net, y0, t, method=method, rtol=1e-6, atol=1e-8)
@@ -30,8 +30,8 @@ def test_agrees_with_torchdiffeq_in_values_and_evaluations(make_net, method, t):
 
 
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-5, 1e-7])
-def test_takes_the_steps_of_torchdiffeq_but_for_the_last_one(make_net, tolerance):
-    net, y0, seen = make_net(), state(5, 4), []
+def test_takes_the_steps_of_torchdiffeq_but_for_the_last_one(tolerance):
+    net, y0, seen = Net(), state(5, 4), []
 
     def field(t, y):
         seen.append(t.item())
@@ -46,8 +46,8 @@ def test_takes_the_steps_of_torchdiffeq_but_for_the_last_one(make_net, tolerance
     assert ours[:common] == pytest.approx(seen[:common], rel=1e-6)
 
 
-def test_tolerances_as_tensors_agree_with_torchdiffeq(make_net):
-    net, y0, t = make_net(), state(3, 4), TIMES["two"]
+def test_tolerances_as_tensors_agree_with_torchdiffeq():
+    net, y0, t = Net(), state(3, 4), TIMES["two"]
     rtol, atol = torch.tensor(1e-6), torch.full((3, 4), 1e-7, dtype=torch.float64)
     atol[0] = 1e-3
     ours = fastnode.odeint(net, y0, t, rtol=rtol, atol=atol)
@@ -86,7 +86,7 @@ def test_tuple_states(method):
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
-def test_same_input_gives_the_same_bits(make_net):
-    net, y0 = make_net(dtype=torch.float32), state(50, 4, dtype=torch.float32)
+def test_same_input_gives_the_same_bits():
+    net, y0 = Net(dtype=torch.float32), state(50, 4, dtype=torch.float32)
     first, second = (fastnode.odeint(net, y0, TIMES["two"]) for _ in range(2))
     assert torch.equal(first, second)
