@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 import fastnode
-from fastnode.engines.cuda_graph import plan as graph_plan
-from fastnode.engines.cuda_graph import runtime as graph_runtime
+from fastnode.engines.cuda_graph import plan, runtime
 
 TS = torch.tensor([0.0, 1.0])
 
@@ -74,15 +73,15 @@ class FakeRuntime:
 @contextmanager
 def faked(loops=True):
     """The graph engine on the CPU."""
-    before = graph_runtime.runtime_for
-    graph_runtime.runtime_for = lambda device: FakeRuntime(device, loops)
+    before = runtime.runtime_for
+    runtime.runtime_for = lambda device: FakeRuntime(device, loops)
     FakeRuntime.made.clear()
-    graph_plan.clear()
+    plan.clear()
     try:
         yield FakeRuntime.made
     finally:
-        graph_runtime.runtime_for = before
-        graph_plan.clear()
+        runtime.runtime_for = before
+        plan.clear()
 
 
 class Turning(nn.Module):

@@ -2,7 +2,7 @@
 
 import torch
 
-from fastnode.adjoints.discrete import reversible as reversible_steps
+from fastnode.adjoints.discrete import reversible
 
 
 def plain_reversible(field, y0, edges, tableau, args=()):
@@ -16,7 +16,7 @@ def plain_reversible(field, y0, edges, tableau, args=()):
             k.append(field(time, y + h * sum(terms) if terms else y, *args))
         return h * sum(float(b) * slope for b, slope in zip(tableau.b, k, strict=True))
 
-    mix, ys, z = reversible_steps.COUPLING, [y0], y0
+    mix, ys, z = reversible.COUPLING, [y0], y0
     for t, t1 in zip(edges, edges[1:], strict=False):
         h = t1 - t
         ys.append(mix * ys[-1] + (1 - mix) * z + increment(t, h, z))

@@ -11,16 +11,8 @@ import torch
 from adjoint_cases import ADAPTIVE, state, steady, times
 
 import fastnode
-from fastnode.adjoints.discrete import (
-    checkpoint,
-)
-from fastnode.adjoints.discrete import (
-    checkpoint as backward_pass,
-)
-from fastnode.adjoints.discrete import (
-    retained_graph as kept_graph,
-)
-from fastnode.api import solve_joint as joint
+from fastnode.adjoints.discrete import checkpoint, retained_graph
+from fastnode.api import solve_joint
 from fastnode.tableaus import METHODS
 
 SAME = ["checkpoint", fastnode.Revolve(1), fastnode.Revolve(3)]
@@ -47,7 +39,7 @@ def gradients(net, adjoint, *, y0, timed=False, save="times", **options):
 @pytest.mark.parametrize("timed", [False, True])
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_are_those_of_backprop(make_net, relative, monkeypatch, method, timed, small):
-    monkeypatch.setattr(backward_pass, "SMALL", 2**30 if small else 0)
+    monkeypatch.setattr(checkpoint, "SMALL", 2**30 if small else 0)
     net, y0 = make_net(), state(5, 4)
     for options in [{}] if method in ADAPTIVE else [{}, {"step_size": 0.07}]:
         solve = partial(gradients, net, y0=y0, timed=timed, method=method, **options)
@@ -60,17 +52,19 @@ def test_gradients_are_those_of_backprop(make_net, relative, monkeypatch, method
 @pytest.mark.parametrize("save", ["times", "steps", "dense"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_graph_may_be_kept(make_net, relative, monkeypatch, method, save, room):
-    monkeypatch.setattr(kept_graph, "ROOM", room)
+    monkeypatch.setattr(retained_graph, "ROOM", room)
     options = {"rtol": 1e-6} if method in ADAPTIVE else {"step_size": 0.03}
     solve = partial(gradients, make_net(), y0=state(5, 4), method=method, save=save, **options)
     assert relative(solve("checkpoint"), solve("backprop")) < 1e-10
 
 
 def test_only_a_small_graph_is_kept(make_net, monkeypatch):
-    monkeypatch.setattr(kept_graph, "ROOM", 2**14)
+    monkeypatch.setattr(retained_graph, "ROOM", 2**14)
     made = []
     monkeypatch.setattr(
-        checkpoint, "KeptGraph", lambda *args: made.append(kept_graph.KeptGraph(*args)) or made[-1]
+        checkpoint,
+        "KeptGraph",
+        lambda *args: made.append(retained_graph.KeptGraph(*args)) or made[-1],
     )
     net = make_net()
     for rows in (5, 50):
@@ -84,8 +78,8 @@ def test_only_a_small_graph_is_kept(make_net, monkeypatch):
 
 
 @pytest.mark.parametrize("room", [0, 2**30])
-def test_a_backward_pass_can_be_asked_for_twice(make_net, monkeypatch, room):
-    monkeypatch.setattr(kept_graph, "ROOM", room)
+def test_a_checkpoint_can_be_asked_for_twice(make_net, monkeypatch, room):
+    monkeypatch.setattr(retained_graph, "ROOM", room)
     y0 = state(5, 4).requires_grad_()
     loss = fastnode.solve(make_net(), y0, times(0, 1), adjoint="checkpoint").ys.sin().sum()
     first, second = (torch.autograd.grad(loss, y0, retain_graph=True) for _ in range(2))
@@ -154,7 +148,7 @@ def test_events_have_gradients(make_net, relative, terminal):
     assert relative(run("checkpoint"), run("backprop")) < 1e-10
 
 
-def test_rejected_steps_cost_nothing_in_the_backward_pass(make_net):
+def test_rejected_steps_cost_nothing_in_the_checkpoint(make_net):
     net = make_net()
     calls = []
     net.register_forward_pre_hook(lambda *_: calls.append(0))
@@ -200,7 +194,7 @@ def test_no_circle_keeps_the_states(make_net, monkeypatch):
             super().__init__(*args, **kwargs)
             made.append(weakref.ref(self))
 
-    monkeypatch.setattr(joint, "StepChain", Seen)
+    monkeypatch.setattr(solve_joint, "StepChain", Seen)
     gc.collect()
     gc.disable()
     try:

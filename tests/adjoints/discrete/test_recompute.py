@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastnode
-from fastnode.adjoints.discrete import checkpoint as backward_pass
+from fastnode.adjoints.discrete import checkpoint
 from fastnode.torch_support import recompute
 
 
@@ -173,7 +173,7 @@ def test_parameters_of_a_partially_given_module_are_found(make_net):
 
 def test_freed_memory_is_given_back_where_states_are_large(make_net, relative, monkeypatch):
     given_back = []
-    for module in (recompute, backward_pass):
+    for module in (recompute, checkpoint):
         monkeypatch.setattr(module, "empty_cache", lambda: given_back.append(0))
 
     def gradient(adjoint):
@@ -183,7 +183,7 @@ def test_freed_memory_is_given_back_where_states_are_large(make_net, relative, m
 
     small = gradient(fastnode.Revolve(2))
     assert not given_back
-    for module in (recompute, backward_pass):
+    for module in (recompute, checkpoint):
         monkeypatch.setattr(module, "LARGE", 1)
     assert relative(gradient(fastnode.Revolve(2)), small) == 0
     assert len(given_back) > 10

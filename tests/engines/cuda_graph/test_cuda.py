@@ -9,8 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import fastnode
 from fastnode import extension
-from fastnode.engines.cuda_graph import plan as graph_plan
-from fastnode.engines.cuda_graph import program as graph_program
+from fastnode.engines.cuda_graph import plan, program
 from fastnode.engines.methods import ADAPTIVE
 
 pytestmark = [
@@ -37,7 +36,7 @@ def start(batch=64, dtype=torch.float32):
 @pytest.fixture(params=[True, False], ids=["loop", "replays"])
 def loops(request, monkeypatch):
     """With conditional nodes and without."""
-    graph_plan.clear()
+    plan.clear()
     if request.param and not extension.native().graph_loops():
         pytest.skip("no conditional nodes here")
     if not request.param:
@@ -45,7 +44,7 @@ def loops(request, monkeypatch):
 
         monkeypatch.setattr(CudaRuntime, "loop", lambda *_: None)
     yield request.param
-    graph_plan.clear()
+    plan.clear()
 
 
 def both(field, y0, ts, **options):
@@ -111,12 +110,12 @@ def test_a_second_solve_uses_the_first_one_s_graph(loops):
     for scale in (1.0, 0.5, 2.0):
         field.net[0].weight.mul_(scale)
         assert_same(*both(field, scale * start(), torch.tensor([0.0, scale])))
-    assert len(graph_plan._kept) == 1
+    assert len(plan._kept) == 1
 
 
 @torch.no_grad()
 def test_full_records_are_emptied_on_the_way(loops, monkeypatch):
-    monkeypatch.setattr(graph_program, "NOTES", 5)
+    monkeypatch.setattr(program, "NOTES", 5)
     for save in ("times", "steps"):
         runs = both(Field(), start(), torch.tensor([0.0, 5.0]), rtol=1e-7, atol=1e-7, save=save)
         assert runs[1].accepted > 20

@@ -10,7 +10,7 @@ from torch import nn
 import fastnode
 from fastnode import extension
 from fastnode.control.controllers import Controller
-from fastnode.engines.cuda_graph import program as graph_program
+from fastnode.engines.cuda_graph import program
 from fastnode.engines.methods import ADAPTIVE
 from fastnode.errors import MaxStepsExceeded, NonFiniteState, StepSizeUnderflow
 
@@ -185,7 +185,7 @@ def test_a_solve_that_cannot_go_on_says_why_as_the_native_engine_does(runtimes, 
 def test_full_records_are_emptied_on_the_way(runtimes, monkeypatch):
     ts = torch.tensor([0.0, 0.5, 3.0])
     options = {"rtol": 1e-8, "atol": 1e-8}
-    monkeypatch.setattr(graph_program, "NOTES", 5)
+    monkeypatch.setattr(program, "NOTES", 5)
     for save in ("times", "steps"):
         native, graph = both(wave, start(), ts, save=save, **options)
         assert graph.accepted > 40
@@ -209,7 +209,7 @@ def test_replays_end_soon_after_the_solve(request):
     with faked(loops=False) as made, torch.no_grad():
         solution = fastnode.solve(wave, start(), torch.tensor([0.0, 2.0]), engine="graph")
     taken = solution.accepted + solution.rejected
-    needed = -(-taken // graph_program.STEPS)
+    needed = -(-taken // program.STEPS)
     # One for the beginning, and one that ran while the host read that there was no more to do.
     assert made[0].replays <= 1 + needed + 1
     assert made[0].peeks == made[0].replays - 1

@@ -10,7 +10,7 @@ from fake_cuda_graph import FakeRuntime, Turning, faked, run
 from torch import nn
 
 from fastnode import extension
-from fastnode.engines.cuda_graph import plan as graph_plan
+from fastnode.engines.cuda_graph import plan
 
 pytestmark = pytest.mark.skipif(not extension.AVAILABLE, reason=extension.REASON)
 
@@ -85,7 +85,7 @@ def test_a_capture_that_fails_is_refused_with_the_reason(runtimes, monkeypatch):
     monkeypatch.setattr(FakeRuntime, "capture", capture)
     with pytest.raises(ValueError, match="cannot capture func: .*not permitted when stream is"):
         run(Turning())
-    assert not graph_plan._kept
+    assert not plan._kept
 
 
 def test_errors_of_the_field_itself_stay_what_they_are(runtimes):

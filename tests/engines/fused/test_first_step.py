@@ -5,7 +5,7 @@ import torch
 
 import fastnode
 from fastnode import extension
-from fastnode.engines.fused import first_step as fused_step
+from fastnode.engines.fused import first_step
 from fastnode.nn import MLPField
 from fastnode.regularize import Local
 
@@ -32,13 +32,13 @@ def penalty(field, y0, engine, ts=TS, **options):
 def taken(monkeypatch):
     """How often the fused engine took a step."""
     calls = []
-    found = fused_step._Error.forward
+    found = first_step._Error.forward
 
     def forward(*arguments):
         calls.append(1)
         return found(*arguments)
 
-    monkeypatch.setattr(fused_step._Error, "forward", staticmethod(forward))
+    monkeypatch.setattr(first_step._Error, "forward", staticmethod(forward))
     return calls
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastnode
-from fastnode.engines.reference import adaptive as reference
+from fastnode.engines.reference import adaptive
 
 ADAPTIVE = ["dopri5", "tsit5"]
 FIXED = {"euler": 1, "midpoint": 2, "rk4": 4}
@@ -90,13 +90,13 @@ def test_interpolation_between_grid_points_has_its_order(interp, order):
 def steps(monkeypatch):
     """Every step that is tried: (t, t1, y)."""
     tried = []
-    original = reference.take_step
+    original = adaptive.take_step
 
     def recorded(field, tableau, t, t1, y, f, perturb):
         tried.append((t, t1, y))
         return original(field, tableau, t, t1, y, f, perturb)
 
-    monkeypatch.setattr(reference, "take_step", recorded)
+    monkeypatch.setattr(adaptive, "take_step", recorded)
     monkeypatch.setattr(fastnode.engines.native.joint, "available", lambda y, times: False)
     return tried
 
