@@ -64,9 +64,7 @@ def test_the_wheel_holds_one_top_level_package(wheel_without_compiler):
     assert packages <= {name.rpartition("/")[0] for name in names}
 
 
-def test_without_a_compiler_the_install_runs_on_the_reference_and_says_why(
-    wheel_without_compiler, tmp_path
-):
+def test_install_without_a_compiler_runs_on_the_reference(wheel_without_compiler, tmp_path):
     venv.create(tmp_path / "venv", system_site_packages=False, with_pip=False)
     site = next((tmp_path / "venv" / "lib").glob("python*")) / "site-packages"
     zipfile.ZipFile(wheel_without_compiler).extractall(site)
@@ -98,7 +96,7 @@ def test_an_extension_that_does_not_load_is_an_error(wheel_without_compiler, tmp
     assert "fastnode._C is there but does not load" in error.value.stderr
 
 
-def test_the_source_distribution_has_all_that_is_built_and_nothing_else(source, sdist):
+def test_sdist_holds_what_is_built_and_nothing_else(source, sdist):
     with tarfile.open(sdist) as archive:
         names = {each.name.partition("/")[2] for each in archive if each.isfile()}
     kept = (source / part for part in ("csrc", "fastnode", "triton_kernels"))
@@ -127,7 +125,7 @@ def version(source):
     return run(sys.executable, "setup.py", "-q", "--version", cwd=source, CXX="none").strip()
 
 
-def test_the_version_is_that_of_the_tag_and_goes_with_the_archive(source, sdist, tmp_path):
+def test_version_comes_from_the_tag_or_the_archive(source, sdist, tmp_path):
     if shutil.which("git") is None:
         pytest.skip("no git")
     with tarfile.open(sdist) as archive:
@@ -153,7 +151,7 @@ def test_the_version_is_that_of_the_tag_and_goes_with_the_archive(source, sdist,
     assert version(tree) == "1.9"
 
 
-def test_importing_fastnode_pulls_in_neither_triton_nor_matplotlib():
+def test_importing_fastnode_imports_nothing_heavy():
     heavy = "print(sorted({'triton', 'matplotlib', 'sklearn'} & {*sys.modules}))"
     ours = run(sys.executable, "-c", f"import sys, fastnode; {heavy}", cwd=ROOT)
     assert ours == run(sys.executable, "-c", f"import sys, torch; {heavy}", cwd=ROOT)

@@ -119,7 +119,7 @@ def test_neural_ode_names_an_adjoint_that_it_cannot_have(adjoint, method, words)
         NeuralODE(MLPField(3, 8), method, adjoint=adjoint)
 
 
-def test_odeint_adjoint_names_a_field_whose_parameters_nobody_knows():
+def test_odeint_adjoint_refuses_unknown_parameters():
     with pytest.raises(ValueError, match=r"nn.Module where.*adjoint_params=\(\)"):
         fastnode.odeint_adjoint(lambda t, y: -y, torch.ones(2), torch.tensor([0.0, 1.0]))
 

@@ -35,7 +35,7 @@ def never(t, y):
         ),
     ],
 )
-def test_of_odeint(arguments, error, words):
+def test_odeint_refuses_bad_arguments(arguments, error, words):
     with pytest.raises(error, match=words):
         fastnode.odeint(never, Y0, TIMES, **arguments)
 
@@ -48,12 +48,12 @@ def test_of_odeint(arguments, error, words):
         ({"atol": torch.ones(3, requires_grad=True)}, ValueError, "atol must not require a grad"),
     ],
 )
-def test_of_solve_per_sample(arguments, error, words):
+def test_solve_per_sample_refuses_bad_arguments(arguments, error, words):
     with pytest.raises(error, match=words):
         fastnode.solve(never, Y0, TIMES, per_sample=True, **arguments)
 
 
-def test_times_of_samples_are_a_tensor():
+def test_solve_per_sample_takes_times_as_a_tensor():
     with pytest.raises(TypeError, match="must be a tensor, got list"):
         fastnode.solve(never, Y0, [0.0, 1.0], per_sample=True)  # pyright: ignore
 
@@ -67,7 +67,7 @@ def test_what_the_field_returns_is_on_the_device_of_the_state(per_sample):
         fastnode.solve(astray, Y0, TIMES, per_sample=per_sample, engine="reference")
 
 
-def test_slopes_are_on_the_device_of_the_state():
+def test_rk_ops_refuse_stages_on_another_device():
     slope = torch.empty(3, 2, device="meta")
     h = torch.ones(3, dtype=torch.float64)
     with pytest.raises(ValueError, match="must be on the state's device cpu, got meta"):
@@ -78,13 +78,13 @@ def test_slopes_are_on_the_device_of_the_state():
         rk_rows.rk_stage_rows_reference(Y0, [Y0], [1.0], 1.0)  # pyright: ignore
 
 
-def test_of_a_controller():
+def test_controller_refuses_bad_safety():
     for safety in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="safety must be positive, got"):
             fastnode.Controller(safety=safety)
 
 
-def test_of_a_method_of_ones_own():
+def test_register_method_refuses_too_many_stages():
     rows = [[0.1] * i for i in range(99)]
     with pytest.raises(ValueError, match="a must have 1 to .* rows, got 99"):
         fastnode.register_method("long", order=1, a=rows, b=[0.01] * 99)
@@ -98,11 +98,11 @@ def test_of_a_method_of_ones_own():
         ({"tolerance": "low"}, "tolerance must be a float, got 'low'"),
     ],
 )
-def test_of_a_training_run(arguments, words):
+def test_config_refuses_wrong_types(arguments, words):
     with pytest.raises(TypeError, match=words):
         Config("digits", "node", 10, 8, 1e-3, 5, **arguments)
 
 
-def test_a_module_says_how_it_is_solved():
+def test_neural_ode_repr_says_how_it_is_solved():
     node = fastnode.nn.NeuralODE(MLPField(2, 8), method="rk4", rtol=1e-3, atol=1e-4)
     assert "method=rk4, rtol=0.001, atol=0.0001, t=[0.0, 1.0]" in repr(node)

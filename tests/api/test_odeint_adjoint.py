@@ -44,7 +44,7 @@ def test_values_and_gradients_agree_with_torchdiffeq(options, backwards):
 
 
 @pytest.mark.parametrize("method", ["euler", "midpoint", "heun2", "heun3", "rk4"])
-def test_given_steps_are_those_of_torchdiffeq_to_the_last_digits(method):
+def test_odeint_adjoint_fixed_steps_match_torchdiffeq(method):
     results = []
     for library in LIBRARIES:
         y, (by_y0, _, *by_params) = loss_gradients(library, Field(), method=method)
@@ -70,7 +70,7 @@ def test_gradients_of_tuple_states_agree_with_torchdiffeq():
     torch.testing.assert_close(*results, rtol=1e-7, atol=1e-8)
 
 
-def test_the_time_of_a_jump_has_a_gradient_that_integration_misses():
+def test_odeint_adjoint_jump_times_have_gradients():
     """y' = 1 before t = 0.5 and 3 after it: starting later loses one unit for each unit of time."""
     t = T.clone().requires_grad_()
     y0 = torch.zeros(1, dtype=torch.float64)
@@ -86,7 +86,7 @@ def test_the_time_of_a_jump_has_a_gradient_that_integration_misses():
 
 
 @pytest.mark.parametrize("method", ["dopri5", "rk4"])
-def test_callbacks_of_the_adjoint_are_called_as_torchdiffeq_does(method):
+def test_adjoint_callbacks_are_called_as_by_torchdiffeq(method):
     """With the first step given, the steps are the same ones."""
     logs = []
     names = ("step", "accept_step") if method == "dopri5" else ("step",)

@@ -120,7 +120,7 @@ def test_what_the_field_returns_for_a_tuple_is_checked(func, kind, words):
     ],
     ids=str,
 )
-def test_what_torchdiffeq_asserts_is_an_assertion_error_here_too(change):
+def test_odeint_raises_assertion_errors_as_torchdiffeq(change):
     arguments = {
         "func": lambda t, y: tuple(-part for part in y) if isinstance(y, tuple) else -y,
         "y0": torch.ones(2),

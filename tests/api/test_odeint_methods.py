@@ -57,7 +57,7 @@ def test_fixed_step_methods_agree(method, t):
 
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize(("method", "tolerance"), TOLERANCES.items())
-def test_adaptive_methods_take_torchdiffeqs_steps_but_for_the_last_one(method, tolerance, backward):
+def test_odeint_adaptive_steps_match_torchdiffeq(method, tolerance, backward):
     t = grid(2.5, 0) if backward else grid(0, 2.5)
     net, arguments = Net(), {"method": method, "rtol": tolerance, "atol": tolerance}
     ours = fastnode.odeint(net, start(), t, **arguments)
@@ -98,7 +98,7 @@ def test_every_method_takes_every_state(method, dtype):
 
 
 @pytest.mark.parametrize("method", [name for name in NAMES if name != "scipy_solver"])
-def test_every_method_has_gradients_close_to_those_of_a_precise_solve(method):
+def test_odeint_gradients_match_a_precise_solve(method):
     t, net = torch.linspace(0, 1, 21, dtype=torch.float64), Net()
     arguments = {"method": method}
     if method in ADAPTIVE:

@@ -193,7 +193,7 @@ def test_a_folder_that_is_read_only_gives_one_line(capsys):
     assert "/proc/self" in fails(capsys, "train", *DIGITS, "--out", "/proc/self")
 
 
-def test_a_run_is_neither_overwritten_nor_continued_with_other_settings(tmp_path, capsys):
+def test_train_refuses_a_folder_with_other_settings(tmp_path, capsys):
     train = ("train", *DIGITS, "--out", str(tmp_path), "--steps")
     assert cli.main([*train, "3"]) == 0
     before = (tmp_path / CHECKPOINT).read_bytes()

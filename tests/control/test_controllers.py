@@ -42,7 +42,7 @@ def next_h(controller, h, ratio, history, order):
 
 
 @pytest.mark.parametrize("name", CONTROLLERS)
-def test_gains_act_on_the_error_its_growth_and_the_growth_of_that(name):
+def test_controller_gains_act_on_three_errors(name):
     controller = CONTROLLERS[name]
     p, i, d = controller.proportional, controller.integral, controller.derivative
     ratio, before, earlier, order = 0.7, 0.4, 0.9, 5
@@ -51,14 +51,14 @@ def test_gains_act_on_the_error_its_growth_and_the_growth_of_that(name):
     assert next_h(controller, 0.1, ratio, (before, earlier), order) == pytest.approx(wanted)
 
 
-def test_a_step_that_was_exact_by_chance_does_not_decide_on_the_next():
+def test_controller_bounds_the_memory_of_a_tiny_error():
     controller = CONTROLLERS["PID"]
     small = next_h(controller, 0.1, 0.5, (1e-4, 1e-4), 5)
     assert next_h(controller, 0.1, 0.5, (0.0, 1e-30), 5) == small
 
 
 @pytest.mark.parametrize("name", CONTROLLERS)
-def test_a_result_that_is_not_finite_shrinks_the_step_as_far_as_allowed(name):
+def test_controller_shrinks_most_after_a_nonfinite_result(name):
     for ratio in (math.inf, math.nan):
         assert next_h(CONTROLLERS[name], 0.1, ratio, (1.0, 1.0), 5) == pytest.approx(0.02)
 

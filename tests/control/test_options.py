@@ -73,7 +73,7 @@ def test_custom_norm_of_a_tuple_state_gets_the_tuple():
     assert seen and all(shapes == [(2, 3), (4,)] for shapes in seen)
 
 
-def test_unknown_options_are_warned_about_and_known_ones_are_not():
+def test_odeint_warns_of_unknown_options_only():
     with pytest.warns(UserWarning, match="'euler' ignores the unexpected options first_step, odd"):
         fastnode.odeint(
             lambda t, y: -y, state(2), TIMES["two"], method="euler",
@@ -102,7 +102,7 @@ class Jump:
 
 @pytest.mark.parametrize("name", ["step_t", "jump_t"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_steps_end_where_they_are_told_to_and_agree_with_torchdiffeq(direction, name):
+def test_step_t_and_jump_t_match_torchdiffeq(direction, name):
     t = grid(0.0, 0.5, 2.0) if direction == "forward" else grid(2.0, 1.5, 1.29)
     where = grid(5.0, 1.3, -2.0, 0.7, t[0].item(), 1.9)
     results = []
@@ -178,7 +178,7 @@ def test_options_are_left_as_they_are():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_an_even_grid_is_the_same_with_and_without_a_gradient_of_its_ends(dtype):
+def test_even_grid_is_the_same_with_gradients_of_its_ends(dtype):
     generator = torch.Generator().manual_seed(0)
     ends = torch.randn(300, 2, dtype=torch.float64, generator=generator)
     ends = torch.cat([ends, torch.tensor([[0.0, 0.3], [0.3, 0.0], [0.0, 1.0]]).double()])

@@ -186,7 +186,7 @@ def test_missing_libraries_are_named(folder, monkeypatch):
         datasets.load("cifar10")
 
 
-def test_a_missing_uci_file_says_where_to_put_it_and_in_which_layout(folder, monkeypatch):
+def test_a_missing_uci_file_is_named_with_its_layout(folder, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"put uci/boston.npz into .*train_idx int"):
         datasets.load("uci/boston")
     monkeypatch.delenv("FASTNODE_DATA")

@@ -36,7 +36,7 @@ ROWS = [
 ]
 
 
-def test_observations_are_averaged_by_the_hour_and_missing_ones_left_out():
+def test_physionet_averages_observations_by_the_hour():
     value, seen = physionet.series(observations(ROWS, 2))
     assert value.shape == seen.shape == (1, 49, 41), (
         "a patient with descriptors alone has no series"

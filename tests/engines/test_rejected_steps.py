@@ -50,7 +50,7 @@ def test_a_trial_that_is_not_finite_leaves_the_first_guess():
     assert first_step(lambda t, y: y * (math.nan if t > 0 else 1.0)) == pytest.approx(0.01)
 
 
-def test_a_field_at_rest_is_begun_with_a_tiny_step_inside_the_interval():
+def test_first_step_of_a_zero_field_is_tiny():
     assert first_step(lambda t, y: 0 * y) == pytest.approx(1e-6)
     assert first_step(lambda t, y: 0 * y, span=1e-8) <= 1e-6
 

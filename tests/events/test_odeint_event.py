@@ -58,7 +58,7 @@ def test_agrees_with_torchdiffeq(way, reverse_time):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_first_of_several_elements_to_change_sign_counts_as_in_torchdiffeq(way):
+def test_first_element_to_change_sign_fires_the_event(way):
     levels = vector(0.5, -0.7, 0.2)
 
     def event_fn(t, y):
@@ -95,7 +95,7 @@ def test_the_event_lies_on_the_solution(way, reverse_time):
     torch.testing.assert_close(y, torch.stack([y0, vector(0.5)]), rtol=0, atol=1e-13)
 
 
-def test_an_event_of_time_alone_is_found_to_the_last_digits_at_any_tolerance():
+def test_events_of_time_alone_are_found_exactly():
     for way in ({"rtol": 1e-2, "atol": 1e-2}, FIXED):
         t, _ = fastnode.odeint_event(
             decay, vector(1.0), vector(0.0), event_fn=lambda t, y: t**3 - 0.343, **way
@@ -126,7 +126,7 @@ def test_few_evaluations_find_the_event():
 
 @pytest.mark.parametrize("way", OWN, ids=str)
 @pytest.mark.parametrize("reverse_time", [False, True])
-def test_an_event_function_that_starts_at_zero_fires_at_its_next_sign_change(way, reverse_time):
+def test_event_starting_at_zero_fires_at_next_sign_change(way, reverse_time):
     t, _ = fastnode.odeint_event(
         swing,
         vector(0.0),
@@ -138,7 +138,7 @@ def test_an_event_function_that_starts_at_zero_fires_at_its_next_sign_change(way
     assert t.item() == pytest.approx(-math.pi if reverse_time else math.pi, abs=1e-6)
 
 
-def test_an_event_function_that_stays_at_zero_for_a_while_gets_its_sign_later():
+def test_event_resting_at_zero_gets_its_sign_later():
     t, _ = fastnode.odeint_event(
         decay,
         vector(1.0),

@@ -73,7 +73,7 @@ def test_gradients_agree_with_finite_differences(way, reverse_time):
 
 
 @pytest.mark.parametrize("reverse_time", [False, True])
-def test_gradients_agree_with_torchdiffeq_but_for_the_parameters_of_the_event(reverse_time):
+def test_odeint_event_gradients_match_torchdiffeq(reverse_time):
     problem = Problem()
     kwargs = {"reverse_time": reverse_time, "rtol": 1e-10, "atol": 1e-11}
     ours = problem.jacobian(**kwargs)
@@ -150,7 +150,7 @@ def test_only_the_element_that_fired_shapes_the_gradient():
     assert by_a.item() == pytest.approx(-2.0, rel=1e-6) and by_b.item() == 0
 
 
-def test_an_event_of_time_alone_moves_with_its_own_parameters_only():
+def test_events_of_time_alone_depend_on_their_parameters():
     end, y0 = vector(0.7), vector(1.0)
     t, y = fastnode.odeint_event(
         lambda t, y: -y, y0, vector(0.0), event_fn=lambda t, y: t - end, rtol=1e-9, atol=1e-9

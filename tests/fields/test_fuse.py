@@ -127,7 +127,7 @@ def test_a_module_replaced_later_is_an_error():
         fastnode.odeint(field, torch.randn(3, 2), torch.tensor([0.0, 1.0]))
 
 
-def test_takes_modules_only_and_returns_fields_that_need_nothing():
+def test_fuse_takes_modules_and_leaves_fused_fields():
     field = fastnode.nn.MLPField(2, 8)
     assert fuse(field) is field
     with pytest.raises(TypeError, match="nn.Module"):

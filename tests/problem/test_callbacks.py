@@ -36,7 +36,7 @@ def solve(library, field, t, method="dopri5", y0=None, **kwargs):
 
 
 @pytest.mark.parametrize("t", [[0.0, 1.0, 3.0], [1.0, 0.5, 0.2]], ids=str)
-def test_adaptive_methods_call_as_torchdiffeq_does_until_the_last_step(t):
+def test_adaptive_callbacks_match_torchdiffeq(t):
     options = {"first_step": 0.5}
     ours, theirs = (
         solve(library, Field(["step", "accept_step", "reject_step"]), t, options=options)
@@ -69,7 +69,7 @@ def test_states_come_in_the_form_of_the_caller(library):
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_callbacks_that_a_method_does_not_support_are_named_in_a_warning(library):
+def test_unsupported_callbacks_are_named_in_a_warning(library):
     field = Field(["step", "accept_step", "reject_step"])
     with pytest.warns(UserWarning, match="rk4.*callback_accept_step|rk4.*callback_reject_step"):
         log = solve(library, field, [0.0, 0.1], method="rk4")

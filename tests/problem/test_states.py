@@ -80,7 +80,7 @@ def test_non_contiguous_state():
     ],
     ids=str,
 )
-def test_tensors_of_a_tuple_are_promoted_to_one_dtype_as_in_torchdiffeq(method, dtypes):
+def test_tuple_states_are_promoted_as_by_torchdiffeq(method, dtypes):
     def field(t, y):
         return -y[0] * torch.ones_like(t), torch.zeros(3)
 

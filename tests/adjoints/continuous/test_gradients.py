@@ -202,7 +202,7 @@ def gradients_of_sum(field):
     return torch.autograd.grad(y[-1].sum(), tuple(field.parameters()))
 
 
-def test_autocast_of_the_forward_pass_holds_in_the_backward_pass():
+def test_backward_pass_runs_under_the_autocast_of_the_forward():
     class Watched(torch.nn.Module):
         def __init__(self):
             super().__init__()

@@ -133,7 +133,7 @@ class Buffered(Field):
         return self.scale * super().forward(t, y)
 
 
-def test_what_the_captured_step_does_not_know_is_done_step_by_step(runtimes, pulls):
+def test_unsupported_solves_are_not_captured(runtimes, pulls):
     ts = torch.tensor([0.0, 1.0])
     assert_same(Field(), start(), torch.tensor([0.0, 0.3, 0.7, 1.0]))
     assert_same(Buffered(), start(), ts)

@@ -123,9 +123,7 @@ def test_second_derivatives_are_those_of_backprop(make_net, relative, method, ad
 
 @pytest.mark.parametrize("save", ["steps", "dense"])
 @pytest.mark.parametrize("method", ["dopri5", "fehlberg2"])
-def test_states_and_dense_output_per_sample_have_second_derivatives(
-    make_net, relative, method, save
-):
+def test_per_sample_states_and_dense_output_gradgrad(make_net, relative, method, save):
     def second(adjoint):
         net, y0 = make_net(), state(3, 4).requires_grad_()
         found = fastnode.solve(

@@ -90,9 +90,7 @@ def test_reversible_keeps_the_order(method):
 
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("method", ["rk4", "euler", "dopri5", "adaptive_heun"])
-def test_times_have_gradients_and_each_step_moves_with_the_output_before_it(
-    make_net, relative, method, backward
-):
+def test_reversible_times_have_gradients(make_net, relative, method, backward):
     net, y0 = make_net(), state(5, 4).requires_grad_()
     t = (-times(0, 0.31, 1) if backward else times(0, 0.31, 1)).requires_grad_()
     options = {} if method in ADAPTIVE else {"step_size": 0.07}

@@ -26,7 +26,7 @@ def output(version: int, folder: Path) -> list[str]:
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 @pytest.mark.parametrize("version", [12040, 12080, 13000])
-def test_the_beginning_runs_once_and_the_body_while_the_flag_stands(version, tmp_path):
+def test_graph_loop_runs_its_body_while_the_flag_is_set(version, tmp_path):
     available, made, log, alive, with_old_driver = output(version, tmp_path)
     assert available == "1" and made == "0 1"
     assert log == " fbbb f fb |bb |"

@@ -218,7 +218,7 @@ def test_rejected_steps_continue_at_same_place():
     torch.testing.assert_close(result.ys[1], exact, rtol=1e-7, atol=0)
 
 
-def test_stops_at_the_number_of_steps_and_where_nothing_is_finite():
+def test_stops_at_max_steps_and_at_nonfinite_values():
     y0 = torch.ones(2, dtype=torch.float64)
     times = [0.0, 1.0, 30.0]
     few = solve(y0, times, max_num_steps=5, first_step=1e-3, all_together=True)

@@ -182,7 +182,7 @@ def test_works_on_the_current_stream_and_on_others(loops):
     ids=["item", "branch", "copy", "dropout"],
 )
 @torch.no_grad()
-def test_a_field_that_cannot_be_captured_is_refused_with_the_reason(field, reason):
+def test_fields_that_cannot_be_captured_are_refused(field, reason):
     with pytest.raises(ValueError, match=f"cannot capture func: it {reason}|{reason}"):
         fastnode.solve(field, start(), torch.tensor([0.0, 1.0]), engine="graph")
     # And the device is as it was.

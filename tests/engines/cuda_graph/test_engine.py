@@ -84,7 +84,7 @@ def test_outputs_inside_of_steps_are_those_of_the_native_engine(runtimes, method
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_options_have_the_effect_that_they_have_in_the_native_engine(runtimes, options):
+def test_cuda_graph_options_match_the_native_engine(runtimes, options):
     native, graph = both(wave, start(), torch.tensor([0.0, 1.0, 2.0]), **options)
     assert_same(native, graph)
     if "save" in options:
@@ -104,7 +104,7 @@ def test_odeint_gives_the_bits_of_the_native_engine(runtimes, method, options):
     assert torch.equal(native, graph)
 
 
-def test_steps_are_counted_from_one_output_to_the_next_in_odeint(runtimes):
+def test_odeint_counts_steps_between_outputs(runtimes):
     options = {"max_num_steps": 12}
     for count, fails in ((2, True), (9, False)):
         for engine in ("native", "graph"):
@@ -137,7 +137,7 @@ def test_a_scalar_state_and_one_that_is_not_contiguous(runtimes):
         assert_same(*both(wave, state, torch.tensor([0.0, 0.4, 1.0])))
 
 
-def test_a_field_that_returns_what_it_was_given_or_one_memory_of_its_own(runtimes):
+def test_field_may_return_its_argument_or_one_buffer(runtimes):
     for field in (lambda t, y: y, Scratch()):
         native, graph = both(field, start(), torch.tensor([0.0, 0.3, 1.0]))
         assert_same(native, graph)
@@ -173,7 +173,7 @@ def test_too_many_steps_are_the_error_that_they_are_elsewhere(runtimes, throw):
     ],
     ids=["at the start", "later", "blows up"],
 )
-def test_a_solve_that_cannot_go_on_says_why_as_the_native_engine_does(runtimes, field, error):
+def test_cuda_graph_errors_match_the_native_engine(runtimes, field, error):
     errors = []
     for engine in ("native", "graph"):
         with pytest.raises(error) as caught:

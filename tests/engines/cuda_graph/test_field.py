@@ -39,7 +39,7 @@ def closing_over(x):
         closing_over,
     ],
 )
-def test_a_number_makes_another_graph_and_so_does_a_tensor_elsewhere(make):
+def test_changed_numbers_and_moved_tensors_change_the_key(make):
     assert Held.of(make(2.0)).key() == Held.of(make(2.0)).key()
     assert Held.of(make(2.0)).key() != Held.of(make(3.0)).key()
     tensor, other = torch.ones(3), torch.ones(3)
@@ -48,7 +48,7 @@ def test_a_number_makes_another_graph_and_so_does_a_tensor_elsewhere(make):
     assert list(Held.of(make(tensor)).tensors.values())[-1] is tensor
 
 
-def test_of_a_long_list_only_which_it_is_and_its_length_are_looked_at():
+def test_long_lists_are_compared_by_identity_and_length():
     long = [0.0] * (LONG + 1)
     field = Field(table=long)
     before = Held.of(field).key()
@@ -73,7 +73,7 @@ def test_an_object_that_refers_to_itself_is_visited_once():
     assert list(Held.of(field).numbers.values()) == [2.0]
 
 
-def test_fields_are_not_kept_alive_where_python_has_weak_references():
+def test_fields_are_held_by_weak_references():
     forgotten = []
     for make in (lambda: closing_over(2.0), Field):
         func = make()

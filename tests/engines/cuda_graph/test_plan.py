@@ -105,7 +105,7 @@ def test_two_methods_of_one_object_have_two_graphs(runtimes):
     assert len(runtimes) == 2
 
 
-def test_objects_of_the_user_are_looked_at_and_those_of_libraries_are_not(runtimes):
+def test_user_objects_are_inspected_but_not_libraries(runtimes):
     class Settings:
         factor = 1.0
 

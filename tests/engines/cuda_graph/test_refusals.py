@@ -67,7 +67,7 @@ def test_a_field_that_is_not_pure_is_refused_with_the_reason(runtimes, field, re
         run(func)
 
 
-def test_a_field_that_waits_for_the_device_is_refused_with_the_reason(runtimes, monkeypatch):
+def test_fields_that_synchronise_are_refused(runtimes, monkeypatch):
     @contextmanager
     def watched(self):
         yield
@@ -143,6 +143,6 @@ def test_a_state_on_the_cpu_is_refused():
         run(Turning())
 
 
-def test_methods_that_carry_their_last_slope_have_no_gradient_by_checkpoint():
+def test_checkpoint_refuses_methods_that_carry_a_stage():
     with faked(), pytest.raises(ValueError, match="fehlberg2"):
         run(Turning(), method="fehlberg2", adjoint="checkpoint")

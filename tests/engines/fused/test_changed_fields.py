@@ -181,7 +181,7 @@ def test_states_that_are_views_are_read_as_they_lie():
     agrees(field, torch.randn(5, 3, 2).transpose(0, 1))
 
 
-def test_a_field_too_wide_to_pay_is_solved_when_asked_for_by_name():
+def test_wide_fields_are_fused_when_named():
     field, y0 = MLPField(2, [1500, 1500]), torch.randn(16, 2)
     with torch.no_grad():
         ours = fastnode.odeint(field, y0, T, engine="fused", rtol=1e-4, atol=1e-4)

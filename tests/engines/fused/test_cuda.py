@@ -150,7 +150,7 @@ def test_weights_in_device_memory(per_sample):
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
-def test_gradients_and_the_largest_layers_are_left_to_other_engines(per_sample):
+def test_largest_layers_fall_back_to_other_engines(per_sample):
     y0 = torch.randn(5, 64, device="cuda")
     options = {"per_sample": per_sample, **TOLERANCE}
     small, large = (make(64, n, dtype=torch.float32).cuda() for n in (16, 8192))

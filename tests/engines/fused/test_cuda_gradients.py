@@ -74,7 +74,7 @@ def test_steps_along_a_grid(method):
     check(make(), y0, 1e-11, method=method, face=fastnode.odeint, options=GRID)
 
 
-def test_times():
+def test_gradients_of_times():
     y0 = torch.randn(50, 3).double()
     check(make(), y0, of_times=True, face=fastnode.odeint, **TOLERANCE)
 

@@ -68,7 +68,7 @@ def test_wrong_arguments_are_named_as_elsewhere(field, arguments, error, words):
         fastnode.odeint(field, state(4, 2), **arguments)
 
 
-def test_hooks_of_all_modules_and_callbacks_of_the_field_are_called(field):
+def test_global_hooks_and_callbacks_are_called(field):
     y0, seen = state(4, 2), []
     handle = register_module_forward_hook(lambda *_: seen.append("hook"))
     try:

@@ -80,7 +80,7 @@ def test_modules_take_it(monkeypatch):
     assert node.nfe == 16 and len(calls) == 1 and calls[0] is not None
 
 
-def test_a_parameter_that_is_no_leaf_is_refused_before_work_begins():
+def test_adjoint_params_that_are_no_leaves_are_refused():
     field, ts = MLPField(3, 8), torch.tensor([0.0, 1.0])
     held = [next(field.parameters()) * 2]
     with pytest.raises(ValueError, match="leaf"):

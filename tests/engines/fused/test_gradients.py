@@ -49,7 +49,7 @@ def test_gradcheck_of_state_and_parameters(method):
 
 @pytest.mark.parametrize("method", ["dopri5", "dopri8"])
 @pytest.mark.parametrize("backwards", [False, True])
-def test_gradients_of_start_end_and_save_times_are_those_of_the_reference(method, backwards):
+def test_gradients_of_times_match_the_reference(method, backwards):
     field = field_of([2, 9, 5])
     y0 = torch.randn(5, 2).double()
     found = []

@@ -229,7 +229,7 @@ def test_failures_are_those_of_the_native_engine():
     assert found[0].time == pytest.approx(found[1].time, rel=1e-3)
 
 
-def test_parameters_changed_after_a_solve_are_an_error_in_backward():
+def test_backward_refuses_parameters_changed_after_solve():
     field = field_of([2, 8], "tanh", "none", True)
     solution = fastnode.odeint(field, torch.randn(3, 2).double(), torch.tensor([0.0, 1.0]))
     with torch.no_grad():

@@ -68,7 +68,7 @@ def test_gradients_are_those_of_the_reference(
 
 @pytest.mark.parametrize("batch", [3, 40])
 @pytest.mark.parametrize("adjoint", ["backprop", "checkpoint"])
-def test_gradients_through_rejected_steps_are_those_of_the_reference(batch, adjoint):
+def test_gradients_through_rejected_steps_match_reference(batch, adjoint):
     torch.manual_seed(1)
     field = field_of(4, [24, 24], "silu")
     with torch.no_grad():
@@ -119,7 +119,7 @@ def test_instruction_sets_agree(monkeypatch, instructions, batch):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
 
 
-def test_gradients_repeat_bit_for_bit_and_may_be_asked_for_twice():
+def test_per_sample_gradients_repeat_bit_for_bit():
     torch.manual_seed(0)
     field = field_of(16, [64], "tanh", "none", True, torch.float32)
     y0, ts = torch.randn(333, 16), spans(333, 3)
@@ -139,7 +139,7 @@ def test_gradients_repeat_bit_for_bit_and_may_be_asked_for_twice():
 
 
 @pytest.mark.parametrize("batch", [3, 40])
-def test_samples_that_failed_have_no_gradient_from_where_they_did_not_get(batch):
+def test_failed_samples_have_no_gradient_past_their_end(batch):
     growing = MLPField(1, 4, 2, "relu", "none").double()
     with torch.no_grad():
         for layer in growing.layers:

@@ -81,7 +81,7 @@ def test_takes_the_steps_of_the_reference_bit_for_bit(method, dtype, span):
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_options_have_the_effect_that_they_have_in_the_reference(options):
+def test_native_options_match_the_reference(options):
     runs = [
         record(stepper(e, wave, start(), **dict(options)), 2.0) for e in ("reference", "native")
     ]
@@ -109,7 +109,7 @@ def test_fixed_steps_agree_with_the_reference(method, interp, perturb):
 
 
 @pytest.mark.parametrize("size", [8191, 16384, 100_001])
-def test_fixed_steps_of_states_that_take_several_threads_agree_with_the_reference(size):
+def test_fixed_steps_on_several_threads_match_reference(size):
     y0 = torch.linspace(-1, 2, size)
     times = torch.tensor([0.0, 0.5, 1.0])
     ours, theirs = (
@@ -160,7 +160,7 @@ def test_gradients_agree_with_the_reference(monkeypatch):
 
 
 @pytest.mark.parametrize("stage", range(1, 14))
-def test_a_solve_goes_on_after_an_exception_of_the_field_as_if_there_had_been_none(stage):
+def test_solve_is_unchanged_after_a_field_exception(stage):
     calls = itertools.count()
 
     def interrupted(t, y):

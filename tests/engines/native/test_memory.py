@@ -62,7 +62,7 @@ def test_field_may_keep_what_it_is_given(form):
         assert t == t_then and torch.equal(now, y_then) and torch.equal(view, y_then[1:])
 
 
-def test_field_may_differentiate_by_its_argument_inside_a_solve_without_gradients():
+def test_field_may_call_autograd_without_gradients():
     """As the trace of a continuous normalising flow is computed."""
 
     def field(t, y):
@@ -76,7 +76,7 @@ def test_field_may_differentiate_by_its_argument_inside_a_solve_without_gradient
     torch.testing.assert_close(found[-1], start() * torch.e**2, rtol=1e-5, atol=1e-5)
 
 
-def test_exception_at_any_stage_arrives_and_leaves_nothing_behind():
+def test_field_exceptions_propagate_and_leak_nothing():
     class Boom(Exception):
         pass
 

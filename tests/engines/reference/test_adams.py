@@ -71,7 +71,7 @@ def test_default_order_of_the_implicit_method_is_torchdiffeqs():
     torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
 
 
-def test_default_order_of_the_explicit_method_is_stable_where_torchdiffeqs_diverges():
+def test_explicit_adams_default_order_is_stable():
     def decay(t, y):
         return -2 * y
 

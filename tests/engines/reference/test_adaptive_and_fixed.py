@@ -65,7 +65,7 @@ def test_adaptive_methods_converge_with_order_five(method, backward):
 
 
 @pytest.mark.parametrize("method", ADAPTIVE)
-def test_dense_output_inside_a_step_has_a_local_error_of_order_five(method):
+def test_dense_output_has_a_local_error_of_order_five(method):
     errors = []
     for h in (0.4, 0.2, 0.1):
         t = torch.linspace(0, h, 12, dtype=torch.float64)
@@ -145,7 +145,7 @@ def test_limits_of_the_step_size_are_kept(steps):
     assert len(steps) == 4
 
 
-def test_grid_points_seen_by_perturbed_stages_lie_inside_the_step():
+def test_perturbed_grid_points_lie_inside_the_step():
     seen = []
 
     def field(t, y):

@@ -33,7 +33,7 @@ def smooth(t):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("method", DAMPING)
-def test_a_stiff_equation_is_solved_with_steps_far_beyond_explicit_stability(method, dtype):
+def test_implicit_methods_solve_a_stiff_equation(method, dtype):
     t = torch.linspace(0, 2, 21, dtype=torch.float64)
     y = fastnode.odeint(stiff, torch.tensor([0.0], dtype=dtype), t, method=method)
     assert (y[5:, 0] - smooth(t[5:])).abs().max() < 2e-4
@@ -161,7 +161,7 @@ class Reversed(torch.autograd.Function):
         return 1000 * grad
 
 
-def test_a_field_with_a_derivative_of_its_own_making_is_differenced():
+def test_implicit_differences_custom_autograd_functions():
     t = double(0, 1, 2, 3)
     y = fastnode.odeint(lambda t, y: Reversed.apply(y) + 1000, double(0), t, method="radauIIA3")
     assert (y[1:] - 1).abs().max() < 1e-2

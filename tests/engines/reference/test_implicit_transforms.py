@@ -68,7 +68,7 @@ def test_complex_states_and_parameters_are_followed():
     torch.testing.assert_close(torch.func.jacrev(loss)(w), wanted)
 
 
-def test_a_sample_whose_stages_are_not_solved_is_nan_and_no_other():
+def test_vmap_marks_only_unsolved_samples_with_nan():
     def end(y0):
         return fastnode.odeint(lambda t, y: y**2, y0, T[:2] * 8, method="implicit_euler")[-1]
 

@@ -146,7 +146,7 @@ def test_float32_to_its_precision():
 
 
 @pytest.mark.parametrize("sums_apart", [False, True])
-def test_gradients_repeat_bit_for_bit_wherever_blocks_add_them_up(sums_apart):
+def test_gradients_repeat_bit_for_bit_however_reduced(sums_apart):
     field, y0 = make(dtype=torch.float32), random(50, 3, dtype=torch.float32)
     of_ys, kept, edges = solved(field, y0)
     first = back(field, of_ys, TIMES, kept, edges, rates=True)
@@ -238,13 +238,13 @@ def test_gradients_of_samples_with_steps_of_their_own(batch, method):
     assert len({counts[0] for counts in found.counts}) > 1
 
 
-def test_gradients_of_samples_that_had_a_thread_each_and_were_interrupted():
+def test_thread_per_sample_gradients_after_interruptions():
     times = torch.tensor(TIMES[:3], dtype=torch.float64)
     found, _ = check_samples(make(2, 5), 2 * random(1100, 2), times, capacity=1)
     assert found.plan[3] == 1 and found.launches > 1
 
 
-def test_gradients_of_samples_in_directions_of_their_own_of_which_some_failed():
+def test_per_sample_gradients_with_mixed_directions():
     field, y0 = make(activation="relu"), random(12, 3)
     y0[3, 0] = torch.nan
     times = torch.tensor(TIMES, dtype=torch.float64) * torch.linspace(-1, 1, 12)[:, None].double()

@@ -39,9 +39,7 @@ def solved(field, y0, kind, far):
         (39, 150, 2, "every"),  # several outputs for each thread
     ],
 )
-def test_solves_and_gradients_are_those_with_weights_in_shared_memory(
-    dim, hidden, depth, time, kind, dtype
-):
+def test_weights_in_global_memory_match_shared_memory(dim, hidden, depth, time, kind, dtype):
     field, y0 = make(dim, hidden, depth, time=time, dtype=dtype), random(11, dim, dtype=dtype)
     near, far = (solved(field, y0, kind, each) for each in (False, True))
     assert far.far and far.plan[:5] == near.plan[:5]
@@ -61,7 +59,7 @@ def test_solves_and_gradients_are_those_with_weights_in_shared_memory(
 
 
 @pytest.mark.parametrize("kind", [JOINT, BY_SAMPLE])
-def test_weights_go_to_device_memory_only_where_there_is_no_room(kind):
+def test_weights_use_global_memory_only_when_too_large(kind):
     options = {"kind": kind, **NO_STEPS}
     assert not run(make(64, 100), random(2, 64), TIMES, **options).far
     assert run(make(64, 512), random(2, 64), TIMES, **options).far

@@ -87,7 +87,7 @@ def test_backwards_in_time_with_a_first_step_and_a_controller():
     same_solve(found, on_cpu(field, y0, times, controller=control, first_step=0.01))
 
 
-def test_joint_results_repeat_bit_for_bit_and_through_interruptions():
+def test_joint_results_repeat_after_interruptions():
     field, y0 = make(), start(20)
     whole, again = (run(field, y0, TIMES, "tsit5", keep=True) for _ in range(2))
     pieces = run(field, y0, TIMES, "tsit5", keep=True, capacity=2)
@@ -181,7 +181,7 @@ def test_a_thread_for_each_sample(method):
     by_sample_like_cpu(found, on_cpu(field, y0, TIMES[:3], method, per_sample=True))
 
 
-def test_samples_with_times_tolerances_and_first_steps_of_their_own():
+def test_per_sample_times_tolerances_and_first_steps():
     field, y0 = make(), start(12)
     times = torch.tensor(TIMES, dtype=torch.float64) * torch.linspace(-1, 1, 12)[:, None].double()
     rtol, first = torch.logspace(-3, -7, 12).double(), torch.linspace(1e-3, 0.1, 12).double()
