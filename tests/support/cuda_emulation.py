@@ -8,11 +8,12 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from build_cache import built, version_of, with_headers
 from torch import Tensor
 
 CSRC = Path(__file__).parents[2] / "csrc"
@@ -39,23 +40,33 @@ def library(
     sources_of: tuple[str, ...] = ("kernels/rk/*_cuda.cu", "step_control/*_cuda.cu"),
 ) -> ctypes.CDLL:
     """`glue`, a file of functions for tests, with the sources of csrc that it calls."""
-    assert COMPILER is not None
-    folder = Path(tempfile.mkdtemp(prefix="fastnode-emulation-"))
-    sources = [HERE / glue]
-    for path in sorted(path for pattern in sources_of for path in CSRC.glob(pattern)):
-        sources.append(path)
-        if path.suffix == ".cu":
-            sources[-1] = folder / f"{path.stem}.cpp"
-            sources[-1].write_text(plain_cpp(path.read_text()))
-    built = folder / "kernels.so"
-    flags = ["-std=c++20", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
-    flags += ["-Wno-unknown-pragmas", "-Wno-unused-parameter", f"-I{HERE}", f"-I{CSRC}"]
-    command = [COMPILER, *flags, *map(str, sources), "-o", str(built)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    loaded = ctypes.CDLL(str(built))
-    shutil.rmtree(folder)
-    return loaded
+    compiler = COMPILER
+    assert compiler is not None
+    sources = [path for pattern in sources_of for path in sorted(CSRC.glob(pattern))]
+    flags = ["-std=c++20", "-O1", "-fPIC", "-Wall", "-Wextra", "-Werror"]
+    flags += ["-Wno-unknown-pragmas", "-Wno-unused-parameter"]
+
+    def run(*arguments: Any) -> None:
+        result = subprocess.run([compiler, *map(str, arguments)], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+
+    def build(folder: Path) -> None:
+        def compiled(source: Path) -> Path:
+            place, made = folder / f"{source.stem}.cpp", folder / f"{source.stem}.o"
+            text = source.read_text()
+            place.write_text(plain_cpp(text) if source.suffix == ".cu" else text)
+            run(*flags, f"-I{HERE}", f"-I{CSRC}", "-c", place, "-o", made)
+            return made
+
+        with ThreadPoolExecutor(2) as pool:
+            objects = list(pool.map(compiled, [HERE / glue, *sources]))
+        run("-shared", *objects, "-o", folder / "kernels.so")
+        for each in objects:
+            each.unlink()
+
+    inputs = [Path(__file__), *with_headers([HERE / glue, *sources], [HERE, CSRC])]
+    name = f"emulation-{glue.partition('.')[0]}"
+    return ctypes.CDLL(str(built(name, inputs, [version_of(compiler)], build) / "kernels.so"))
 
 
 def pointer(x: Tensor | None) -> ctypes.c_void_p:
