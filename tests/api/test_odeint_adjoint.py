@@ -35,7 +35,6 @@ TIGHT = {"rtol": 1e-10, "atol": 1e-11}
         {"method": "rk4", "options": {"step_size": 0.005}},
         {"method": "implicit_adams", "options": {"step_size": 0.01}},
     ],
-    ids=str,
 )
 def test_values_and_gradients_agree_with_torchdiffeq(options, backwards):
     t = T.flip(0) if backwards else T
@@ -197,9 +196,7 @@ def test_a_solution_without_graph_stays_so():
     assert not fastnode.odeint_adjoint(decay, Y0, T, adjoint_params=()).requires_grad
 
 
-@pytest.mark.parametrize(
-    "options", [{"method": "rk4", "options": {"step_size": 0.005}}, TIGHT], ids=str
-)
+@pytest.mark.parametrize("options", [{"method": "rk4", "options": {"step_size": 0.005}}, TIGHT])
 def test_second_derivatives(options):
     field, y0 = Field(), Y0.clone().requires_grad_()
 

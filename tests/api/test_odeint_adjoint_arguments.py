@@ -19,7 +19,6 @@ LIBRARIES = [fastnode, torchdiffeq]
         {"func": Field(), "options": {"first_step": 0.1}, "adjoint_method": "rk4"},
         {"func": Field(), "method": "odd"},
     ],
-    ids=str,
 )
 def test_both_libraries_refuse(library, arguments):
     with pytest.raises(ValueError):
@@ -41,7 +40,6 @@ def test_both_libraries_refuse(library, arguments):
             "adjoint_options": {"step_size": 0.1},
         },
     ],
-    ids=str,
 )
 def test_both_libraries_take_without_a_warning(library, arguments):
     with warnings.catch_warnings():

@@ -118,7 +118,6 @@ def test_what_the_field_returns_for_a_tuple_is_checked(func, kind, words):
         {"func": lambda t, y: y / (t - t), "options": {"max_num_steps": 99}},
         {"func": lambda t, y: y**2, "t": grid(0.0, 2.0)},
     ],
-    ids=str,
 )
 def test_odeint_raises_assertion_errors_as_torchdiffeq(change):
     arguments = {
@@ -140,7 +139,6 @@ def test_odeint_raises_assertion_errors_as_torchdiffeq(change):
         {"method": "odd"},
         {"method": "rk4", "options": {"step_size": 0.1, "grid_constructor": lambda f, y, t: t}},
     ],
-    ids=str,
 )
 def test_other_errors_have_the_type_they_have_in_torchdiffeq(change):
     arguments = {"func": decay, "y0": torch.ones(2), "t": grid(0.0, 1.0), **change}

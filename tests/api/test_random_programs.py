@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 import torchdiffeq
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torchdiffeq._impl.odeint import SOLVERS
 
@@ -17,7 +17,6 @@ from fastnode.engines.methods import ADAPTIVE, FIXED, NAMES
 #: Without the Adams methods: torchdiffeq takes every grid for an even one, fastnode does not.
 METHODS = [name for name in NAMES if name in SOLVERS and "adams" not in name]
 SHAPES = [(), (1,), (3,), (2, 3), (0,), (2, 0), (1, 2, 1)]
-QUIET = settings(max_examples=60, derandomize=True, deadline=None, database=None)
 
 number = st.floats(-1, 1, width=32)
 
@@ -113,7 +112,6 @@ def field(t, y):
     return turn * (torch.cos(3 * t) - 0.8 * y)
 
 
-@QUIET
 @given(programs())
 def test_programs_that_torchdiffeq_solves_are_solved_alike(program):
     with warnings.catch_warnings():
@@ -153,7 +151,6 @@ def distance(x, y):
     return (x - y).abs().max().item() if x.numel() else 0.0
 
 
-@settings(QUIET, max_examples=25)
 @given(
     level=st.floats(-0.8, 0.8),
     phase=st.floats(0.1, 3.0),

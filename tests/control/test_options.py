@@ -30,7 +30,6 @@ def fewer_by_whole_steps(ours, theirs):
             )
         },
     ],
-    ids=str,
 )
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("method", ["euler", "midpoint", "rk4"])
@@ -50,7 +49,6 @@ def test_grid_options_agree_with_torchdiffeq(method, direction, options):
         {"safety": 0.7, "ifactor": 2.0, "dfactor": 0.5},
         {"norm": lambda x: x.abs().max()},
     ],
-    ids=str,
 )
 def test_adaptive_options_agree_with_torchdiffeq(options):
     net, y0, t = Net(), state(2, 4), TIMES["forward"]
@@ -151,7 +149,6 @@ def test_prescribed_times_may_need_a_gradient():
 @pytest.mark.parametrize(
     "options",
     [{"step_t": grid(0.5, 0.5)}, {"step_t": grid(0.5), "jump_t": grid(0.2, 0.5)}],
-    ids=str,
 )
 def test_a_time_given_twice_is_refused(library, options):
     with pytest.raises(ValueError):

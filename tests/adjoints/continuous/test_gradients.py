@@ -66,7 +66,6 @@ def test_every_method_finds_the_gradients_of_backpropagation(method):
         {"rtol": torch.tensor([1e-9, 1e-10], dtype=torch.float64)},
         {"adjoint_rtol": (1e-3, 1e-9, 1e-9, 1e-9, 1e-9, 1e-9, 1e-9)},
     ],
-    ids=str,
 )
 def test_options_find_the_gradients_of_backpropagation(options, backwards):
     t = T.flip(0) if backwards else T

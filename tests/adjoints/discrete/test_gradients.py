@@ -78,7 +78,7 @@ def test_only_a_small_graph_is_kept(make_net, monkeypatch):
 
 
 @pytest.mark.parametrize("room", [0, 2**30])
-def test_a_checkpoint_can_be_asked_for_twice(make_net, monkeypatch, room):
+def test_a_backward_pass_can_be_asked_for_twice(make_net, monkeypatch, room):
     monkeypatch.setattr(retained_graph, "ROOM", room)
     y0 = state(5, 4).requires_grad_()
     loss = fastnode.solve(make_net(), y0, times(0, 1), adjoint="checkpoint").ys.sin().sum()
@@ -148,7 +148,7 @@ def test_events_have_gradients(make_net, relative, terminal):
     assert relative(run("checkpoint"), run("backprop")) < 1e-10
 
 
-def test_rejected_steps_cost_nothing_in_the_checkpoint(make_net):
+def test_rejected_steps_cost_nothing_in_the_backward_pass(make_net):
     net = make_net()
     calls = []
     net.register_forward_pre_hook(lambda *_: calls.append(0))

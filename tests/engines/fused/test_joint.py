@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fastnode
@@ -55,7 +55,6 @@ architectures = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     architecture=architectures,
     batch=st.integers(1, 70),
@@ -86,7 +85,6 @@ def test_steps_and_states_are_those_of_the_reference(architecture, batch, method
     torch.testing.assert_close(ours.steps.error, theirs.steps.error, rtol=1e-4, atol=1e-8)
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     architecture=architectures,
     batch=st.integers(1, 40),

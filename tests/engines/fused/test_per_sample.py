@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fastnode
@@ -60,7 +60,6 @@ def compare(found, expected, tolerance):
         )
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     dim=st.integers(1, 40),
     hidden=st.lists(st.integers(1, 40), max_size=4),
@@ -111,7 +110,6 @@ def test_stiffness_is_that_of_the_reference(method):
         torch.testing.assert_close(ours.stiffness, theirs.stiffness, rtol=1e-5, atol=1e-6)
 
 
-@settings(max_examples=15, deadline=None)
 @given(
     dim=st.integers(1, 20),
     batch=st.integers(1, 90),

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fastnode
@@ -37,7 +37,6 @@ def gradients(field, y0, ts, upstream, **options):
     return solution, torch.autograd.grad(solution.ys, [y, *field.parameters()], upstream)
 
 
-@settings(max_examples=20, deadline=None)
 @given(
     dim=st.integers(1, 20),
     hidden=st.lists(st.integers(1, 40), min_size=1, max_size=3),
