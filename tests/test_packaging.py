@@ -1,5 +1,6 @@
 """What is installed: one top-level package, with or without a compiler, light to import."""
 
+import ast
 import os
 import shutil
 import subprocess
@@ -16,6 +17,9 @@ from bench.imports import seconds
 ROOT = Path(__file__).parent.parent
 COPIED = ["csrc", "fastnode", "triton_kernels", "LICENSE", "MANIFEST.in", "README.md"]
 COPIED += ["CHANGELOG.md", "pyproject.toml", "setup.py"]
+
+
+PACKAGES = sorted(path.parent.relative_to(ROOT) for path in ROOT.glob("fastnode/**/__init__.py"))
 
 
 def run(*command, cwd, **environment):
@@ -149,6 +153,30 @@ def test_version_comes_from_the_tag_or_the_archive(source, sdist, tmp_path):
     assert version(tree) == "3.2.1.post1"
     (tree / "PKG-INFO").write_text("Metadata-Version: 2.4\nName: fastnode\nVersion: 1.9\n")
     assert version(tree) == "1.9"
+
+
+def names_bound(tree, package):
+    """What a package's __init__ defines or imports, but for the modules of the package itself."""
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            if node.module != package:
+                yield from (each.asname or each.name for each in node.names)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign):
+            yield from (each.id for each in node.targets if isinstance(each, ast.Name))
+
+
+@pytest.mark.parametrize("folder", PACKAGES, ids=lambda path: ".".join(path.parts))
+def test_no_name_of_a_package_shadows_a_module_in_it(folder):
+    place = ROOT / folder
+    modules = {path.stem for path in place.iterdir() if path.suffix == ".py" or path.is_dir()}
+    tree = ast.parse((place / "__init__.py").read_text())
+    assert not modules & set(names_bound(tree, ".".join(folder.parts)))
+
+
+def test_the_root_of_the_package_holds_at_most_8_files():
+    assert len([*(ROOT / "fastnode").glob("*.py"), *(ROOT / "fastnode").glob("py.typed")]) <= 8
 
 
 def test_importing_fastnode_imports_nothing_heavy():

@@ -1,19 +1,17 @@
-"""solve_triton where no kernel runs; the rest is in triton_kernels/test_trajectories.py."""
+"""solve_triton where no kernel runs; the rest is in tests/triton_kernels/test_trajectories.py."""
 
-import importlib
 import os
 
 import pytest
 import torch
 
 import fastnode
+from fastnode.api import solve_triton
 from fastnode.ops import dispatch
 
 
 def test_triton_must_be_installed(monkeypatch):
-    # The name fastnode.solve_triton is the function's.
-    module = importlib.import_module("fastnode.solve_triton")
-    monkeypatch.setattr(module, "has_triton", lambda: False)
+    monkeypatch.setattr(solve_triton, "has_triton", lambda: False)
     with pytest.raises(ImportError, match="needs Triton"):
         fastnode.solve_triton(None, torch.ones(1, 1), torch.tensor([0.0, 1.0]))
 
