@@ -63,7 +63,9 @@ def test_transforms_nest():
     hessian = jacfwd(jacrev(total))(batch(3))
     torch.testing.assert_close(hessian, hessian.T, rtol=1e-5, atol=1e-7)
     jacobians = vmap(jacrev(lambda y: solve(y)[-1]))(batch(4, 3))
-    torch.testing.assert_close(jacobians[2], jacrev(lambda y: solve(y)[-1])(batch(4, 3)[2]))
+    alone = jacrev(lambda y: solve(y)[-1])(batch(4, 3)[2])
+    # The steps of all are not those of one, and either has its own error.
+    torch.testing.assert_close(jacobians[2], alone, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["rk4", "dopri5"])

@@ -36,6 +36,14 @@ def close(found, wanted, tolerance=1e-7):
     torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
+def known_start(method, batch=None):
+    """A first step for dopri8: the error of its own guess is rounding, which would decide on the
+    size of the next step."""
+    if method != "dopri8":
+        return {}
+    return {"first_step": 0.1 if batch is None else torch.full((batch,), 0.1).double()}
+
+
 def same_solve(found, wanted):
     """As far as rounding leaves it alone: errors of steps are differences of nearby numbers."""
     assert found.counts[0] == [wanted.accepted, wanted.rejected, wanted.nfe, 0, 0]
@@ -47,8 +55,10 @@ def same_solve(found, wanted):
 
 @pytest.mark.parametrize("method", ["dopri5", "tsit5", "dopri8", "bosh3", "adaptive_heun"])
 def test_joint_steps_are_those_of_the_cpu(method):
-    field, y0 = make(), start(11)
-    same_solve(run(field, y0, TIMES, method), on_cpu(field, y0, method=method))
+    field, y0, options = make(), start(11), known_start(method)
+    same_solve(
+        run(field, y0, TIMES, method, **options), on_cpu(field, y0, TIMES, method, **options)
+    )
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -167,18 +177,18 @@ def by_sample_like_cpu(found, wanted):
 @pytest.mark.parametrize("method", ["dopri5", "tsit5", "dopri8", "bosh3"])
 @pytest.mark.parametrize("batch", [3, 70])
 def test_samples_with_steps_of_their_own(batch, method):
-    field, y0 = make(), 3 * start(batch)
-    found = run(field, y0, TIMES, method, BY_SAMPLE)
+    field, y0, options = make(), 3 * start(batch), known_start(method, batch)
+    found = run(field, y0, TIMES, method, BY_SAMPLE, **options)
     assert found.plan[3] == 0
-    by_sample_like_cpu(found, on_cpu(field, y0, method=method, per_sample=True))
+    by_sample_like_cpu(found, on_cpu(field, y0, TIMES, method, per_sample=True, **options))
 
 
 @pytest.mark.parametrize("method", ["tsit5", "dopri8"])
 def test_a_thread_for_each_sample(method):
-    field, y0 = make(2, 5), 2 * start(1100, 2)
-    found = run(field, y0, TIMES[:3], method, BY_SAMPLE)
+    field, y0, options = make(2, 5), 2 * start(1100, 2), known_start(method, 1100)
+    found = run(field, y0, TIMES[:3], method, BY_SAMPLE, **options)
     assert found.plan[3] == 1
-    by_sample_like_cpu(found, on_cpu(field, y0, TIMES[:3], method, per_sample=True))
+    by_sample_like_cpu(found, on_cpu(field, y0, TIMES[:3], method, per_sample=True, **options))
 
 
 def test_per_sample_times_tolerances_and_first_steps():
@@ -213,12 +223,14 @@ def test_samples_that_fail_leave_the_others_alone():
 @pytest.mark.parametrize("method", ["dopri5", "dopri8"])
 def test_weights_in_device_memory(method):
     field, y0 = make(24, (200, 250), None, time="none"), start(11, 24)
-    found = run(field, y0, TIMES, method)
+    options = known_start(method)
+    found = run(field, y0, TIMES, method, **options)
     assert found.far
-    same_solve(found, on_cpu(field, y0, method=method))
-    samples = run(field, y0, TIMES, method, BY_SAMPLE)
+    same_solve(found, on_cpu(field, y0, TIMES, method, **options))
+    options = known_start(method, 11)
+    samples = run(field, y0, TIMES, method, BY_SAMPLE, **options)
     assert samples.far
-    by_sample_like_cpu(samples, on_cpu(field, y0, method=method, per_sample=True))
+    by_sample_like_cpu(samples, on_cpu(field, y0, TIMES, method, per_sample=True, **options))
 
 
 def test_more_samples_than_fit_on_the_chip_are_refused():
