@@ -5,14 +5,25 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SOURCES := $(shell find csrc -type f) setup.py
 
-.PHONY: demo test coverage mutations bench reproduce lint docs release gpu build clean
+# One process for each core, with one thread: that is faster than threads within a test.
+WORKERS ?= $(shell nproc)
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses=$(WORKERS) --dist=worksteal
+
+.PHONY: demo test test-slow test-all coverage mutations bench reproduce lint docs release gpu build clean
 .DELETE_ON_ERROR:
 
 demo: build
 	$(PY) examples/demo.py --out out/demo
 
+# Every module within four minutes on two cores; what takes longer or adds less is marked slow.
 test: build
-	$(PY) -m pytest
+	HYPOTHESIS_PROFILE=fast $(PYTEST) -m "not slow"
+
+# The rest, with all random programs. What tests compile is kept in out/tests.
+test-slow: build
+	$(PYTEST) -m "slow or hypothesis"
+
+test-all: test test-slow
 
 # Which lines the tests run, in Python and C++, in a copy built with counters: half an hour.
 coverage: build

@@ -42,7 +42,7 @@ export FASTNODE_CUDA=1 TORCH_CUDA_ARCH_LIST=$capability PYTHONPATH=$PWD MAX_JOBS
 [ -e fastnode/triton_kernels ] || ln -s ../triton_kernels fastnode/triton_kernels
 pytest=("$python" -m pytest -q -p no:cacheprovider)
 # One case of each kernel and kind of shape: a sanitizer makes every access many times as slow.
-kernels=(-m gpu tests/ops/test_rk_cuda.py tests/engines/test_fused_cuda.py -x)
+kernels=(-m gpu tests/ops/test_rk_cuda.py tests/engines/fused/test_cuda.py -x)
 kernels+=(-k "not 1000003 and not derivatives and not graph and not 200000 and not 1024")
 sanitizer=$(command -v compute-sanitizer || echo compute-sanitizer)
 

@@ -72,7 +72,7 @@ CONTROLLERS = (
         "return p + i + d, -(p + 2 * d), d",
         "return p + i + d, -(p + d), d",
         "the PID controller damps too little",
-        ("tests/test_controllers.py",),
+        ("tests/control/test_controllers.py",),
     ),
     Mutant(
         "pid-history",
@@ -80,7 +80,7 @@ CONTROLLERS = (
         "self._history = (ratio, self._history[0])",
         "self._history = (ratio, self._history[1])",
         "the controller never sees the error before the last one",
-        ("tests/engines/test_native.py", "tests/test_controllers.py"),
+        ("tests/engines/native/test_joint.py", "tests/control/test_controllers.py"),
     ),
     Mutant(
         "exact-step",
@@ -88,7 +88,7 @@ CONTROLLERS = (
         "before, earlier = (max(r, 1e-4) for r in history)",
         "before, earlier = (max(r, 1e-40) for r in history)",
         "after a step that was exact by chance the next one is far too long or short",
-        ("tests/test_controllers.py",),
+        ("tests/control/test_controllers.py",),
     ),
     Mutant(
         "smallest-step",
@@ -96,7 +96,7 @@ CONTROLLERS = (
         "return ratio <= 1 or (h <= self.min_step and math.isfinite(ratio))",
         "return ratio <= 1 or h <= self.min_step",
         "a smallest step that ends in NaN is accepted",
-        ("tests/test_controllers.py", "tests/engines/test_reference.py"),
+        ("tests/control/test_controllers.py", "tests/engines/reference/test_adaptive_and_fixed.py"),
     ),
     Mutant(
         "step-cut-short",
@@ -104,7 +104,7 @@ CONTROLLERS = (
         "self.h = max(following, self.h) if taken < self.h else following",
         "self.h = following",
         "a step cut short by a stop makes the next ones short",
-        ("tests/engines/test_native.py", "tests/odeint/test_options.py"),
+        ("tests/engines/native/test_joint.py", "tests/control/test_options.py"),
     ),
 )
 
@@ -115,7 +115,7 @@ ADJOINTS = (
         "by_time.append(-_inner(a, field(times[0], solution[0])))",
         "by_time.append(_inner(a, field(times[0], solution[0])))",
         "the gradient of the initial time has the wrong sign",
-        ("tests/adjoints/test_continuous.py", "tests/odeint/test_adjoint.py"),
+        ("tests/adjoints/continuous/test_gradients.py", "tests/api/test_odeint_adjoint.py"),
     ),
     Mutant(
         "lost-nan",
@@ -123,7 +123,7 @@ ADJOINTS = (
         "return state if params <= state else params",
         "return max(state, params)",
         "a parameter gradient that is NaN does not reject the step",
-        ("tests/adjoints/test_adjoint_norm.py",),
+        ("tests/adjoints/continuous/test_adjoint_norm.py",),
     ),
     Mutant(
         "reversible-coupling",
@@ -131,7 +131,7 @@ ADJOINTS = (
         "alpha=1 - COUPLING",
         "alpha=0",
         "the reversible adjoint loses a thousandth of one cotangent",
-        ("tests/adjoints/test_reversible.py",),
+        ("tests/adjoints/discrete/test_reversible.py",),
     ),
     Mutant(
         "revolve-split",
@@ -139,7 +139,7 @@ ADJOINTS = (
         "return min(most, max(length - rest, comb(s + r - 2, s) if r > 1 else 1))",
         "return length // 2 or 1",
         "checkpoints are set by halves, and steps are taken again more often than needed",
-        ("tests/adjoints/test_revolve.py",),
+        ("tests/adjoints/discrete/test_revolve.py",),
     ),
     Mutant(
         "end-of-step",
@@ -147,7 +147,7 @@ ADJOINTS = (
         "timed = [(ends[0], kind, at), (ends[1], kind, at + kind)]",
         "timed = [(ends[0], kind, at), (ends[1], kind, at)]",
         "the gradient by the end of a given step goes to its start",
-        ("tests/adjoints/test_discrete.py", "tests/odeint/test_options.py"),
+        ("tests/adjoints/discrete/test_gradients.py", "tests/control/test_options.py"),
     ),
 )
 
@@ -182,7 +182,7 @@ KERNELS = (
         "if (!(norm <= largest)) largest = norm;",
         "largest = std::max(largest, norm);",
         "NaN in the second tensor of a tuple is taken for no error",
-        ("tests/engines/test_native.py",),
+        ("tests/engines/native/test_joint.py",),
     ),
     Mutant(
         "triton-backward",

@@ -1,9 +1,33 @@
-"""Random programs are the same in each run: `HYPOTHESIS_PROFILE=explore` looks for new ones."""
+"""Names of cases, and how many random programs are tried.
+
+Random programs are the same in each run: `make test` tries a few of each kind, `make test-all` all,
+and `HYPOTHESIS_PROFILE=explore` looks for new ones.
+"""
+
+from __future__ import annotations
 
 import os
 
+import torch
 from hypothesis import settings
 
-settings.register_profile("same", derandomize=True, database=None)
-settings.register_profile("explore")
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+REPEATED = settings(derandomize=True, database=None, deadline=None)
+settings.register_profile("fast", REPEATED, max_examples=5)
+settings.register_profile("full", REPEATED, max_examples=60)
+settings.register_profile("explore", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "full"))
+
+
+def case_name(value: object) -> str:
+    """The same in each process: what runs the tests with several workers compares the names."""
+    if isinstance(value, dict):
+        return ",".join(f"{key}={case_name(each)}" for key, each in value.items())
+    if isinstance(value, torch.Tensor):
+        return f"tensor{list(value.shape)}"
+    if callable(value):
+        return getattr(value, "__name__", type(value).__name__).strip("<>")
+    return str(value)
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    return case_name(val) if isinstance(val, dict) else None

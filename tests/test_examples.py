@@ -18,7 +18,7 @@ SCRIPTS = sorted(
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_runs(script, tmp_path):
+def test_example_runs_with_quick(script, tmp_path):
     for package in ("sklearn", *NEEDS.get(script, ())):
         pytest.importorskip(package)
     bundled = {"anode_cifar.py": "digits", "simfree_regression.py": "diabetes"}

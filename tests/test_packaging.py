@@ -1,5 +1,6 @@
 """What is installed: one top-level package, with or without a compiler, light to import."""
 
+import ast
 import os
 import shutil
 import subprocess
@@ -16,6 +17,9 @@ from bench.imports import seconds
 ROOT = Path(__file__).parent.parent
 COPIED = ["csrc", "fastnode", "triton_kernels", "LICENSE", "MANIFEST.in", "README.md"]
 COPIED += ["CHANGELOG.md", "pyproject.toml", "setup.py"]
+
+
+PACKAGES = sorted(path.parent.relative_to(ROOT) for path in ROOT.glob("fastnode/**/__init__.py"))
 
 
 def run(*command, cwd, **environment):
@@ -64,9 +68,7 @@ def test_the_wheel_holds_one_top_level_package(wheel_without_compiler):
     assert packages <= {name.rpartition("/")[0] for name in names}
 
 
-def test_without_a_compiler_the_install_runs_on_the_reference_and_says_why(
-    wheel_without_compiler, tmp_path
-):
+def test_install_without_a_compiler_runs_on_the_reference(wheel_without_compiler, tmp_path):
     venv.create(tmp_path / "venv", system_site_packages=False, with_pip=False)
     site = next((tmp_path / "venv" / "lib").glob("python*")) / "site-packages"
     zipfile.ZipFile(wheel_without_compiler).extractall(site)
@@ -98,7 +100,7 @@ def test_an_extension_that_does_not_load_is_an_error(wheel_without_compiler, tmp
     assert "fastnode._C is there but does not load" in error.value.stderr
 
 
-def test_the_source_distribution_has_all_that_is_built_and_nothing_else(source, sdist):
+def test_sdist_holds_what_is_built_and_nothing_else(source, sdist):
     with tarfile.open(sdist) as archive:
         names = {each.name.partition("/")[2] for each in archive if each.isfile()}
     kept = (source / part for part in ("csrc", "fastnode", "triton_kernels"))
@@ -127,7 +129,7 @@ def version(source):
     return run(sys.executable, "setup.py", "-q", "--version", cwd=source, CXX="none").strip()
 
 
-def test_the_version_is_that_of_the_tag_and_goes_with_the_archive(source, sdist, tmp_path):
+def test_version_comes_from_the_tag_or_the_archive(source, sdist, tmp_path):
     if shutil.which("git") is None:
         pytest.skip("no git")
     with tarfile.open(sdist) as archive:
@@ -153,7 +155,31 @@ def test_the_version_is_that_of_the_tag_and_goes_with_the_archive(source, sdist,
     assert version(tree) == "1.9"
 
 
-def test_importing_fastnode_pulls_in_neither_triton_nor_matplotlib():
+def names_bound(tree, package):
+    """What a package's __init__ defines or imports, but for the modules of the package itself."""
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            if node.module != package:
+                yield from (each.asname or each.name for each in node.names)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign):
+            yield from (each.id for each in node.targets if isinstance(each, ast.Name))
+
+
+@pytest.mark.parametrize("folder", PACKAGES, ids=lambda path: ".".join(path.parts))
+def test_no_name_of_a_package_shadows_a_module_in_it(folder):
+    place = ROOT / folder
+    modules = {path.stem for path in place.iterdir() if path.suffix == ".py" or path.is_dir()}
+    tree = ast.parse((place / "__init__.py").read_text())
+    assert not modules & set(names_bound(tree, ".".join(folder.parts)))
+
+
+def test_the_root_of_the_package_holds_at_most_8_files():
+    assert len([*(ROOT / "fastnode").glob("*.py"), *(ROOT / "fastnode").glob("py.typed")]) <= 8
+
+
+def test_importing_fastnode_imports_nothing_heavy():
     heavy = "print(sorted({'triton', 'matplotlib', 'sklearn'} & {*sys.modules}))"
     ours = run(sys.executable, "-c", f"import sys, fastnode; {heavy}", cwd=ROOT)
     assert ours == run(sys.executable, "-c", f"import sys, torch; {heavy}", cwd=ROOT)

@@ -48,7 +48,7 @@ def test_dense_output_has_the_order_of_the_method(method, order, per_sample):
 
 @pytest.mark.parametrize("direction", [1, -1])
 @pytest.mark.parametrize("per_sample", [False, True])
-def test_evaluate_agrees_with_the_saved_times_and_never_calls_func(per_sample, direction):
+def test_evaluate_matches_saved_times_without_calls(per_sample, direction):
     calls = []
 
     def field(t, y):
@@ -69,7 +69,7 @@ def test_evaluate_agrees_with_the_saved_times_and_never_calls_func(per_sample, d
     assert len(calls) == count
 
 
-def test_evaluate_takes_times_of_any_shape_or_one_row_for_each_sample():
+def test_evaluate_takes_times_of_any_shape():
     y0 = rows(3)
     joint = fastnode.solve(swing, y0, times(0, 2), save="dense")
     t = torch.rand(2, 4, generator=torch.Generator().manual_seed(0)).double()
@@ -111,7 +111,7 @@ def test_gradients_flow_through_evaluate(per_sample):
     assert torch.autograd.gradcheck(at, (y0, t))
 
 
-def test_stats_are_a_table_with_a_row_for_the_solve_or_for_each_sample():
+def test_stats_have_a_row_for_each_sample():
     joint = fastnode.solve(swing, rows(3), times(0, 2)).stats
     columns = joint.to_dict()
     assert columns["status"] == ["finished"] and columns["nfe"][0] > 0

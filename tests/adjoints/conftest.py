@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fastnode
-from fastnode.adjoints.discrete import retained_graph as kept_graph
+from fastnode.adjoints.discrete import retained_graph
 
 DISCRETE = {
     "checkpoint": "checkpoint",
@@ -32,7 +32,7 @@ class Net(torch.nn.Module):
 @pytest.fixture(autouse=True)
 def steps_are_taken_again(monkeypatch):
     """The states of tests are so small that their graphs would be kept."""
-    monkeypatch.setattr(kept_graph, "ROOM", 0)
+    monkeypatch.setattr(retained_graph, "ROOM", 0)
 
 
 @pytest.fixture

@@ -11,12 +11,7 @@ from adjoint_cases import ADAPTIVE, state, times
 import fastnode
 from fastnode import extension
 from fastnode.adjoints.continuous.quadrature import Quadrature
-from fastnode.adjoints.discrete import (
-    checkpoint as backward_pass,
-)
-from fastnode.adjoints.discrete import (
-    retained_graph as kept_graph,
-)
+from fastnode.adjoints.discrete import checkpoint, retained_graph
 from fastnode.tableaus import METHODS
 
 ADJOINTS = ["checkpoint", fastnode.Revolve(1), fastnode.Revolve(3), "reversible", "continuous"]
@@ -55,8 +50,8 @@ def gradients(adjoint, field, method, timed, per_sample=False):
 @pytest.mark.parametrize("field", [clock, weighted_clock, only_late])
 @pytest.mark.parametrize("adjoint", ADJOINTS[:3], ids=str)
 def test_discrete_gradients_are_those_of_backprop(monkeypatch, adjoint, field, method, room, small):
-    monkeypatch.setattr(kept_graph, "ROOM", room)
-    monkeypatch.setattr(backward_pass, "SMALL", small)
+    monkeypatch.setattr(retained_graph, "ROOM", room)
+    monkeypatch.setattr(checkpoint, "SMALL", small)
     for timed in (False, True):
         run = partial(gradients, field=field, method=method, timed=timed)
         torch.testing.assert_close(run(adjoint), run("backprop"), rtol=1e-10, atol=1e-12)

@@ -30,7 +30,7 @@ def test_files_that_need_a_gpu_are_counted_apart():
     assert list(rest) == ["a.py", "b.py"] and list(apart) == ["gpu.py"]
 
 
-def test_a_line_of_a_header_has_run_if_it_has_for_any_file_that_includes_it(tmp_path):
+def test_a_header_line_counts_if_any_includer_ran_it(tmp_path):
     def report(file, *lines):
         return {
             "files": [

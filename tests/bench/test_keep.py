@@ -27,7 +27,7 @@ def test_each_file_gets_its_own_results_in_the_order_of_the_run(tmp_path):
     assert work["machine_info"] == flow["machine_info"] == {"torch": "2.13"}
 
 
-@pytest.mark.parametrize("names", [(), ("tests/test_solve.py::a",)])
+@pytest.mark.parametrize("names", [(), ("tests/api/test_solve.py::a",)])
 def test_what_is_no_run_of_benchmarks_is_told(names):
     with pytest.raises(ValueError, match="must"):
         keep.parts(run_of(*names))

@@ -16,13 +16,13 @@ RESULTS = ROOT / "bench" / "results" / "cpu" / "mutations.json"
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_a_mutant_changes_one_place_of_a_file_that_its_tests_know(mutant):
+def test_each_mutant_changes_one_place(mutant):
     text = (ROOT / mutant.file).read_text()
     assert mutations.mutated(text, mutant) != text
     assert all((ROOT / test).is_file() for test in mutant.tests)
 
 
-def test_the_committed_results_are_those_of_the_list_and_none_survived():
+def test_committed_results_match_the_list_of_mutants():
     rows = json.loads(RESULTS.read_text())["mutations"]
     caught = {row.pop("name"): row.pop("caught_by") for row in rows}
     assert set(caught) == {mutant.name for mutant in MUTANTS}
@@ -47,7 +47,7 @@ def mutant_of(old, new):
     return Mutant("name", "sums.py", old, new, "", ("test_sums.py",))
 
 
-def test_a_wrong_line_is_caught_by_the_test_that_fails_and_undone_afterwards(tree):
+def test_a_mutant_is_caught_and_undone(tree):
     before = (tree / "sums.py").read_text()
     with mutations.changed(tree, mutant_of("a + b", "a - b")):
         assert mutations.first_failure(tree, ["test_sums.py"]) == "test_sums.py::test_add"

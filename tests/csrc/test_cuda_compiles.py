@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from build_cache import built, version_of, with_headers
 
 CSRC = Path(__file__).parents[2] / "csrc"
 HOME = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
@@ -68,25 +70,38 @@ _ENTRY = re.compile(r"\.entry (\w+)\((.*?)\n\}", re.DOTALL)
 _LOAD = re.compile(r"ld\.global(?:\.nc)?\.(?:v4\.[bfu]32|v2\.[bfu]64)")
 
 
-@pytest.mark.skipif(NVCC is None, reason="nvcc not found")
-@pytest.mark.parametrize("source", sorted(CSRC.glob("**/*.cu")), ids=lambda p: p.stem)
-def test_compiles_for_sm80_and_sm90_within_its_budget(source, tmp_path):
-    command = [NVCC, "-c", str(source), "-o", str(tmp_path / "out.o"), "-O3", "-std=c++17"]
+def compiled(source, folder):
+    """Leaves the compiler's report and the PTX of both architectures."""
+    command = [NVCC, "-c", str(source), "-o", str(folder / "out.o"), "-O3", "-std=c++17"]
     command += ["-I", str(CSRC), "-Werror", "all-warnings", "-Xcompiler", "-fPIC,-Wall,-Werror"]
     command += ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=sm_90"]
-    command += ["-Xptxas", "-v", "--threads", "2", "--keep", "--keep-dir", str(tmp_path)]
+    command += ["-Xptxas", "-v", "--threads", "2", "--keep", "--keep-dir", str(folder)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    reports = list(_REPORT.finditer(result.stderr))
+    (folder / "report").write_text(result.stderr)
+    for path in folder.iterdir():
+        if path.suffix != ".ptx" and path.name != "report":
+            path.unlink()
+
+
+@pytest.mark.skipif(NVCC is None, reason="nvcc not found")
+@pytest.mark.parametrize("source", sorted(CSRC.glob("**/*.cu")), ids=lambda p: p.stem)
+def test_compiles_for_sm80_and_sm90_within_its_budget(source):
+    inputs = [Path(__file__), *with_headers([source], [CSRC])]
+    folder = built(
+        f"nvcc-{source.stem}", inputs, [version_of(NVCC)], functools.partial(compiled, source)
+    )
+    report = (folder / "report").read_text()
+    reports = list(_REPORT.finditer(report))
     assert {each["arch"] for each in reports} == {"sm_80", "sm_90"}
-    assert len(reports) == result.stderr.count("Compiling entry function")
+    assert len(reports) == report.count("Compiling entry function")
     for each in reports:
         assert (each["stores"], each["loads"]) == ("0", "0"), each["name"]
         kernels = [kernel for kernel in REGISTERS if f"{len(kernel)}{kernel}" in each["name"]]
         assert len(kernels) == 1, f"{each['name']} has no budget"
         assert int(each["stack"]) <= STACK.get(kernels[0], 0), (each["name"], each["stack"])
         assert int(each["registers"]) <= REGISTERS[kernels[0]], (each["name"], each["registers"])
-    code = "".join(path.read_text() for path in tmp_path.glob("*.ptx"))
+    code = "".join(path.read_text() for path in folder.glob("*.ptx"))
     assert len(set(_MMA.findall(code))) == (2 if source.stem in TENSOR else 0)
     bodies = dict(_ENTRY.findall(code))
     for each in reports:

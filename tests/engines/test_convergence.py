@@ -128,7 +128,7 @@ def test_dense_output_of_dopri8_is_as_accurate_as_its_steps():
         assert error(t, **options) < 10 * max(error(t[[0, -1]], **options), tolerance)
 
 
-def test_further_stages_are_evaluated_once_and_only_for_steps_with_an_output_inside():
+def test_dopri8_dense_stages_are_evaluated_only_if_needed():
     seen = []
 
     def counted(t, y):

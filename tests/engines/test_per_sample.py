@@ -71,7 +71,7 @@ def test_each_sample_is_solved_as_if_alone(method, save, engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_samples_may_go_in_either_direction_with_tolerances_and_first_steps_of_their_own(engine):
+def test_per_sample_directions_tolerances_first_steps(engine):
     first = torch.logspace(-3, -1, 7, dtype=torch.float64)
     batch = solve(rtol=TOLERANCES, atol=TOLERANCES / 10, first_step=first, engine=engine)
     assert [math.copysign(1, steps.h[0]) for steps in batch.steps] == [1, 1, -1, 1, 1, -1, 1]
@@ -173,7 +173,7 @@ def test_gradients_are_those_of_each_sample_alone():
     torch.testing.assert_close(together, apart, rtol=1e-6, atol=1e-6)
 
 
-def test_a_rejected_step_with_an_infinite_derivative_does_not_spoil_gradients():
+def test_rejected_steps_leave_no_nan_in_gradients():
     scale = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
 
     def field(t, y):

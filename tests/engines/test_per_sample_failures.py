@@ -70,7 +70,7 @@ class TestErrors:
                 first_step=0.1,
             )
 
-    def test_a_field_that_returns_rows_of_finished_samples_is_explained(self, engine):
+    def test_rows_of_finished_samples_are_refused(self, engine):
         y0, spans = torch.ones(2, 1, dtype=torch.float64), times(0, 0.1, 0, 9).reshape(2, 2)
         with pytest.raises(ValueError, match="sees only the samples that still run"):
             fastnode.solve(lambda t, y: -y0, y0, spans, per_sample=True, engine=engine, rtol=1e-8)

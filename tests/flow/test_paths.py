@@ -66,7 +66,7 @@ def test_paths_begin_at_z0_and_end_at_z1(path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: p.name)
-def test_error_in_low_precision_is_at_most_twice_that_of_plain_torch(dtype, path):
+def test_low_precision_error_is_at_most_twice_torchs(dtype, path):
     z0, z1, t = end_points((16, 257), dtype)
     exact = expected(path, z0.double(), z1.double(), t.float().double())
     plain = expected(path, z0, z1, t.to(dtype))
@@ -78,7 +78,7 @@ def test_error_in_low_precision_is_at_most_twice_that_of_plain_torch(dtype, path
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: p.name)
 @pytest.mark.parametrize("stored", [False, True], ids=["stand-in", "stored"])
-def test_gradients_through_state_and_target_are_exact_to_second_order(path, stored):
+def test_interpolate_gradients_are_exact_to_second_order(path, stored):
     z0, z1, t = end_points((3, 4))
     inputs = (
         z0.requires_grad_(),

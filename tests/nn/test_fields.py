@@ -51,7 +51,7 @@ def test_mlp_equals_plain_concatenation_of_the_time(time, bias, per_sample):
 
 
 @pytest.mark.parametrize("per_sample", [True, False])
-def test_conv_equals_plain_concatenation_of_the_time_at_the_border_too(per_sample):
+def test_conv_field_matches_concatenated_time(per_sample):
     field = ConvField(3, hidden=4, layers=3).double()
     z = torch.randn(2, 3, 5, 4, dtype=torch.float64)
     t = torch.rand(2 if per_sample else (), dtype=torch.float64)
@@ -61,7 +61,7 @@ def test_conv_equals_plain_concatenation_of_the_time_at_the_border_too(per_sampl
 
 
 @pytest.mark.parametrize("field", [MLPField(4, 6), ConvField(4, layers=2)], ids=["mlp", "conv"])
-def test_a_number_a_scalar_and_equal_times_of_samples_give_the_same(field):
+def test_time_may_be_a_number_a_scalar_or_per_sample(field):
     z = torch.randn((3, 4, 5, 4)) if isinstance(field, ConvField) else torch.randn(3, 4)
     expected = field(torch.tensor(0.3), z)
     assert expected.shape == z.shape
@@ -71,7 +71,7 @@ def test_a_number_a_scalar_and_equal_times_of_samples_give_the_same(field):
     torch.testing.assert_close(field(0.3, z[0]), expected[0])
 
 
-def test_leading_dimensions_of_a_state_are_kept_with_one_time_per_first():
+def test_fields_keep_the_leading_dimensions_of_a_state():
     field = MLPField(3, 4)
     z, t = torch.randn(2, 5, 3), torch.rand(2)
     expected = torch.stack([field(time, part) for time, part in zip(t, z, strict=True)])

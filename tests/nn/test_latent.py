@@ -29,7 +29,7 @@ def make(kind, nets, **settings):
     return model.double()
 
 
-def test_own_times_give_what_common_times_give_where_something_was_observed(nets):
+def test_latent_own_times_match_common_times(nets):
     x = series()
     one, other = make(EncodedODE, nets).eval(), make(OwnTimesODE, nets).eval()
     seen = x[:, :, 1].amax(2) > 0
@@ -56,7 +56,7 @@ def test_a_series_without_observations_is_solved_too(nets):
     assert make(OwnTimesODE, nets)(x).isfinite().all()
 
 
-def test_the_state_is_drawn_in_training_and_the_mean_in_evaluation(nets):
+def test_latent_state_is_sampled_only_in_training(nets):
     encoder, x = nets[0], series().float()
     encoder.generator = torch.Generator().manual_seed(1)
     first, second = encoder(x), encoder(x)

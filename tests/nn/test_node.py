@@ -63,7 +63,7 @@ def test_options_reach_the_solver():
     assert ode.nfe == 16
 
 
-def test_classifier_of_modules_in_a_row_learns_through_the_solver():
+def test_node_in_a_sequential_classifier_learns():
     model = nn.Sequential(nn.Linear(2, 4), NeuralODE(MLPField(4, 16)), nn.Linear(4, 2))
     x = torch.randn(64, 2)
     y = (x.norm(dim=1) > 1).long()

@@ -14,7 +14,7 @@ from fastnode.nn.recipe_book import recipe
         ("cifar10-small", (3, 32, 32)),
     ],
 )
-def test_a_model_for_images_takes_them_and_says_how_it_was_set_up(name, shape):
+def test_image_recipes_take_images_and_print_settings(name, shape):
     model = recipe(name).build_simfree(path="concave", label_noise=0.5)
     assert model(torch.zeros(2, *shape)).shape == (2, 10)
     words = repr(model)

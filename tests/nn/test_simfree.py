@@ -87,7 +87,7 @@ def test_loss_and_gradients_are_those_of_the_formula(path):
     )
 
 
-def test_flow_loss_trains_both_encoders_and_the_field_but_not_the_decoder():
+def test_flow_loss_trains_all_but_the_decoder():
     model = build(num_classes=3)
     model.loss(torch.randn(16, 5), torch.randint(3, (16,))).flow.backward()
     for module in (model.encoder, model.label_encoder, model.field):
@@ -95,7 +95,7 @@ def test_flow_loss_trains_both_encoders_and_the_field_but_not_the_decoder():
     assert all(p.grad is None for p in model.decoder.parameters())
 
 
-def test_class_numbers_and_their_one_hot_rows_are_the_same_targets():
+def test_class_numbers_match_one_hot_targets():
     model, x, y = build(num_classes=3), torch.randn(16, 5), torch.randint(3, (16,))
     losses = [
         model.loss(x, target, torch.Generator().manual_seed(1)).total
@@ -130,7 +130,7 @@ def test_prediction_by_euler_steps_and_by_dopri5(steps):
     assert model.nfe > 6
 
 
-def test_generator_repeats_the_loss_and_leaves_the_default_one_alone():
+def test_simfree_loss_uses_only_the_given_generator():
     model, x, y = build(num_classes=3), torch.randn(8, 5), torch.randint(3, (8,))
     state = torch.get_rng_state()
     first, second = (model.loss(x, y, torch.Generator().manual_seed(3)).total for _ in range(2))

@@ -111,7 +111,7 @@ def test_storing_in_16_bits_rounds_as_torch_does(dtype):
     assert torch.equal(got, (z.float() * scales[:, None]).to(dtype))
 
 
-def test_direct_calls_with_bad_arguments_do_not_reach_the_kernels():
+def test_flow_ops_refuse_bad_arguments_before_kernels():
     z0, z1, v, coef = arguments(grad=False)
     with pytest.raises(ValueError, match="coef must have shape"):
         torch.ops.fastnode.interpolant.default(z0, z1, coef[:3], False)

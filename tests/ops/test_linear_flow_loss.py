@@ -76,7 +76,7 @@ def test_gradients_are_exact_to_second_order(bias, mean):
 
 @needs_extension
 @pytest.mark.parametrize("scale", [1.0, 0.25], ids=["one", "scaled"])
-def test_a_graph_that_is_kept_gives_the_same_gradient_every_time(scale):
+def test_flow_loss_backward_repeats_with_retain_graph(scale):
     h, weight, b, z0, z1, t = arguments()
     leaves = [h, weight, b, z0, z1]
     want = torch.autograd.grad(scale * by_op(*leaves, t), leaves, create_graph=True)
@@ -88,7 +88,7 @@ def test_a_graph_that_is_kept_gives_the_same_gradient_every_time(scale):
 
 
 @needs_extension
-def test_float16_gradients_survive_a_large_mean_under_loss_scaling():
+def test_float16_gradients_survive_loss_scaling():
     h, weight, b, z0, z1, t = arguments(torch.float16, batch=64, width=512)
     loss = by_op(h, weight, b, z0, z1, t)
     (loss * 2.0**14).backward()

@@ -263,7 +263,7 @@ def test_solves_it_cannot_work_with_are_refused_before_any_work(y0, settings, op
         Local(**settings).solve(func, y0, ts, **options)
 
 
-def test_biased_takes_the_same_step_of_a_perceptron_solved_in_one_call():
+def test_biased_local_takes_the_same_step_when_fused():
     field = MLPField(3, 16, 2).double()
     y0, ts = torch.randn(20, 3).double(), torch.tensor([0.0, 0.4, 2.0]).double()
     found = []

@@ -116,7 +116,7 @@ def test_embedded_method_is_of_its_order_and_not_beyond(name, order):
 
 
 @pytest.mark.parametrize(("name", "order"), DENSE_ORDER.items())
-def test_dense_output_is_of_its_order_at_every_point_of_the_step(name, order):
+def test_dense_output_has_its_order_all_over_the_step(name, order):
     tableau = METHODS[name]
     for power in range(1, len(tableau.dense[0]) + 1):
         weights = tuple(row[power - 1] for row in tableau.dense)
@@ -126,7 +126,7 @@ def test_dense_output_is_of_its_order_at_every_point_of_the_step(name, order):
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
-def test_dense_output_starts_with_the_first_slope_and_ends_in_the_solution(name):
+def test_dense_output_matches_both_ends_of_the_step(name):
     tableau = METHODS[name]
     further = (0,) * len(tableau.further)
     assert tuple(sum(row, Fraction(0)) for row in tableau.dense) == (*tableau.b, *further)
@@ -155,7 +155,7 @@ def test_stages_at_the_end_of_a_step_are_exactly_there():
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
-def test_stability_size_is_where_steps_that_carry_the_last_stage_on_begin_to_grow(name):
+def test_stability_is_where_fsal_steps_begin_to_grow(name):
     tableau = METHODS[name]
 
     def growth(z: float) -> float:
@@ -195,7 +195,7 @@ def test_diagonally_implicit_methods_are_recognised():
     assert diagonal == ["implicit_euler", "implicit_midpoint", "trapezoid", "sdirk2", "trbdf2"]
 
 
-def test_a_method_without_embedded_error_or_dense_output_says_so():
+def test_tableaus_without_error_or_dense_output_say_so():
     with pytest.raises(ValueError, match="euler"):
         _ = METHODS["euler"].error_weights
     with pytest.raises(ValueError, match="euler"):

@@ -43,7 +43,7 @@ def test_seeds_differ_by_every_argument():
     assert len(seeds) == 36
 
 
-def test_augmented_images_are_crops_of_the_padded_image_flipped_or_not():
+def test_augment_crops_the_padded_image_and_flips():
     generator = torch.Generator().manual_seed(0)
     images = 1 + torch.arange(6 * 2 * 5 * 7.0).reshape(6, 2, 5, 7)
     seen = set()

@@ -55,7 +55,7 @@ def test_disagreement_is_the_share_of_samples_that_change_class(run_parts, chang
     assert results["disagreement"] == 0.5
 
 
-def test_prediction_is_in_evaluation_mode_without_gradients_and_leaves_the_mode():
+def test_predict_runs_in_eval_mode_and_restores_it():
     model = EncodedODE(nn.Dropout(0.9), Growth(), nn.Identity()).train()
     outputs, nfe = predict(model, torch.ones(3000, 2), DOPRI5)
     assert outputs.shape == (3000, 2) and not outputs.requires_grad

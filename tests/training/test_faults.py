@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
+ROOT = TESTS.parent
 FAULTS = {
     "no-larger-files": "checkpoint.pt: File too large",
     "folder-in-the-way": "checkpoint.pt: Is a directory",
@@ -18,10 +19,10 @@ FAULTS = {
 
 
 def report_of(program, *arguments):
-    """What a program of tests/ prints as JSON; it starts with nothing computed, so it may fork."""
-    path = os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+    """What a program of tests/support prints as JSON; with nothing computed yet, it may fork."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, str(TESTS / program), *map(str, arguments)],
+        [sys.executable, str(TESTS / "support" / program), *map(str, arguments)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         capture_output=True,
         text=True,
@@ -36,14 +37,14 @@ def killed(tmp_path_factory):
     return report_of("killed_runs.py", tmp_path_factory.mktemp("killed"), 20)
 
 
-def test_a_run_killed_at_any_of_twenty_moments_ends_as_if_it_had_not_been(killed):
+def test_killed_runs_resume_to_the_same_result(killed):
     steps, equal = zip(*killed["runs"], strict=True)
     assert equal == (True,) * 20
     # The moments were all over the run, before its first checkpoint and at its end too.
     assert min(steps) == 0 and max(steps) == 12 and len(set(steps)) >= 5
 
 
-def test_a_file_is_the_old_or_the_new_one_at_each_moment_of_its_replacement(killed):
+def test_write_atomically_leaves_the_old_or_the_new_file(killed):
     held = killed["writes"]
     assert len(held) > 20 and set(held) == {"old", "new"}
     assert held == sorted(held, reverse=True)
@@ -69,7 +70,7 @@ def test_a_failing_disk_gives_one_line_and_loses_nothing(suffered, fault):
     assert report["resumed"] == 0 and report["finished"] and report["equal"], report["words"]
 
 
-def test_a_folder_that_became_read_only_is_found_out_before_the_first_step(suffered):
+def test_resuming_in_a_read_only_folder_fails_at_once(suffered):
     if "skipped" in suffered["read-only"]:
         pytest.skip("no mounts of its own for a process here")
     _, (_, lines) = suffered["read-only"]["heard"]

@@ -115,9 +115,7 @@ def test_metrics_tell_of_loss_speed_and_evaluations(tmp_path, run_parts):
                 assert row["total"] == pytest.approx(row["flow"] + row["label"], rel=1e-4)
 
 
-def test_training_stops_when_patience_is_out_and_uses_the_best_parameters(
-    tmp_path, run_parts, changed
-):
+def test_trainer_stops_by_patience_with_the_best(tmp_path, run_parts, changed):
     config, data, recipe = run_parts("regression", "simfree", steps=400, eval_every=2)
     # Validation targets that nothing predicts better and better.
     data = changed(data, y_valid=-10 * data.y_train[:10], x_valid=data.x_train[:10])
@@ -139,7 +137,7 @@ def test_without_patience_nothing_is_validated(tmp_path, run_parts):
     assert json.loads((tmp_path / METRICS).read_text())["validation"] is None
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(tmp_path, run_parts):
+def test_trainer_keeps_the_checkpoint_at_a_nonfinite_loss(tmp_path, run_parts):
     parts = run_parts("classification", "simfree", steps=40)
     trainer = Trainer(*parts, tmp_path, checkpoint_every=3)
 
@@ -247,7 +245,7 @@ ODD = (None, -1, 10**400, math.nan, "x", b"", [], {"a": 1}, torch.zeros(3), torc
 ODD += (torch.empty(2, device="meta"), torch.ones(2).to_sparse(), torch.float32)
 
 
-def test_whatever_stands_in_a_checkpoint_it_is_refused_in_words_or_used(tmp_path, run_parts):
+def test_any_checkpoint_content_is_used_or_refused(tmp_path, run_parts):
     parts = run_parts("regression", "simfree", steps=220)
     begun = Trainer(*parts, tmp_path)
     begun.run(stop=stop_at(begun, 7))

@@ -102,7 +102,7 @@ def test_steps_are_those_of_per_sample_solves(count, start):
     ],
     ids=str,
 )
-def test_times_methods_and_controllers_are_those_of_per_sample_solves(times, options, start):
+def test_solve_triton_matches_per_sample_solves(times, options, start):
     y0, args = start(7)
     ts = torch.tensor(times)
     ours = fastnode.solve_triton(lorenz, y0, ts, args, rtol=1e-4, atol=1e-5, **options)
@@ -185,7 +185,7 @@ def test_one_time_costs_no_evaluation(start):
     assert torch.equal(solution.ys, y0[None]) and not solution.nfe.any()
 
 
-def test_rows_that_are_not_contiguous_are_taken_as_they_are_meant(start):
+def test_solve_triton_takes_noncontiguous_rows(start):
     y0, (sigma, rho, beta) = start(5)
     wide = torch.stack([rho, rho], dim=1)
     ts = torch.tensor([0.0, 0.1])

@@ -94,7 +94,7 @@ def test_other_methods_fields_and_controllers_compile(method, controller, part, 
 
 
 @pytest.mark.parametrize("part", [90], indirect=True)
-def test_coefficients_are_those_of_the_tableau_in_double_precision(part):
+def test_coefficients_match_the_tableau_in_float64(part):
     text = compiled(lorenz, 3, 3, torch.float64, 3).asm["ttir"]
     found = {
         float(x) for x in re.findall(r"dense<(-?[\d.]+(?:[eE][+-]?\d+)?)> : tensor<32xf64>", text)

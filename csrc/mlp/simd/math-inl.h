@@ -3,7 +3,7 @@
 // namespace of its own that defines kBytes, the size of a vector.
 //
 // Errors are at most 2 units in the last place in float32, subnormal results, infinities and NaN
-// included (tests/kernels/test_mlp_activations.py measures them). Polynomials were fitted by
+// included (tests/csrc/mlp/test_activations.py measures them). Polynomials were fitted by
 // weighted least squares on Chebyshev nodes, reweighted towards the least largest error; those for
 // float64 are Taylor's.
 #pragma once
