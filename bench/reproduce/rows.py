@@ -83,7 +83,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """That of its file."""
+        """Of its row in the file, and of its folder of checkpoints."""
         words = f"{self.section} {self.group} {self.index}".replace("/", " ").replace(",", "")
         return "-".join(words.split())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -10,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from bench.results_file import read
 
 ROOT = Path(__file__).parents[2]
 STAND_IN = f"""#!/bin/sh
@@ -46,7 +47,7 @@ def run(folder, budget):
         capture_output=True,
         text=True,
     )
-    steps = json.loads((folder / "out" / "steps.json").read_text())
+    steps = read(folder / "out" / "steps.jsonl").rows
     return result, {each["step"]: each["status"] for each in steps}
 
 
