@@ -1,4 +1,4 @@
-"""Tells what became slower between two runs: ``python -m bench.compare OLD NEW``.
+"""Says what became slower between two runs: ``python -m bench.compare OLD NEW``.
 
 OLD and NEW are files of one suite, kept ones or pytest-benchmark's JSON. What is compared is the
 ratio to each reference of the same run, which does not change with the machine's mood. A ratio that

@@ -1,7 +1,7 @@
 """How far each adjoint errs where a flow contracts: python -m bench.contraction
 
-dy/dt = -K^T relu(K y) with a convolution K loses what it forgets, so that its reverse solve cannot
-find it again (arXiv 1902.10298, section 3). Distances are relative, gradients those of the sum of
+dy/dt = -K^T relu(K y) with a convolution K loses information, so that its reverse solve cannot
+recover it (arXiv 1902.10298, section 3). Distances are relative, gradients those of the sum of
 squares of the end state by the image and by K, against backprop. Numbers vary in their last digits
 between machines.
 """

@@ -8,7 +8,7 @@ from typing import Any
 from bench.measured import number, source, table
 from bench.results_file import Results, read_benchmarks
 
-#: How the names of references begin that are not another way of our own.
+#: How the names of references begin that are other libraries or plain PyTorch.
 OTHERS = ("torchdiffeq", "torchode", "torchdyn", "diffrax", "compile", "plain")
 
 

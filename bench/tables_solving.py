@@ -137,7 +137,7 @@ def fused_bound(results: Results) -> str:
 
 
 @source
-def fused_given(results: Results) -> str:
+def fused_fixed(results: Results) -> str:
     rows = []
     for case in results.cases("fused", "rk4 by odeint, ten steps"):
         row = [case]

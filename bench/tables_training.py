@@ -153,7 +153,7 @@ def local_cost(results: Results) -> str:
             found = [results.row("local", subject, case) for subject in subjects]
             costs = [f"{100 / each['ratios']['without'] - 100:.1f} %" for each in found]
             nfe = str(found[0]["evaluations"]["without"])
-            kind = "perceptron, fused engine" if engine == "fused" else "module, native engine"
+            kind = "MLP, fused engine" if engine == "fused" else "module, native engine"
             rows.append([case, kind, nfe, *costs])
     return table(["field", "solved as", "evaluations", "unbiased", "biased"], rows)
 

@@ -1,4 +1,4 @@
-"""The page of results: our figures, the papers', and what each of ours was given."""
+"""The page of results: our figures, the papers', and the budget of each of ours."""
 
 from __future__ import annotations
 

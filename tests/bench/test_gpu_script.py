@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -62,6 +63,12 @@ def test_a_step_that_hangs_or_fails_does_not_lose_the_others(tmp_path):
     assert "odeint: not finished" in result.stdout
     lines = (tmp_path / "out" / "summary.txt").read_text().splitlines()
     assert lines[-1].startswith("tiles") and result.stdout.endswith(lines[-1] + "\n")
+
+
+def test_gpu_script_names_files_that_exist():
+    text = (ROOT / "bench/gpu.sh").read_text()
+    paths = re.findall(r"\b(?:tests|bench)/[\w/]+\.py\b", text)
+    assert len(paths) > 4 and all((ROOT / path).is_file() for path in paths)
 
 
 def test_folder_must_be_named():

@@ -1,6 +1,6 @@
-"""Do the tests notice a wrong line? python -m bench.mutations [--out FILE] [NAME ...]
+"""Do the tests notice a wrong line? python -m tests.tools.mutations [--out FILE] [NAME ...]
 
-Each entry of bench/mutants.py changes a line in a copy of the tree, where the tests that should
+Each entry of mutants.py changes a line in a copy of the tree, where the tests that should
 notice then run until one fails. They pass without the change: that is tried first. C++ is built in
 the copy, once whole and then what changed. Ends with 1 if a mutant survived.
 """
@@ -8,7 +8,6 @@ the copy, once whole and then what changed. Ends with 1 if a mutant survived.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import subprocess
@@ -19,8 +18,10 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from bench.mutants import MUTANTS, Mutant
-from bench.tree import build, copy_tree
+from bench.machine import head
+from bench.results_file import Row, write
+from tests.tools.mutants import MUTANTS, Mutant
+from tests.tools.tree import build, copy_tree
 
 FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", flags=re.MULTILINE)
 #: An endless loop is noticed too.
@@ -73,7 +74,7 @@ def first_failure(tree: Path, tests: Sequence[str]) -> str | None:
     raise RuntimeError(f"no test ran:\n{done.stdout}{done.stderr}")
 
 
-def run(mutants: Sequence[Mutant]) -> list[dict[str, object]]:
+def run(mutants: Sequence[Mutant]) -> list[Row]:
     """The mutants, each with the test that caught it or None.
 
     Raises:
@@ -104,15 +105,14 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="all by default")
-    parser.add_argument("--out", type=Path, help="a JSON file for the results")
+    parser.add_argument("--out", type=Path, help="a .jsonl file for the results")
     options = parser.parse_args(arguments)
     known = {mutant.name: mutant for mutant in MUTANTS}
     if unknown := set(options.names) - set(known):
         parser.error(f"NAME must be among {', '.join(known)}; got {', '.join(sorted(unknown))}")
     rows = run([known[name] for name in options.names or known])
     if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"mutations": rows}, indent=1) + "\n")
+        write(options.out, head(), rows)
     return int(any(row["caught_by"] is None for row in rows))
 
 

@@ -1,4 +1,4 @@
-"""Twenty wrong lines, for bench/mutations.py: each changes the result but seldom its looks."""
+"""Twenty wrong lines, for mutations.py: each changes the result but seldom its looks."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ ADJOINTS = (
         "fastnode/adjoints/discrete/revolve.py",
         "return min(most, max(length - rest, comb(s + r - 2, s) if r > 1 else 1))",
         "return length // 2 or 1",
-        "checkpoints are set by halves, and steps are taken again more often than needed",
+        "checkpoints are set by halves, and steps are recomputed more often than needed",
         ("tests/adjoints/test_revolve.py",),
     ),
     Mutant(
@@ -146,7 +146,7 @@ ADJOINTS = (
         "fastnode/adjoints/discrete/checkpoint.py",
         "timed = [(ends[0], kind, at), (ends[1], kind, at + kind)]",
         "timed = [(ends[0], kind, at), (ends[1], kind, at)]",
-        "the gradient by the end of a given step goes to its start",
+        "the gradient of the end of a fixed step goes to its start",
         ("tests/adjoints/test_discrete.py", "tests/odeint/test_options.py"),
     ),
 )
@@ -165,7 +165,7 @@ KERNELS = (
         "csrc/kernels/rk/rk_dense_cpu.cpp",
         "(j == 0 ? y : slopes.k[j - 1]) + start;",
         "(j == 0 ? y + start : slopes.k[j - 1]);",
-        "dense output of long states in 16 bits repeats the slopes of their first elements",
+        "dense output of long states in 16 bits repeats the terms of their first elements",
         ("tests/ops/test_rk_dense.py",),
     ),
     Mutant(

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def copy_tree(into: Path) -> None:
@@ -28,3 +28,7 @@ def build(tree: Path, **variables: str) -> None:
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     environment = os.environ | {"FASTNODE_CUDA": "0"} | variables
     subprocess.run(command, cwd=tree, env=environment, check=True)
+
+
+if __name__ == "__main__":
+    copy_tree(Path(sys.argv[1]).resolve())

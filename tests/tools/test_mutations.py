@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import mutations
-from bench.mutants import MUTANTS, Mutant
+from bench.results_file import read
+from tests.tools import mutations
+from tests.tools.mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "bench" / "results" / "cpu" / "mutations.json"
+RESULTS = ROOT / "bench" / "results" / "cpu" / "mutations.jsonl"
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
@@ -23,7 +24,7 @@ def test_a_mutant_changes_one_place_of_a_file_that_its_tests_know(mutant):
 
 
 def test_the_committed_results_are_those_of_the_list_and_none_survived():
-    rows = json.loads(RESULTS.read_text())["mutations"]
+    rows = read(RESULTS).rows
     caught = {row.pop("name"): row.pop("caught_by") for row in rows}
     assert set(caught) == {mutant.name for mutant in MUTANTS}
     assert None not in caught.values()
