@@ -21,13 +21,14 @@ COVERAGE := $(CURDIR)/$(PY) -m coverage
 coverage: build
 	rm -rf $(COPY)
 	$(PY) -m tests.tools.tree $(COPY)
-	cd $(COPY) && FASTNODE_CUDA=0 CFLAGS="--coverage -fprofile-update=atomic" \
+	cd $(COPY) && FASTNODE_CUDA=0 CFLAGS="--coverage -fprofile-update=atomic" LDFLAGS=--coverage \
 	    $(CURDIR)/$(PY) setup.py -q build_ext --inplace
 	cd $(COPY) && $(COVERAGE) run --source=$(COPY)/fastnode --data-file=$(COPY)/.coverage \
 	    -m pytest -q --timeout=900
 	cd $(COPY) && $(COVERAGE) combine -q && $(COVERAGE) json -q -o python.json
 	cd $(COPY) && $(COVERAGE) report --skip-covered -m
-	cd $(COPY) && $(CURDIR)/$(VENV)/bin/gcovr --filter csrc/ --json-summary cpp.json --txt
+	cd $(COPY) && $(CURDIR)/$(VENV)/bin/gcovr --filter csrc/ \
+	    --merge-mode-functions=separate --json-summary cpp.json --txt
 	$(PY) -m bench.keep_coverage $(COPY)
 
 # Whether tests notice twenty wrong lines, in a copy: a quarter of an hour.

@@ -2,8 +2,8 @@
 
 A file is JSON, one object a line (``.jsonl``): first the head, which names the machine and the
 versions, then a row for each thing measured. A row of a benchmark holds its ``name``, what it noted
-(``subject``, ``case``, ``ratios``, ...), and of its own times the ``quartiles`` in seconds and the
-number of ``rounds``. pytest-benchmark's own file of a run (``.json``) is read as the same.
+(``subject``, ``case``, ``ratios``, ...), the number of ``rounds``, and the ``quartiles`` of what its
+rounds took, in seconds. pytest-benchmark's own file of a run (``.json``) is read as the same.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def read_benchmarks(folder: Path) -> Iterator[Run]:
 
 
 def spread(row: Row) -> float:
-    """Distance of the quartiles of our own times over their median."""
+    """Distance of the quartiles over the median, of our own times."""
     low, median, high = row["quartiles"]
     return (high - low) / median if median else 0.0
 
