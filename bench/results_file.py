@@ -1,8 +1,8 @@
 """The one format of results, and the only code that reads or writes it.
 
 A file is JSON, one object a line (``.jsonl``): first the head, which names the machine and the
-versions, then a row for each thing measured. A row of a benchmark holds its ``name``, what it noted
-(``subject``, ``case``, ``ratios``, ...), the number of ``rounds``, and the ``quartiles`` of what its
+versions, then a row for each thing measured. A benchmark's row holds its ``name``, what it noted
+(``subject``, ``case``, ``ratios``, ...), the number of ``rounds`` and the ``quartiles`` of what its
 rounds took, in seconds. pytest-benchmark's own file of a run (``.json``) is read as the same.
 """
 
