@@ -28,8 +28,6 @@ from fastnode.training import METHODS, Config, Trainer, recipe_for
 
 SETS = ("boston", "concrete", "yacht", "energy")
 SOLVERS = ("euler-1", "euler-2", "euler-10", "euler-20", "dopri5")
-#: How far the RMSE of one Euler step may lie above that of dopri5.
-MARGIN = 1.05
 
 Key = tuple[str, int, str]
 
@@ -79,41 +77,6 @@ def missing(rows: list[Row], sets: list[str], splits: int) -> Iterator[Key]:
             yield key
 
 
-def table(rows: list[Row]) -> str:
-    """Means over the splits that both methods have finished."""
-    lines = [
-        "set        splits   RMSE, Euler 1          RMSE, dopri5           samples/s",
-        "                    simfree      node      simfree      node      simfree    node   holds",
-    ]
-    for name in dict.fromkeys(row["set"] for row in rows):
-        by_method = {
-            method: {
-                row["split"]: row for row in rows if row["set"] == name and row["method"] == method
-            }
-            for method in METHODS
-        }
-        splits = sorted(by_method["simfree"].keys() & by_method["node"].keys())
-        if not splits:
-            continue
-        rmse = {
-            (method, solver): mean(by_method[method][split]["rmse"][solver] for split in splits)
-            for method in METHODS
-            for solver in SOLVERS
-        }
-        speed = {
-            method: mean(by_method[method][split]["samples_per_second"] for split in splits)
-            for method in METHODS
-        }
-        one, exact = rmse["simfree", "euler-1"], rmse["simfree", "dopri5"]
-        holds = one <= rmse["node", "euler-1"] and one <= MARGIN * exact
-        lines.append(
-            f"{name:<10} {len(splits):>6}   {one:>7.3f}   {rmse['node', 'euler-1']:>7.3f}      "
-            f"{exact:>7.3f}   {rmse['node', 'dopri5']:>7.3f}      "
-            f"{speed['simfree']:>7,.0f} {speed['node']:>7,.0f}   {'yes' if holds else 'NO'}"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sets", nargs="+", default=SETS, choices=datasets.UCI)
@@ -137,7 +100,6 @@ def main() -> None:
                 f"{row['steps']} steps in {row['seconds']:.0f} s",
                 flush=True,
             )
-    print(table(report.rows))
 
 
 if __name__ == "__main__":
