@@ -25,14 +25,26 @@ test-slow: build
 
 test-all: test test-slow
 
-# Which lines the tests run, in Python and C++, in a copy built with counters: half an hour.
+# Which lines the tests run, in Python and C++, in a copy built with counters: half an hour. Tests
+# start processes in other folders too, hence the whole paths.
+COPY := $(CURDIR)/out/coverage
+COVERAGE := $(CURDIR)/$(PY) -m coverage
 coverage: build
-	rm -rf out/coverage
-	$(PY) -m bench.covered --out bench/results/cpu/coverage.json
+	rm -rf $(COPY)
+	$(PY) -m tests.tools.tree $(COPY)
+	cd $(COPY) && FASTNODE_CUDA=0 CFLAGS="--coverage -fprofile-update=atomic" LDFLAGS=--coverage \
+	    $(CURDIR)/$(PY) setup.py -q build_ext --inplace
+	cd $(COPY) && $(COVERAGE) run --source=$(COPY)/fastnode --data-file=$(COPY)/.coverage \
+	    -m pytest -q --timeout=900
+	cd $(COPY) && $(COVERAGE) combine -q && $(COVERAGE) json -q -o python.json
+	cd $(COPY) && $(COVERAGE) report --skip-covered -m
+	cd $(COPY) && $(CURDIR)/$(VENV)/bin/gcovr --filter csrc/ \
+	    --merge-mode-functions=separate --json-summary cpp.json --txt
+	$(PY) -m bench.keep_coverage $(COPY)
 
 # Whether tests notice twenty wrong lines, in a copy: a quarter of an hour.
 mutations: build
-	$(PY) -m bench.mutations --out bench/results/cpu/mutations.json
+	$(PY) -m tests.tools.mutations --out bench/results/cpu/mutations.jsonl
 
 # Below a quarter of an hour with every rival; FULL=--full takes finer grids. Results are kept by
 # `python -m bench.keep`.

@@ -47,16 +47,16 @@ def test_engines(benchmark, size, part):
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_adjoints_of_the_fused_engine(benchmark, size):
-    """Stages written down by backprop, taken again from the states that checkpoint keeps, or from
-    those that Revolve(4) finds again."""
+    """backprop stores all stages, checkpoint recomputes them from the state at each step, and
+    Revolve(4) recomputes those states too, from four of them."""
     state, hidden, batch = size
     field, y0 = Field(state, hidden), initial(state, batch)
-    perceptron = fastnode.fuse(field)
+    fused_field = fastnode.fuse(field)
     options = {"method": "dopri5", "engine": "fused", **TOLERANCE}
 
     def gradients(adjoint):
         y = y0.clone().requires_grad_()
-        y1 = fastnode.solve(perceptron, y, TIMES, adjoint=adjoint, **options).ys[-1]
+        y1 = fastnode.solve(fused_field, y, TIMES, adjoint=adjoint, **options).ys[-1]
         return torch.autograd.grad(y1.square().sum(), [y, *field.parameters()])
 
     others = {"checkpoint": "checkpoint", "revolve(4)": fastnode.Revolve(4)}

@@ -1,4 +1,4 @@
-"""Whole solves of perceptrons in one call: against torchdiffeq and diffrax, forward and backward.
+"""Whole solves of MLPs in one call: against torchdiffeq and diffrax, forward and backward.
 
 Ours is an ordinary module that ``fastnode.fuse`` has read, called through ``fastnode.odeint`` and
 ``backward()``; torchdiffeq solves the same module, diffrax (optional: ``pip install diffrax``) the
@@ -99,12 +99,12 @@ def products(size: tuple[int, int, int], nfe: int, gradient: bool):
 def test_fused(benchmark, threads, part, activation, size):
     state, hidden, batch = size
     field, y0 = Field(state, hidden, activation), initial(state, batch)
-    perceptron = fastnode.fuse(field)
+    fused_field = fastnode.fuse(field)
     arguments = {"method": "dopri5", **TOLERANCE}
     gradient = part != "forward"
 
     def ours(y):
-        return fastnode.odeint(perceptron, y, TIMES, **arguments)[-1]
+        return fastnode.odeint(fused_field, y, TIMES, **arguments)[-1]
 
     def theirs(y):
         return torchdiffeq.odeint(field, y, TIMES, **arguments)[-1]
@@ -127,7 +127,7 @@ def test_fused(benchmark, threads, part, activation, size):
         # What autograd takes for one layer: no solve in fewer calls than that is faster.
         layer = torch.nn.Linear(state, hidden)
         references["one layer of torch, without a solve"] = trained(layer, layer, y0)
-    solution = fastnode.solve(perceptron, y0, TIMES, engine="fused", **arguments)
+    solution = fastnode.solve(fused_field, y0, TIMES, engine="fused", **arguments)
     nfe = evaluations(field, solver(torchdiffeq, y0, TIMES))
     if activation == "tanh":
         references["its products alone, by torch"] = products(size, solution.nfe, gradient)
@@ -152,21 +152,21 @@ def test_fused(benchmark, threads, part, activation, size):
 @torch.no_grad()
 @pytest.mark.parametrize("face", ["odeint", "solve"])
 @pytest.mark.parametrize("size", SIZES[:5], ids=str)
-def test_given_steps(benchmark, size, face):
+def test_fixed_steps(benchmark, size, face):
     state, hidden, batch = size
     field, y0 = Field(state, hidden), initial(state, batch)
-    perceptron, given = fastnode.fuse(field), {"method": "rk4", "options": {"step_size": 0.1}}
+    fused_field, fixed = fastnode.fuse(field), {"method": "rk4", "options": {"step_size": 0.1}}
 
     def ours():
         if face == "odeint":
-            return fastnode.odeint(perceptron, y0, TIMES, **given)[-1]
-        return fastnode.solve(perceptron, y0, TIMES, method="rk4", step_size=0.1).ys[-1]
+            return fastnode.odeint(fused_field, y0, TIMES, **fixed)[-1]
+        return fastnode.solve(fused_field, y0, TIMES, method="rk4", step_size=0.1).ys[-1]
 
     def native():
-        return fastnode.odeint(field, y0, TIMES, **given)[-1]
+        return fastnode.odeint(field, y0, TIMES, **fixed)[-1]
 
     def theirs():
-        return torchdiffeq.odeint(field, y0, TIMES, **given)[-1]
+        return torchdiffeq.odeint(field, y0, TIMES, **fixed)[-1]
 
     torch.testing.assert_close(ours(), theirs(), rtol=1e-4, atol=1e-5)
     references = {"torchdiffeq": theirs, "native engine": native}
@@ -195,7 +195,7 @@ def test_activations(benchmark, threads, activation, part):
         own, other = (lambda f=f: f(y0) for f in (ours, theirs))
     torch.set_grad_enabled(gradient)
     # torchdiffeq's last step goes beyond the end and is interpolated, ours stops there. Where the
-    # slope of the field jumps, the gradients of two such solutions are further apart.
+    # derivative of the activation jumps, the gradients of two such solutions are further apart.
     loose = gradient and activation in ("elu", "relu")
     tolerance = 0.05 if loose else 1e-3
     torch.testing.assert_close(own(), other(), rtol=tolerance, atol=tolerance)

@@ -1,4 +1,4 @@
-"""A million Lorenz trajectories with steps of their own, by one Triton kernel and by PyTorch.
+"""A million Lorenz trajectories with per-sample steps, by one Triton kernel and by PyTorch.
 
 The problem is the one that DiffEqGPU.jl's kernels were published with: sigma = 10, beta = 2.666,
 rho in [0, 21], from (1, 0, 0) over [0, 1], adaptive tsit5 in float32 with both tolerances 1e-8 and

@@ -144,7 +144,7 @@ def test_fixed_steps(benchmark, size):
 
 @torch.no_grad()
 def test_a_million_trajectories(benchmark):
-    """Steps of each sample's own, by tsit5, from random states of three numbers."""
+    """Per-sample steps of tsit5, from random states of three numbers."""
     torch.manual_seed(0)
     field = fastnode.nn.MLPField(3, 32, 2, "tanh", "none").cuda()
     y0 = torch.randn(1_000_000, 3, device="cuda")

@@ -42,7 +42,7 @@ class Plain(torch.nn.Module):
 
 
 def make(name: str, fused: bool) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
-    """Field, initial state and times; slopes large enough for many steps."""
+    """Field, initial state and times; a field steep enough for many steps."""
     state, hidden, depth, batch, end = FIELDS[name]
     torch.manual_seed(0)
     field: torch.nn.Module = MLPField(state, hidden, depth=depth, activation="tanh", time="once")

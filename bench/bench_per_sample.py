@@ -1,4 +1,4 @@
-"""Steps of their own for each sample: against torchode, eager and compiled.
+"""Per-sample stepping: against torchode, eager and compiled.
 
 256 van der Pol oscillators from (2, 0), mu from 0.1 to 50 in equal ratios, t in [0, 10]: the slow
 ones turn once or twice, the stiff ones creep and do not jump, so that steps differ 100-fold.
@@ -120,8 +120,8 @@ def test_van_der_pol(benchmark, method, outputs):
 
 @pytest.mark.parametrize("activation", ["tanh", *full("silu")])
 @pytest.mark.parametrize("state, hidden, batch", [(2, 64, 32), (64, 128, 128), (64, 128, 1024)])
-def test_perceptrons_with_gradients(benchmark, state, hidden, batch, activation):
-    """Forward and backward pass of a perceptron, each sample over an interval of its own."""
+def test_mlps_with_gradients(benchmark, state, hidden, batch, activation):
+    """Forward and backward pass of an MLP, each sample over an interval of its own."""
     torch.manual_seed(0)
     field = fastnode.nn.MLPField(state, hidden, 2, activation, "none").to(DEVICE)
     y0 = torch.randn(batch, state, device=DEVICE)

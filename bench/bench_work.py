@@ -29,16 +29,16 @@ MEMORY_SIZE, ENDS = (64, 128, 1024), (1.0, 4.0, 16.0)
 @pytest.mark.parametrize("method", ["dopri5", "dopri8"])
 def test_error_over_time(benchmark, method, tolerance):
     state, hidden, batch = SIZE
-    # A field that makes solvers work: ten times the slopes of a new network.
+    # A field that makes solvers work: ten times as steep as a new network.
     field, y0 = Field(state, hidden).double(), initial(state, batch).double()
     field.net[2].weight.mul_(10)
     t = TIMES.double()
     exact = fastnode.odeint(field, y0, t, method="dopri8", rtol=1e-12, atol=1e-12)[-1]
     options = {"method": method, "rtol": tolerance, "atol": tolerance}
-    perceptron = fastnode.fuse(field)
+    fused_field = fastnode.fuse(field)
     calls = {
         "fastnode": lambda: fastnode.odeint(field, y0, t, **options)[-1],
-        "fastnode, fused": lambda: fastnode.odeint(perceptron, y0, t, **options)[-1],
+        "fastnode, fused": lambda: fastnode.odeint(fused_field, y0, t, **options)[-1],
         "torchdiffeq": lambda: torchdiffeq.odeint(field, y0, t, **options)[-1],
     }
     errors = {name: (call() - exact).abs().max().item() for name, call in calls.items()}
@@ -69,14 +69,14 @@ def pytest_generate_tests(metafunc):
 def test_state_and_batch(benchmark, state, batch):
     """A hidden layer of 64, dopri5 at 1e-5."""
     field, y0 = Field(state, 64), initial(state, batch)
-    perceptron = fastnode.fuse(field)
+    fused_field = fastnode.fuse(field)
     calls = {
         "torchdiffeq": lambda: torchdiffeq.odeint(field, y0, TIMES, **TOLERANCE)[-1],
         "native": lambda: fastnode.odeint(field, y0, TIMES, **TOLERANCE)[-1],
     }
 
     def ours():
-        return fastnode.odeint(perceptron, y0, TIMES, **TOLERANCE)[-1]
+        return fastnode.odeint(fused_field, y0, TIMES, **TOLERANCE)[-1]
 
     torch.testing.assert_close(ours(), calls["torchdiffeq"](), rtol=1e-3, atol=1e-3)
     compare(benchmark, "state and batch, fused", f"({state}, {batch})", ours, calls, rounds=3)

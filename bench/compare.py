@@ -1,8 +1,9 @@
-"""Tells what became slower between two runs: ``python -m bench.compare OLD NEW``.
+"""Says what became slower between two runs: ``python -m bench.compare OLD NEW``.
 
-OLD and NEW are JSON files of one suite. What is compared is the ratio to each reference of the same
-run, as that does not change with the machine's mood. A ratio that fell by more than three times the
-spread of both runs' own times, and by more than 5 %, is a regression; then the exit status is 1.
+OLD and NEW are files of one suite, kept ones or pytest-benchmark's JSON. What is compared is the
+ratio to each reference of the same run, which does not change with the machine's mood. A ratio that
+fell by more than three times the spread of both runs' own times, and by more than 5 %, is a
+regression; then the exit status is 1.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.results_file import Row, Run, read_run
+from bench.results_file import Run, read, spread
 
 SPREADS, LEAST = 3.0, 0.05
 
@@ -44,15 +45,15 @@ class Change:
 
 def changes(old: Run, new: Run) -> Iterator[Change]:
     """Of the benchmarks and references that both runs have."""
-    before: dict[tuple[str, str], Row] = {(row.subject, row.case): row for row in old.rows}
-    for row in new.rows:
-        earlier = before.get((row.subject, row.case))
+    before = {(row["subject"], row["case"]): row for row in old.benchmarks}
+    for row in new.benchmarks:
+        earlier = before.get((row["subject"], row["case"]))
         if earlier is None:
             continue
-        noise = max(LEAST, SPREADS * math.hypot(earlier.spread, row.spread))
-        for name, ratio in row.ratios.items():
-            if name in earlier.ratios and earlier.ratios[name] > 0:
-                yield Change(row.subject, row.case, name, earlier.ratios[name], ratio, noise)
+        noise = max(LEAST, SPREADS * math.hypot(spread(earlier), spread(row)))
+        for name, ratio in row["ratios"].items():
+            if (was := earlier["ratios"].get(name, 0)) > 0:
+                yield Change(row["subject"], row["case"], name, was, ratio, noise)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
     chosen = parser.parse_args(arguments)
-    found = list(changes(read_run(chosen.old), read_run(chosen.new)))
+    found = list(changes(read(chosen.old), read(chosen.new)))
     if not found:
         print("the two runs have no benchmark in common")
         return 2

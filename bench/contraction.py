@@ -1,7 +1,7 @@
 """How far each adjoint errs where a flow contracts: python -m bench.contraction
 
-dy/dt = -K^T relu(K y) with a convolution K loses what it forgets, so that its reverse solve cannot
-find it again (arXiv 1902.10298, section 3). Distances are relative, gradients those of the sum of
+dy/dt = -K^T relu(K y) with a convolution K loses information, so that its reverse solve cannot
+recover it (arXiv 1902.10298, section 3). Distances are relative, gradients those of the sum of
 squares of the end state by the image and by K, against backprop. Numbers vary in their last digits
 between machines.
 """
@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastnode
-from bench.machine import processor
-from fastnode.training.checkpoint import write_json
+from bench.machine import head
+from bench.results_file import write
 
 ENDS = (1.0, 5.0, 20.0, 40.0)
 ADJOINTS = ("checkpoint", fastnode.Revolve(4), "reversible", "continuous")
@@ -59,7 +59,7 @@ def errors(block: nn.Module, image: Tensor, end: float, options: dict[str, Any])
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("bench/results/cpu/contraction.json"))
+    parser.add_argument("--out", type=Path, default=Path("bench/results/cpu/contraction.jsonl"))
     out = parser.parse_args().out
     torch.manual_seed(0)
     block, image = Contraction(), torch.rand(1, 4, 8, 8, dtype=torch.float64)
@@ -72,7 +72,7 @@ def main() -> None:
         rows.append(
             {"end": FEW_END, "method": "heun2", "dtype": str(dtype).removeprefix("torch."), **found}
         )
-    write_json(out, {"device": processor(), "torch": torch.__version__, "rows": rows})
+    write(out, head(), rows)
     for row in rows:
         print(row)
 

@@ -1,8 +1,8 @@
-"""The 25 DETEST problems by fastnode and by torchdiffeq: python bench/detest.py
+"""The 25 DETEST problems by fastnode and by torchdiffeq: python -m bench.detest
 
 Evaluations and error at the end (largest component) for each method and tolerance, rtol = atol.
 Tsit5, which released torchdiffeq lacks, stands beside diffrax's, if that is installed. Writes
-detest.json, and detest.md with the table.
+detest.jsonl, and detest.md with the table.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +18,11 @@ import numpy as np
 import scipy
 import torch
 import torchdiffeq
-from detest_problems import END, PROBLEMS, Problem
 
 import fastnode
-from fastnode.training.checkpoint import write_json
+from bench.detest_problems import END, PROBLEMS, Problem
+from bench.machine import head
+from bench.results_file import Row, Run, write
 
 METHODS = ("bosh3", "dopri5", "tsit5", "dopri8")
 TOLERANCES = (1e-3, 1e-6, 1e-9)
@@ -30,13 +30,13 @@ TOLERANCES = (1e-3, 1e-6, 1e-9)
 MARGIN = 1.05
 
 
-class Run(NamedTuple):
+class Outcome(NamedTuple):
     evaluations: int
     end: list[float]
 
 
 @torch.no_grad()
-def solve(library: Any, problem: Problem, method: str, tolerance: float) -> Run:
+def solve(library: Any, problem: Problem, method: str, tolerance: float) -> Outcome:
     count = 0
 
     def field(t, y):
@@ -47,10 +47,10 @@ def solve(library: Any, problem: Problem, method: str, tolerance: float) -> Run:
     y0 = torch.tensor(problem.y0, dtype=torch.float64)
     times = torch.tensor([0.0, END], dtype=torch.float64)
     found = library.odeint(field, y0, times, method=method, rtol=tolerance, atol=tolerance)
-    return Run(count, found[-1].tolist())
+    return Outcome(count, found[-1].tolist())
 
 
-def solve_with_diffrax(problem: Problem, tolerance: float) -> Run:
+def solve_with_diffrax(problem: Problem, tolerance: float) -> Outcome:
     import diffrax
     import jax
 
@@ -66,7 +66,7 @@ def solve_with_diffrax(problem: Problem, tolerance: float) -> Run:
         max_steps=None,
     )
     # Six new stages a step, and both ends of the trial step that chooses the first one.
-    return Run(6 * int(found.stats["num_steps"]) + 2, found.ys[-1].tolist())
+    return Outcome(6 * int(found.stats["num_steps"]) + 2, found.ys[-1].tolist())
 
 
 def end_of(name: str, problem: Problem) -> tuple[list[float], float]:
@@ -92,7 +92,7 @@ def error(found: Sequence[float], wanted: Sequence[float]) -> float:
     return max(abs(a - b) for a, b in zip(found, wanted, strict=True))
 
 
-def measure(names: Sequence[str]) -> list[dict[str, Any]]:
+def measure(names: Sequence[str]) -> list[Row]:
     rows = []
     other_tsit5 = importlib.util.find_spec("diffrax") is not None
     for name in names:
@@ -119,11 +119,11 @@ def measure(names: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def other_of(row: dict[str, Any]) -> str | None:
+def other_of(row: Row) -> str | None:
     return next((library for library in row["error"] if library != "fastnode"), None)
 
 
-def ratios(row: dict[str, Any]) -> tuple[float, float]:
+def ratios(row: Row) -> tuple[float, float]:
     """Evaluations and error over those of the other library."""
     other = other_of(row)
     # What lies below the uncertainty of the end is no difference.
@@ -132,7 +132,7 @@ def ratios(row: dict[str, Any]) -> tuple[float, float]:
     return row["evaluations"]["fastnode"] / row["evaluations"][other], ours / theirs
 
 
-def holds(row: dict[str, Any], margin: float) -> bool:
+def holds(row: Row, margin: float) -> bool:
     evaluations, errors = ratios(row)
     return evaluations <= 1 and errors <= margin
 
@@ -141,8 +141,8 @@ def mean_ratio(values: Sequence[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def table(report: dict[str, Any]) -> str:
-    rows = [row for row in report["rows"] if other_of(row)]
+def table(report: Run) -> str:
+    rows = [row for row in report.rows if other_of(row)]
     judged = [row for row in rows if other_of(row) == "torchdiffeq"]
     fewer = sum(ratios(row)[0] <= 1 for row in judged)
     within = f"within {MARGIN - 1:.0%}"
@@ -150,7 +150,8 @@ def table(report: dict[str, Any]) -> str:
         "# The DETEST problems",
         "",
         "Evaluations of the field and error at the end (largest component), t in [0, 20], float64, "
-        f"rtol = atol = tolerance. torchdiffeq {report['torchdiffeq']}, torch {report['torch']}.",
+        f"rtol = atol = tolerance. torchdiffeq {report.head['torchdiffeq']}, "
+        f"torch {report.head['torch']}.",
         "",
         f"Of {len(judged)} rows against torchdiffeq, {sum(holds(r, 1) for r in judged)} have an "
         "error not above torchdiffeq's with the same or fewer evaluations, "
@@ -191,7 +192,7 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def cells(row: dict[str, Any]) -> str:
+def cells(row: Row) -> str:
     other = other_of(row)
     verdict = "yes" if holds(row, 1) else f"{MARGIN - 1:.0%}" if holds(row, MARGIN) else "**no**"
     pair = [f"{row['evaluations'][lib]}: {row['error'][lib]:.2e}" for lib in ("fastnode", other)]
@@ -201,16 +202,11 @@ def cells(row: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=PROBLEMS)
-    parser.add_argument("--out", type=Path, default=Path("bench/results/cpu/detest.json"))
+    parser.add_argument("--out", type=Path, default=Path("bench/results/cpu/detest.jsonl"))
     arguments = parser.parse_args()
-    report = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchdiffeq": torchdiffeq.__version__,
-        "rows": measure(arguments.problems),
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.out, report)
+    versions = {**head(), "torchdiffeq": torchdiffeq.__version__}
+    report = Run("detest", versions, measure(arguments.problems))
+    write(arguments.out, report.head, report.rows)
     text = table(report)
     arguments.out.with_suffix(".md").write_text(text)
     print(text)

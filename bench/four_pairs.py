@@ -6,10 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-
-from bench.machine import processor
-from fastnode.training.checkpoint import write_json
+from bench.machine import head
+from bench.results_file import write
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
@@ -19,7 +17,7 @@ def main() -> None:
     from four_pairs import PARTNERS, run
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("bench/results/cpu/four_pairs.json"))
+    parser.add_argument("--out", type=Path, default=Path("bench/results/cpu/four_pairs.jsonl"))
     out = parser.parse_args().out
     rows = []
     for outcome in run():
@@ -34,8 +32,7 @@ def main() -> None:
         # One list of points for each pair, in the plane of their largest variance.
         points = [[[round(x, 3) for x in point] for point in line] for line in lines.tolist()]
         rows.append({**row, "lines": points})
-    head = {"device": processor(), "torch": torch.__version__, "partners": PARTNERS.tolist()}
-    write_json(out, {**head, "rows": rows})
+    write(out, {**head(), "partners": PARTNERS.tolist()}, rows)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 The field's multiplications go at the machine's peak of fused multiply-adds, its activations at the
 rate of the kernel on numbers in the first-level cache. Combinations of stages, error norms, packing
-of weights and the waiting of threads for each other count as nothing.
+of weights and the synchronisation of threads count as nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # On a machine with a GPU and its own torch: builds for the device at hand, runs the GPU tests, the
 # kernel tests under compute-sanitizer, and the benchmarks, in less than nine minutes. Leaves in the
-# folder OUT log.txt, steps.json, the benchmarks' JSON and summary.txt, which is also printed last.
+# folder OUT log.txt, steps.jsonl, the benchmarks' JSON and summary.txt, which is also printed last.
 # Every step has its own time limit, and one that fails does not stop the rest.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -9,7 +9,6 @@ out=${OUT:?OUT must name a folder}
 mkdir -p "$out"
 python=${PYTHON:-python3}
 budget=${BUDGET:-530}
-steps=()
 export PYTHONUNBUFFERED=1
 
 # step NAME LIMIT COMMAND...: the limit is in seconds, cut to what is left of the budget.
@@ -34,11 +33,13 @@ step() {
     skipped) ;;
     *) status="failed ($status)" ;;
   esac
-  steps+=("{\"step\": \"$name\", \"status\": \"$status\", \"seconds\": $((SECONDS - begin))}")
+  printf '{"step": "%s", "status": "%s", "seconds": %d}\n' "$name" "$status" $((SECONDS - begin)) \
+    >> "$out/steps.jsonl"
 }
 
 capability=$("$python" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())') || exit 2
 export FASTNODE_CUDA=1 TORCH_CUDA_ARCH_LIST=$capability PYTHONPATH=$PWD MAX_JOBS=${MAX_JOBS:-$(nproc)}
+printf '{"capability": "%s"}\n' "$capability" > "$out/steps.jsonl"
 [ -e fastnode/triton_kernels ] || ln -s ../triton_kernels fastnode/triton_kernels
 pytest=("$python" -m pytest -q -p no:cacheprovider)
 # One case of each kernel and kind of shape: a sanitizer makes every access many times as slow.
@@ -56,6 +57,5 @@ step memcheck 60 "$sanitizer" --tool memcheck --error-exitcode 1 "${pytest[@]}" 
 step racecheck 60 "$sanitizer" --tool racecheck --error-exitcode 1 "${pytest[@]}" "${kernels[@]}"
 step tiles 100 "${pytest[@]}" bench/bench_gpu_tiles.py --benchmark-json="$out/tiles.json"
 rm -f "$out/step.txt"
-printf '[%s]\n' "$(IFS=,; echo "${steps[*]}")" > "$out/steps.json"
 "$python" -m bench.gpu_summary "$out" 2>&1 | tee "$out/summary.txt"
 exit "${PIPESTATUS[0]}"

@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
-from bench.results_file import Run, read_run
+from bench.results_file import Run, read
 
 
 def lines_of(run: Run) -> list[str]:
-    lines = [f"{run.name}: {run.device}, {run.versions}"]
-    for row in run.rows:
-        facts = [f"{name} {ratio:.2f}" for name, ratio in row.ratios.items()]
-        share = row.facts.get("share_of_copy_bandwidth")
+    lines = [f"{run.name}: {run.machine}"]
+    for row in run.benchmarks:
+        facts = [f"{name} {ratio:.2f}" for name, ratio in row["ratios"].items()]
+        share = row.get("share_of_copy_bandwidth")
         if share is not None:
             facts.append(f"{100 * share:.0f} % of copy bandwidth")
-        if "host_waits" in row.facts:
-            facts.append(f"{row.facts['host_waits']} host waits")
+        if "host_waits" in row:
+            facts.append(f"{row['host_waits']} host waits")
         lines.append(
-            f"  {row.subject:<32} {row.case:<18} {row.microseconds:>10.1f} us   {', '.join(facts)}"
+            f"  {row['subject']:<32} {row['case']:<18} {row['microseconds']:>10.1f} us   "
+            f"{', '.join(facts)}"
         )
     return lines
 
 
 def summary(folder: Path) -> tuple[list[str], bool]:
     """The table, and whether every step passed."""
-    steps = json.loads((folder / "steps.json").read_text())
+    steps = read(folder / "steps.jsonl").rows
     lines = []
-    for path in sorted(set(folder.glob("*.json")) - {folder / "steps.json"}):
+    for path in sorted(folder.glob("*.json")):
         try:
-            lines += lines_of(read_run(path))
+            lines += lines_of(read(path))
         except ValueError:
             # What a benchmark that was stopped leaves behind.
             lines.append(f"{path.stem}: not finished")

@@ -14,10 +14,8 @@ import sys
 from pathlib import Path
 from statistics import median
 
-import torch
-
-from bench.machine import processor
-from fastnode.training.checkpoint import write_json
+from bench.machine import head
+from bench.results_file import write
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = """
@@ -50,20 +48,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("bench/results/cpu/imports.json"))
+    parser.add_argument("--out", type=Path, default=Path("bench/results/cpu/imports.jsonl"))
     out = parser.parse_args().out
     seconds()
-    rows = [seconds() for _ in range(11)]
-    found = {
-        "device": processor(),
-        "torch": torch.__version__,
-        "milliseconds": {
-            "torch": 1e3 * median(row[0] for row in rows),
-            "fastnode": 1e3 * median(row[1] for row in rows),
-        },
-    }
-    write_json(out, found)
-    print(found)
+    times = zip(*(seconds() for _ in range(11)), strict=True)
+    rows = [
+        {"module": module, "milliseconds": 1e3 * median(each)}
+        for module, each in zip(("torch", "fastnode"), times, strict=True)
+    ]
+    write(out, head(), rows)
+    print(rows)
 
 
 if __name__ == "__main__":

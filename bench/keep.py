@@ -1,40 +1,40 @@
 """Keeps what ``make bench`` measured: python -m bench.keep [RUN] [FOLDER]
 
-RUN is the JSON of one run of several benchmark files, out/bench.json by default. For each of them
-FOLDER, bench/results/cpu by default, gets a JSON of its own: bench_odeint.py's is odeint.json.
+RUN is pytest-benchmark's JSON of one run of several benchmark files, out/bench.json by default. For
+each of them FOLDER, bench/results/cpu by default, gets a file: bench_odeint.py's is odeint.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-from fastnode.training.checkpoint import write_atomically
+from bench.results_file import Row, Run, read, write
 
 ROOT = Path(__file__).parents[1]
 
 
-def parts(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The run's results by the subject of their file.
+def keep(run: Run, folder: Path) -> dict[Path, int]:
+    """Writes the run's rows by the file that they come from; returns how many each file got.
 
     Raises:
         ValueError: it is no run of benchmark files.
     """
 
-    def subject(benchmark: dict[str, Any]) -> str:
-        file = Path(benchmark["fullname"].partition("::")[0]).stem
+    def stem(row: Row) -> str:
+        file = Path(row["name"].partition("::")[0]).stem
         if not file.startswith("bench_"):
-            raise ValueError(f"benchmarks must be of files bench_*.py, got {benchmark['fullname']}")
+            raise ValueError(f"benchmarks must be of files bench_*.py, got {row['name']}")
         return file.removeprefix("bench_")
 
-    if not run.get("benchmarks"):
+    if not run.rows:
         raise ValueError("a run must hold benchmarks, got none")
     # Ordered by file, and within a file as they ran.
-    ordered = sorted(run["benchmarks"], key=subject)
-    return {name: {**run, "benchmarks": list(rows)} for name, rows in groupby(ordered, subject)}
+    parts = {name: list(rows) for name, rows in groupby(sorted(run.rows, key=stem), stem)}
+    for name, rows in parts.items():
+        write(folder / f"{name}.jsonl", run.head, rows)
+    return {folder / f"{name}.jsonl": len(rows) for name, rows in parts.items()}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,10 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, nargs="?", default=ROOT / "out/bench.json")
     parser.add_argument("folder", type=Path, nargs="?", default=ROOT / "bench/results/cpu")
     chosen = parser.parse_args(arguments)
-    for name, part in parts(json.loads(chosen.run.read_text())).items():
-        path = chosen.folder / f"{name}.json"
-        write_atomically(path, json.dumps(part, indent=4).encode())
-        print(f"{path}: {len(part['benchmarks'])} benchmarks")
+    for path, count in keep(read(chosen.run), chosen.folder).items():
+        print(f"{path}: {count} benchmarks")
     return 0
 
 

@@ -1,12 +1,10 @@
-"""Committed results, and how numbers of README and docs are written."""
+"""The tables of README and docs by name, and how their numbers are written."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
-from functools import cache
-from pathlib import Path
-from typing import Any
+
+from bench.results_file import Results
 
 SOURCES: dict[str, Callable[[Results], str]] = {}
 
@@ -14,41 +12,6 @@ SOURCES: dict[str, Callable[[Results], str]] = {}
 def source(make: Callable[[Results], str]) -> Callable[[Results], str]:
     SOURCES[make.__name__] = make
     return make
-
-
-class Results:
-    """The JSON files of one device."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.read = cache(self._read)
-
-    def _read(self, name: str) -> dict[str, Any]:
-        return json.loads((self.folder / f"{name}.json").read_text())
-
-    def facts(self, name: str, subject: str, case: str) -> dict[str, Any]:
-        """What a benchmark kept; KeyError if the file has no such benchmark."""
-        for each in self.read(name)["benchmarks"]:
-            found = each["extra_info"]
-            if (found.get("subject"), found.get("case")) == (subject, case):
-                return found
-        raise KeyError(f"{name}.json has no benchmark {subject!r}, {case!r}")
-
-    def cases(self, name: str, subject: str) -> list[str]:
-        rows = [each["extra_info"] for each in self.read(name)["benchmarks"]]
-        return [row["case"] for row in rows if row.get("subject") == subject]
-
-    def ratio(self, name: str, subject: str, case: str, reference: str) -> float:
-        """How many times longer the reference takes."""
-        return self.facts(name, subject, case)["ratios"][reference]
-
-    def device(self, name: str) -> str:
-        machine = self.read(name)["machine_info"]
-        threads = machine["torch_threads"]
-        return (
-            f"{machine['cpu']['brand_raw']}, {machine['fastnode_build']['instruction set']}, "
-            f"{threads} thread{'s' if threads > 1 else ''}, torch {machine['torch']}"
-        )
 
 
 def number(x: float) -> str:

@@ -4,7 +4,7 @@ there."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def _drawn(path: Path, draw: Callable[[Any, Any], None], columns: int = 1) -> No
     pyplot.close(figure)
 
 
-def error_over_evaluations(rows: list[dict[str, Any]], path: Path) -> None:
+def error_over_evaluations(rows: list[Row], path: Path) -> None:
     """Geometric means over the problems of DETEST, a line for each method."""
 
     def draw(_: Any, axes: Any) -> None:
@@ -67,17 +67,17 @@ def error_over_time(rows: list[Row], path: Path) -> None:
     """A line for each method and library, a point for each tolerance."""
 
     def draw(_: Any, axes: Any) -> None:
-        methods = list(dict.fromkeys(row.subject for row in rows))
+        methods = list(dict.fromkeys(row["subject"] for row in rows))
         dashes = {"fastnode": "-", "fastnode, fused": "--", "torchdiffeq": ":"}
         for i, subject in enumerate(methods):
-            chosen = [row for row in rows if row.subject == subject]
+            chosen = [row for row in rows if row["subject"] == subject]
             for name, style in dashes.items():
-                ratios = [1.0 if name == "fastnode" else row.ratios[name] for row in chosen]
+                ratios = [1.0 if name == "fastnode" else row["ratios"][name] for row in chosen]
                 times = [
-                    1e-3 * row.microseconds * ratio
+                    1e-3 * row["microseconds"] * ratio
                     for row, ratio in zip(chosen, ratios, strict=True)
                 ]
-                errors = [row.facts["errors"][name] for row in chosen]
+                errors = [row["errors"][name] for row in chosen]
                 label = f"{subject.rpartition(' ')[2]}, {name}"
                 axes.loglog(times, errors, style, color=f"C{i}", marker=".", label=label)
         axes.set(xlabel="milliseconds", ylabel="error", title="(64, 128, 128), float64")
@@ -88,7 +88,7 @@ def error_over_time(rows: list[Row], path: Path) -> None:
 
 def ratios_over_state_and_batch(rows: list[Row], path: Path) -> None:
     """Two maps: the fused and the native engine over torchdiffeq."""
-    cases = {numbers(row.case): row for row in rows}
+    cases = {numbers(row["case"]): row for row in rows}
     states, batches = (sorted({case[i] for case in cases}) for i in (0, 1))
 
     def draw(figure: Any, both: Any) -> None:
@@ -107,17 +107,19 @@ def ratios_over_state_and_batch(rows: list[Row], path: Path) -> None:
 
 
 def _over_torchdiffeq(row: Row, name: str) -> float:
-    ratio = row.ratios["torchdiffeq"]
-    return ratio if name == "fused" else ratio / row.ratios["native"]
+    ratio = row["ratios"]["torchdiffeq"]
+    return ratio if name == "fused" else ratio / row["ratios"]["native"]
 
 
 def memory_over_interval(rows: list[Row], path: Path) -> None:
+    """Largest resident set of a process above what it held before."""
+
     def draw(_: Any, axes: Any) -> None:
         for row in rows:
-            ends = [float(name.rpartition("= ")[2]) for name in row.facts["megabytes"]]
+            ends = [float(name.rpartition("= ")[2]) for name in row["megabytes"]]
             # What a process needs besides is of the order of a megabyte.
-            values = [max(value, 0.5) for value in row.facts["megabytes"].values()]
-            axes.loglog(ends, values, marker=".", label=row.case)
+            values = [max(value, 0.5) for value in row["megabytes"].values()]
+            axes.loglog(ends, values, marker=".", label=row["case"])
         axes.set(xlabel="length of the interval", ylabel="MB above the start")
         axes.set(title="forward and backward pass, (64, 128, 1024)")
         axes.legend(fontsize=7)
@@ -127,8 +129,8 @@ def memory_over_interval(rows: list[Row], path: Path) -> None:
 
 def share_of_copy_bandwidth(rows: list[Row], path: Path) -> None:
     """Of the eleven passes of the flow kernels, 1 where they are as fast as copies."""
-    names = [row.case for row in rows]
-    shares = [row.ratios["copies of as many bytes"] for row in rows]
+    names = [row["case"] for row in rows]
+    shares = [row["ratios"]["copies of as many bytes"] for row in rows]
 
     def draw(_: Any, axes: Any) -> None:
         axes.bar(names, shares)
@@ -138,15 +140,12 @@ def share_of_copy_bandwidth(rows: list[Row], path: Path) -> None:
     _drawn(path, draw)
 
 
-def draw_all(
-    rows: Iterable[Row], detest: list[dict[str, Any]], out: Path
-) -> list[tuple[str, str, str]]:
+def draw_all(rows: list[Row], detest: list[Row], out: Path) -> list[tuple[str, str, str]]:
     """Draws what there are results for: file, title and caption of each."""
-    rows = list(rows)
 
     def of(subject: str, reference: str = "") -> list[Row]:
-        found = [row for row in rows if row.subject.startswith(subject)]
-        return [row for row in found if not reference or reference in row.ratios]
+        found = [row for row in rows if row["subject"].startswith(subject)]
+        return [row for row in found if not reference or reference in row["ratios"]]
 
     plots: list[tuple[str, Callable[[Any, Path], None], list, str]] = [
         ("work_precision", error_over_evaluations, detest, "Error over evaluations"),

@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastnode
-from bench.machine import processor
+from bench.machine import head
+from bench.results_file import write
 from fastnode import datasets
 from fastnode.api.embedded_step import Start, find_tableau
 from fastnode.nn import MLPField, NeuralODE
-from fastnode.training.checkpoint import write_json
 
 TOLERANCES = (1.4e-8, 1e-6, 1e-5, 1e-4)
 STEPS, BATCH = 100, 64
@@ -49,18 +49,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("bench/results/cpu/precision.json"))
+    parser.add_argument("--out", type=Path, default=Path("bench/results/cpu/precision.jsonl"))
     out = parser.parse_args().out
     torch.manual_seed(0)
     data = datasets.load("mnist")
     x, labels = data.x_train[: STEPS * BATCH].reshape(-1, 784), data.y_train[: STEPS * BATCH]
-    field, head = MLPField(784, 100, depth=2, activation="tanh"), nn.Linear(784, 10)
+    field, classify = MLPField(784, 100, depth=2, activation="tanh"), nn.Linear(784, 10)
     untrained = deepcopy(field)
     ode = NeuralODE(field, "tsit5", 1e-5, 1e-5)
-    optimizer = torch.optim.Adam([*field.parameters(), *head.parameters()], 1e-3)
+    optimizer = torch.optim.Adam([*field.parameters(), *classify.parameters()], 1e-3)
     for batch, target in zip(x.split(BATCH), labels.split(BATCH), strict=True):
         optimizer.zero_grad()
-        F.cross_entropy(head(ode(batch)), target).backward()
+        F.cross_entropy(classify(ode(batch)), target).backward()
         optimizer.step()
     rows: list[dict[str, Any]] = []
     with torch.no_grad():
@@ -72,8 +72,7 @@ def main() -> None:
                 row["evaluations"][name] = evaluations(deepcopy(untrained).to(dtype), y, tolerance)
             rows.append(row)
             print(row)
-    head_of_file = {"device": processor(), "torch": torch.__version__, "steps": STEPS}
-    write_json(out, {**head_of_file, "batch": BATCH, "rows": rows})
+    write(out, {**head(), "steps": STEPS, "batch": BATCH}, rows)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ Call = Callable[[], Any]
 
 
 def full(*values: Any) -> list[Any]:
-    """Parameters of a benchmark that tell little more than others: measured with --full alone."""
+    """Parameters of a benchmark that add little to others: measured with --full alone."""
     return [pytest.param(value, marks=pytest.mark.full) for value in values]
 
 

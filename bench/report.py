@@ -1,6 +1,6 @@
 """One page of all results: ``python -m bench.report [FOLDER] --out out/report``.
 
-FOLDER holds the JSON files of one device, bench/results/cpu by default. Written are index.html,
+FOLDER holds the results of one device, bench/results/cpu by default. Written are index.html,
 which needs nothing else but the plots beside it, and the plots as PNG (with matplotlib).
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import html
-import json
 import math
 from itertools import groupby
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from bench.measured import number
 from bench.plots import draw_all
-from bench.results_file import Row, Run, read_runs
+from bench.results_file import Row, Run, read, read_benchmarks
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem }
@@ -37,21 +36,21 @@ def shade(ratio: float) -> str:
 
 def table(rows: list[Row]) -> str:
     """How many times faster we are, a row for each case and a column for each reference."""
-    names = list(dict.fromkeys(name for row in rows for name in row.ratios))
+    names = list(dict.fromkeys(name for row in rows for name in row["ratios"]))
     shown = ("evaluations", "errors", "megabytes")
-    facts = [name for name in shown if any(name in row.facts for row in rows)]
+    facts = [name for name in shown if any(name in row for row in rows)]
     # A benchmark of memory has no times.
-    timed = ["time"] if any(row.microseconds for row in rows) else []
+    timed = ["time"] if any(row["microseconds"] for row in rows) else []
     head = "".join(f"<th>{html.escape(x)}</th>" for x in ["case", *timed, *names, *facts])
     lines = []
     for row in rows:
-        cells = [f"<td>{html.escape(row.case)}</td>"]
-        cells += [f"<td>{duration(row.microseconds)}</td>" for _ in timed]
+        cells = [f"<td>{html.escape(row['case'])}</td>"]
+        cells += [f"<td>{duration(row['microseconds'])}</td>" for _ in timed]
         for name in names:
-            ratio = row.ratios.get(name)
+            ratio = row["ratios"].get(name)
             style = "" if ratio is None else f' style="background: {shade(ratio)}"'
             cells.append(f"<td{style}>{'' if ratio is None else number(ratio)}</td>")
-        cells += [f"<td>{fact(row.facts.get(name))}</td>" for name in facts]
+        cells += [f"<td>{fact(row.get(name))}</td>" for name in facts]
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
 
@@ -74,9 +73,12 @@ def fact(value: Any) -> str:
 
 def section(run: Run) -> str:
     parts = [f"<h2>{html.escape(run.name)}</h2>"]
-    parts.append(f'<p class="device">{html.escape(run.device)}; {html.escape(run.versions)}</p>')
-    by_subject = sorted(run.rows, key=lambda row: row.subject)
-    for subject, rows in groupby(by_subject, key=lambda row: row.subject):
+    parts.append(f'<p class="device">{html.escape(run.machine)}</p>')
+
+    def subject_of(row: Row) -> str:
+        return row["subject"]
+
+    for subject, rows in groupby(sorted(run.benchmarks, key=subject_of), subject_of):
         parts.append(f"<h3>{html.escape(subject)}</h3>{table(list(rows))}")
     return "".join(parts)
 
@@ -87,13 +89,13 @@ def write_report(folder: Path, out: Path) -> Path:
     Raises:
         ValueError: there are no results in the folder.
     """
-    runs = list(read_runs(folder)) if folder.is_dir() else []
+    runs = list(read_benchmarks(folder)) if folder.is_dir() else []
     if not runs:
-        raise ValueError(f"{folder} must hold JSON files of these benchmarks, found none")
+        raise ValueError(f"{folder} must hold files of benchmarks, found none")
     out.mkdir(parents=True, exist_ok=True)
-    detest = folder / "detest.json"
-    problems = json.loads(detest.read_text())["rows"] if detest.exists() else []
-    pictures = draw_all((row for run in runs for row in run.rows), problems, out)
+    detest = folder / "detest.jsonl"
+    problems = read(detest).rows if detest.exists() else []
+    pictures = draw_all([row for run in runs for row in run.benchmarks], problems, out)
     body = "".join(
         f'<h2>{title}</h2><p>{caption}</p><img src="{name}" alt="{title}">'
         for name, title, caption in pictures

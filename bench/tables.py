@@ -5,7 +5,8 @@ A page says where by a pair of comments, between which this program alone writes
     <!-- measured: NAME -->
     <!-- /measured -->
 
-NAME is a function of bench/tables_*.py, which read bench/results. Figures are written beside.
+NAME is a function of bench/tables_*.py, which read bench/results. Figures (bench/figures.py) are
+drawn too.
 ``--check`` writes nothing and fails where a page or a figure is not what the results say.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from bench import (  # noqa: F401  they fill SOURCES
@@ -23,7 +25,8 @@ from bench import (  # noqa: F401  they fill SOURCES
     tables_training,
 )
 from bench.figures import FIGURES
-from bench.measured import SOURCES, Results
+from bench.measured import SOURCES
+from bench.results_file import Results
 from fastnode.training.checkpoint import write_atomically
 
 ROOT = Path(__file__).parents[1]
@@ -55,10 +58,21 @@ def rewritten(text: str, results: Results) -> str:
     return BLOCK.sub(block, text)
 
 
-def wanted(root: Path, results: Results) -> dict[Path, str]:
-    """Every page and figure as the results have it."""
-    found = {page: rewritten(page.read_text(), results) for page in pages(root)}
-    return found | {root / "docs/images" / name: draw(results) for name, draw in FIGURES.items()}
+def stale(root: Path, results: Results) -> dict[Path, Callable[[], str]]:
+    """The pages and figures that are not as the results have them, each with what makes its text.
+
+    A figure is known by its digest, so that to check it draws nothing.
+    """
+    found: dict[Path, Callable[[], str]] = {}
+    for page in pages(root):
+        text = rewritten(page.read_text(), results)
+        if text != page.read_text():
+            found[page] = lambda text=text: text
+    for name, figure in FIGURES.items():
+        path = root / "docs/images" / name
+        if not path.exists() or figure.digest(results) not in path.read_text():
+            found[path] = lambda figure=figure: figure.svg(results)
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,17 +81,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args(arguments).check
-    stale = [
-        (path, text)
-        for path, text in wanted(ROOT, Results(ROOT / "bench/results/cpu")).items()
-        if not path.exists() or path.read_text() != text
-    ]
-    for path, text in stale:
-        print(f"{'stale' if check else 'written'}: {path.relative_to(ROOT)}")
+    found = stale(ROOT, Results(ROOT / "bench/results/cpu"))
+    for path, text in found.items():
         if not check:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, text.encode())
-    return int(check and bool(stale))
+            write_atomically(path, text().encode())
+        print(f"{'stale' if check else 'written'}: {path.relative_to(ROOT)}")
+    return int(check and bool(found))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from bench.measured import Results, source
+from bench.measured import source
 from bench.reproduce.page import body
 from bench.reproduce.rows import rows
+from bench.results_file import Results
 
 
 @source
 def reproduction(results: Results) -> str:
-    return body(rows(full=False), results.folder / "reproduce", "reproduction")
+    return body(rows(full=False), results.folder / "reproduce.jsonl", "reproduction")

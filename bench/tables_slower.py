@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from itertools import groupby
 from typing import Any
 
-from bench.measured import Results, number, source, table
+from bench.measured import number, source, table
+from bench.results_file import Results, read_benchmarks
 
-#: How the names of references begin that are not another way of our own.
+#: How the names of references begin that are other libraries or plain PyTorch.
 OTHERS = ("torchdiffeq", "torchode", "torchdyn", "diffrax", "compile", "plain")
 
 
@@ -18,12 +18,12 @@ def slower(results: Results) -> str:
         return row[:3]
 
     lost = []
-    for path in sorted(results.folder.glob("*.json")):
-        for each in json.loads(path.read_text()).get("benchmarks", []):
-            found = each["extra_info"]
-            for rival, ratio in found.get("ratios", {}).items():
+    for run in read_benchmarks(results.folder):
+        for each in run.benchmarks:
+            for rival, ratio in each["ratios"].items():
                 if ratio < 1 and rival.startswith(OTHERS):
-                    lost.append((path.name, found["subject"], rival, found["case"], ratio))
+                    where = (f"{run.name}.jsonl", each["subject"], rival)
+                    lost.append((*where, each["case"], ratio))
     rows = []
     for (file, subject, rival), cases in groupby(sorted(lost, key=kind), key=kind):
         where = "; ".join(f"{case}: {number(ratio)}" for *_, case, ratio in cases)

@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterable
 from statistics import mean
 
-from bench.measured import Results, number, power, source, table
+from bench.measured import number, power, source, table
+from bench.results_file import Results
 
 
 @source
 def device(results: Results) -> str:
-    return f"Device: {results.device('odeint')}."
+    return f"Device: {results.read('odeint').machine}."
 
 
 @source
@@ -35,13 +36,13 @@ def readme(results: Results) -> str:
         "fused, with gradients: torchdiffeq",
         "diffrax",
     ]
-    return f"{table(head, rows)}\n\n{results.device('fused')}."
+    return f"{table(head, rows)}\n\n{results.read('fused').machine}."
 
 
 @source
 def odeint(results: Results) -> str:
     cases = results.cases("odeint", "dopri5 tanh")
-    measured = results.facts("odeint", "dopri5 tanh", cases[0])["ratios"]
+    measured = results.row("odeint", "dopri5 tanh", cases[0])["ratios"]
     optional = ("torchode, compiled", "torchdyn", "diffrax, compiled")
     rivals = [name for name in optional if name in measured]
     rows = [
@@ -100,9 +101,7 @@ def fused(results: Results) -> str:
 @source
 def fused_peak(results: Results) -> str:
     shares = [
-        results.facts("fused", f"forward tanh, {n} threads", "(512, 512, 1024)")[
-            "share_of_fma_peak"
-        ]
+        results.row("fused", f"forward tanh, {n} threads", "(512, 512, 1024)")["share_of_fma_peak"]
         for n in (2, 1)
     ]
     both, one = (f"{100 * share:.0f} %" for share in shares)
@@ -119,14 +118,14 @@ def fused_bound(results: Results) -> str:
         row = [case]
         for part in ("forward", "forward + backward"):
             subject = f"{part} tanh, 2 threads"
-            found = results.facts("fused", subject, case)
-            smallest = results.facts("fused", subject, "(2, 16, 1)")["microseconds"]
+            found = results.row("fused", subject, case)
+            smallest = results.row("fused", subject, "(2, 16, 1)")["microseconds"]
             theirs = found["reference_microseconds"]["torchdiffeq"]
             least = smallest + (found["least_microseconds"] if case != "(2, 16, 1)" else 0)
             products = found["reference_microseconds"]["its products alone, by torch"]
             row += [number(theirs / x) for x in (found["microseconds"], least, products)]
         rows.append(row)
-    found = results.facts("fused", "forward + backward tanh, 2 threads", "(2, 16, 1)")
+    found = results.row("fused", "forward + backward tanh, 2 threads", "(2, 16, 1)")
     layer = found["reference_microseconds"]["one layer of torch, without a solve"]
     bounds = ["at most", "products by torch"]
     head = ["(state, hidden, batch)", "forward", *bounds, "with backward", *bounds]
@@ -138,7 +137,7 @@ def fused_bound(results: Results) -> str:
 
 
 @source
-def fused_given(results: Results) -> str:
+def fused_fixed(results: Results) -> str:
     rows = []
     for case in results.cases("fused", "rk4 by odeint, ten steps"):
         row = [case]
@@ -170,8 +169,7 @@ def fused_activations(results: Results) -> str:
 @source
 def fused_memory(results: Results) -> str:
     rows = []
-    for each in results.read("fused_memory")["benchmarks"]:
-        found = each["extra_info"]
+    for found in results.read("fused_memory").rows:
         end = found["subject"].rpartition("= ")[2]
         ours, theirs = found["megabytes"], found["reference_megabytes"]
         rows.append([found["case"], end, f"{ours:.1f}", f"{theirs:.1f}", f"{ours / theirs:.3f}"])
@@ -185,7 +183,7 @@ def engines(results: Results) -> str:
     for case in results.cases("engines", "engines, forward"):
         row = [case]
         for part in ("forward", "forward + backward"):
-            found = results.facts("engines", f"engines, {part}", case)
+            found = results.row("engines", f"engines, {part}", case)
             times = [found["microseconds"], *found["reference_microseconds"].values()]
             native, reference, fused = (x / times[1] for x in times)
             row += [number(reference / native), number(reference / fused)]
@@ -198,7 +196,7 @@ def engines(results: Results) -> str:
 def fused_adjoints(results: Results) -> str:
     rows = []
     for case in results.cases("engines", "adjoints of the fused engine"):
-        ratios = results.facts("engines", "adjoints of the fused engine", case)["ratios"]
+        ratios = results.row("engines", "adjoints of the fused engine", case)["ratios"]
         rows.append([case, *(number(ratios[name]) for name in ("checkpoint", "revolve(4)"))])
     return table(["(state, hidden, batch)", "checkpoint", "revolve(4)"], rows)
 
@@ -208,7 +206,7 @@ def per_sample(results: Results) -> str:
     rows = []
     for method in ("dopri5", "tsit5"):
         for case in results.cases("per_sample", f"{method} per sample"):
-            found = results.facts("per_sample", f"{method} per sample", case)
+            found = results.row("per_sample", f"{method} per sample", case)
             rows.append(
                 [
                     f"{method}, {case.rpartition(', ')[2]}",
@@ -234,7 +232,7 @@ def per_sample_gradients(results: Results) -> str:
     names = ("its reference engine", "torchode")
     rows = []
     for case in results.cases("per_sample", subject):
-        ratios = results.facts("per_sample", subject, case)["ratios"]
+        ratios = results.row("per_sample", subject, case)["ratios"]
         rows.append([case, *(number(ratios[name]) for name in names)])
     return table(["(state, hidden, batch), activation", "reference engine", "torchode"], rows)
 
@@ -246,7 +244,7 @@ def _middle(values: Iterable[float]) -> float:
 
 @source
 def methods(results: Results) -> str:
-    found = results.read("detest")["rows"]
+    found = results.read("detest").rows
     tolerances = sorted({row["tolerance"] for row in found}, reverse=True)
     rows = []
     for method in ("bosh3", "dopri5", "tsit5", "dopri8"):
@@ -264,7 +262,7 @@ def methods(results: Results) -> str:
 
 @source
 def detest(results: Results) -> str:
-    found = results.read("detest")["rows"]
+    found = results.read("detest").rows
     rows = []
     for method in ("bosh3", "dopri5", "tsit5", "dopri8"):
         mine = [row for row in found if row["method"] == method]
@@ -279,7 +277,7 @@ def detest(results: Results) -> str:
 
 @source
 def imports(results: Results) -> str:
-    found = results.read("imports")["milliseconds"]
+    found = {row["module"]: row["milliseconds"] for row in results.read("imports").rows}
     return (
         f"`import fastnode` takes {found['fastnode']:.0f} ms of processor time after torch's own "
         f"{found['torch']:.0f} ms, and imports neither Triton nor Matplotlib."

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from bench.measured import Results, source, table
+from bench.measured import source, table
+from bench.results_file import Results
 
 
 @source
 def coverage(results: Results) -> str:
-    shares = results.read("coverage")
+    shares = {row["part"]: row for row in results.read("coverage").rows}
     names = {
         "python": "Python (`fastnode`)",
         "cpp": "C++ (`csrc`)",
@@ -23,7 +24,7 @@ def coverage(results: Results) -> str:
 @source
 def mutations(results: Results) -> str:
     rows = []
-    for each in results.read("mutations")["mutations"]:
+    for each in results.read("mutations").rows:
         test = each["caught_by"]
         named = "**no test**" if test is None else f"`{test.partition('[')[0]}`"
         rows.append([f"`{each['file']}`", each["harm"], named])

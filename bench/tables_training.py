@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from statistics import mean
 
-from bench.measured import Results, number, power, source, table, tiny
+from bench.measured import number, power, source, table, tiny
+from bench.results_file import Results
 
 
 @source
@@ -27,7 +28,7 @@ def flow(results: Results) -> str:
 def uci(results: Results) -> str:
     solvers = ("euler-1", "dopri5")
     rows = []
-    found = results.read("uci")["rows"]
+    found = results.read("uci").rows
     for name in dict.fromkeys(row["set"] for row in found):
         cells = [
             mean(
@@ -45,7 +46,7 @@ def uci(results: Results) -> str:
 
 @source
 def uci_winners(results: Results) -> str:
-    found = results.read("uci")["rows"]
+    found = results.read("uci").rows
     sets = list(dict.fromkeys(row["set"] for row in found))
 
     def error(name: str, method: str, solver: str) -> float:
@@ -61,7 +62,7 @@ def uci_winners(results: Results) -> str:
 
 @source
 def training_nfe(results: Results) -> str:
-    found = results.read("uci")["rows"]
+    found = results.read("uci").rows
     counts = {
         method: [row["nfe_per_step"] for row in found if row["method"] == method]
         for method in ("simfree", "node")
@@ -82,7 +83,7 @@ def adjoint_times(results: Results) -> str:
     for case in results.cases("gradients", "gradient, backprop"):
         row = [case]
         for adjoint in ADJOINTS:
-            ratios = results.facts("gradients", f"gradient, {adjoint}", case)["ratios"]
+            ratios = results.row("gradients", f"gradient, {adjoint}", case)["ratios"]
             rival = next(ratio for name, ratio in ratios.items() if name.startswith("torchdiffeq"))
             own = "" if adjoint == "backprop" else f" ({number(1 / ratios['backprop'])})"
             row.append(f"{number(rival)}{own}")
@@ -103,7 +104,7 @@ def adjoint_one_sample(results: Results) -> str:
 @source
 def adjoint_memory(results: Results) -> str:
     names = (*ADJOINTS, "torchdiffeq backprop")
-    found = [results.facts("work", "memory over interval", name)["megabytes"] for name in names]
+    found = [results.row("work", "memory over interval", name)["megabytes"] for name in names]
     rows = [[end.removeprefix("t = "), *(f"{each[end]:.0f}" for each in found)] for end in found[0]]
     return table(["end", *names], rows)
 
@@ -113,7 +114,7 @@ CONTRACTED = ("image from reverse solve", "checkpoint", "Revolve(slots=4)", "rev
 
 @source
 def contraction(results: Results) -> str:
-    found = [row for row in results.read("contraction")["rows"] if row["method"] == "dopri5"]
+    found = [row for row in results.read("contraction").rows if row["method"] == "dopri5"]
     names = (*CONTRACTED, "continuous")
     rows = [[f"{row['end']:g}", *(tiny(row[name]) for name in names)] for row in found]
     return table(["end", *names], rows)
@@ -122,7 +123,7 @@ def contraction(results: Results) -> str:
 @source
 def contraction_few(results: Results) -> str:
     found = {
-        row["dtype"]: row for row in results.read("contraction")["rows"] if row["method"] == "heun2"
+        row["dtype"]: row for row in results.read("contraction").rows if row["method"] == "heun2"
     }
     rows = [
         [label, *(tiny(found[dtype][name]) for dtype in ("float64", "float32"))]
@@ -138,7 +139,7 @@ def contraction_few(results: Results) -> str:
 
 @source
 def regularizers(results: Results) -> str:
-    found = results.facts("regularizers", "regularised training step", "(64, 128, 128)")["ratios"]
+    found = results.row("regularizers", "regularised training step", "(64, 128, 128)")["ratios"]
     rows = [[f"`{name}`", number(ratio)] for name, ratio in found.items()]
     return table(["regulariser", "time of a training step, 1 without one"], rows)
 
@@ -149,10 +150,10 @@ def local_cost(results: Results) -> str:
     for engine in ("fused", "module"):
         subjects = [f"local {mode}, {engine}" for mode in ("unbiased", "biased")]
         for case in results.cases("local", subjects[0]):
-            found = [results.facts("local", subject, case) for subject in subjects]
+            found = [results.row("local", subject, case) for subject in subjects]
             costs = [f"{100 / each['ratios']['without'] - 100:.1f} %" for each in found]
             nfe = str(found[0]["evaluations"]["without"])
-            kind = "perceptron, fused engine" if engine == "fused" else "module, native engine"
+            kind = "MLP, fused engine" if engine == "fused" else "module, native engine"
             rows.append([case, kind, nfe, *costs])
     return table(["field", "solved as", "evaluations", "unbiased", "biased"], rows)
 
@@ -161,7 +162,7 @@ def local_cost(results: Results) -> str:
 def local_memory(results: Results) -> str:
     rows = []
     for mode in ("unbiased", "biased"):
-        found = results.facts("local", f"memory, local {mode}", "784-100-784")
+        found = results.row("local", f"memory, local {mode}", "784-100-784")
         for end, count in found["steps"].items():
             ours, without = (
                 f"{found[name][end]:.0f}" for name in ("megabytes", "reference_megabytes")
@@ -179,7 +180,7 @@ def four_pairs(results: Results) -> str:
             f"{row['right_dopri5']} of 4",
             str(row["nfe"]),
         ]
-        for row in results.read("four_pairs")["rows"]
+        for row in results.read("four_pairs").rows
     ]
     return table(["model", "right pairs, one Euler step", "dopri5", "its evaluations"], rows)
 
@@ -192,7 +193,7 @@ def precision(results: Results) -> str:
             *(f"{row['error'][dtype]:.1e}" for dtype in ("float32", "float64")),
             *(str(row["evaluations"][dtype]) for dtype in ("float32", "float64")),
         ]
-        for row in results.read("precision")["rows"]
+        for row in results.read("precision").rows
     ]
     head = ["tolerance", "E, float32", "E, float64", "evaluations, float32", "float64"]
     return table(head, rows)
@@ -201,9 +202,9 @@ def precision(results: Results) -> str:
 @source
 def local_mnist(results: Results) -> str:
     def scores(variant: str) -> list[dict[str, float]]:
-        files = sorted((results.folder / "reproduce").glob(f"mnist-local-{variant}-*.json"))
-        found = [results.read(f"reproduce/{path.stem}") for path in files]
-        return [row["results"]["solvers"]["tsit5"] for row in found if row.get("finished")]
+        found = results.read("reproduce").rows
+        mine = [row for row in found if row["name"].startswith(f"mnist-local-{variant}-")]
+        return [row["results"]["solvers"]["tsit5"] for row in mine if row.get("finished")]
 
     rows = []
     for variant in ("vanilla", "unbiased", "biased"):

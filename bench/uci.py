@@ -1,4 +1,4 @@
-"""RMSE on UCI sets, trained without simulation and through the solver: python bench/uci.py
+"""RMSE on UCI sets, trained without simulation and through the solver: python -m bench.uci
 
 Both methods get the same nets, steps and early stopping (validation RMSE with dopri5, patience of
 the recipe). Each run has one thread; `--jobs` of them go side by side. Every row is kept as it
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -22,17 +21,13 @@ from typing import Any
 # Before torch is loaded, here and in the workers: the nets are too small for two threads.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import torch
-from machine import processor
-
+from bench.machine import head
+from bench.results_file import Row, Run, read, write
 from fastnode import datasets
 from fastnode.training import METHODS, Config, Trainer, recipe_for
-from fastnode.training.checkpoint import write_json
 
 SETS = ("boston", "concrete", "yacht", "energy")
 SOLVERS = ("euler-1", "euler-2", "euler-10", "euler-20", "dopri5")
-#: How far the RMSE of one Euler step may lie above that of dopri5.
-MARGIN = 1.05
 
 Key = tuple[str, int, str]
 
@@ -62,63 +57,24 @@ def train(name: str, split: int, method: str, steps: int) -> dict[str, Any]:
     }
 
 
-def open_report(path: Path, steps: int) -> dict[str, Any]:
+def open_report(path: Path, steps: int) -> Run:
     """The rows kept so far; SystemExit if they are of another budget or machine."""
-    head = {
-        "device": processor(),
-        "torch": torch.__version__,
-        "threads": 1,
-        "max_steps": steps,
-        "rows": [],
-    }
+    mine = {**head(), "threads": 1, "max_steps": steps}
     if not path.exists():
-        return head
-    report = json.loads(path.read_text())
+        return Run(path.stem, mine, [])
+    report = read(path)
     for name in ("device", "torch", "max_steps"):
-        if report[name] != head[name]:
-            raise SystemExit(f"{path} is of {name} {report[name]!r}, this run of {head[name]!r}")
+        if report.head[name] != mine[name]:
+            found = report.head[name]
+            raise SystemExit(f"{path} is of {name} {found!r}, this run of {mine[name]!r}")
     return report
 
 
-def missing(report: dict[str, Any], sets: list[str], splits: int) -> Iterator[Key]:
-    done = {(row["set"], row["split"], row["method"]) for row in report["rows"]}
+def missing(rows: list[Row], sets: list[str], splits: int) -> Iterator[Key]:
+    done = {(row["set"], row["split"], row["method"]) for row in rows}
     for key in itertools.product(sets, range(splits), METHODS):
         if key not in done:
             yield key
-
-
-def table(report: dict[str, Any]) -> str:
-    """Means over the splits that both methods have finished."""
-    lines = [
-        "set        splits   RMSE, Euler 1          RMSE, dopri5           samples/s",
-        "                    simfree      node      simfree      node      simfree    node   holds",
-    ]
-    for name in dict.fromkeys(row["set"] for row in report["rows"]):
-        rows = {
-            method: {
-                row["split"]: row
-                for row in report["rows"]
-                if row["set"] == name and row["method"] == method
-            }
-            for method in METHODS
-        }
-        splits = sorted(rows["simfree"].keys() & rows["node"].keys())
-        if not splits:
-            continue
-        rmse = {
-            (method, solver): mean(rows[method][split]["rmse"][solver] for split in splits)
-            for method in METHODS
-            for solver in SOLVERS
-        }
-        speed = {m: mean(rows[m][split]["samples_per_second"] for split in splits) for m in METHODS}
-        one, exact = rmse["simfree", "euler-1"], rmse["simfree", "dopri5"]
-        holds = one <= rmse["node", "euler-1"] and one <= MARGIN * exact
-        lines.append(
-            f"{name:<10} {len(splits):>6}   {one:>7.3f}   {rmse['node', 'euler-1']:>7.3f}      "
-            f"{exact:>7.3f}   {rmse['node', 'dopri5']:>7.3f}      "
-            f"{speed['simfree']:>7,.0f} {speed['node']:>7,.0f}   {'yes' if holds else 'NO'}"
-        )
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -127,25 +83,23 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10_000, help="at most, for each run")
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("bench/results/cpu/uci.json"))
+    parser.add_argument("--out", type=Path, default=Path("bench/results/cpu/uci.jsonl"))
     arguments = parser.parse_args()
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     report = open_report(arguments.out, arguments.steps)
-    todo = list(missing(report, arguments.sets, arguments.splits))
+    todo = list(missing(report.rows, arguments.sets, arguments.splits))
     with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
         runs = [pool.submit(train, *key, arguments.steps) for key in todo]
         for count, run in enumerate(as_completed(runs), 1):
             row = run.result()
-            report["rows"].append(row)
-            report["rows"].sort(key=lambda row: (row["set"], row["split"], row["method"]))
-            write_json(arguments.out, report)
+            report.rows.append(row)
+            report.rows.sort(key=lambda row: (row["set"], row["split"], row["method"]))
+            write(arguments.out, report.head, report.rows)
             print(
                 f"{count}/{len(todo)} {row['set']} {row['split']} {row['method']}: Euler 1 "
                 f"{row['rmse']['euler-1']:.3f}, dopri5 {row['rmse']['dopri5']:.3f}, "
                 f"{row['steps']} steps in {row['seconds']:.0f} s",
                 flush=True,
             )
-    print(table(report))
 
 
 if __name__ == "__main__":

@@ -187,7 +187,7 @@ def test_importing_fastnode_imports_nothing_heavy():
 
 def test_importing_fastnode_costs_little_beside_torch():
     seconds()  # writes the bytecode
-    # 50 ms where torch takes a second (bench/results/cpu/imports.json). The best of each, as beside
+    # 50 ms where torch takes a second (imports.jsonl of bench/results). The best of each, as beside
     # other work either may take longer.
     torchs, ours = seconds()
     for _ in range(5):

@@ -1,7 +1,7 @@
 """The papers' tables at CPU size, or with --full at theirs: python -m bench.reproduce
 
-Every row is kept as JSON as it ends, so a broken run goes on where it was, within a row from its
-last checkpoint. At the end, and with --write alone, the page and its plots are written; rows that
+Every row is kept as it ends, so a broken run continues where it was, within a row from its last
+checkpoint. At the end, and with --write alone, the page and its plots are written; rows that
 were not run say so. FASTNODE_DATA names the folder with the data.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from bench.reproduce.page import write_page
-from bench.reproduce.rows import SECTIONS, rows
+from bench.reproduce.rows import SECTIONS, Row, rows
 from bench.reproduce.run import failed, kept, run, time_predictions
 
 
@@ -29,8 +29,8 @@ def main() -> None:
     add("--full", action="store_true", help="the papers' sizes, for a GPU")
     add("--only", nargs="+", default=[""], metavar="PREFIX", help="rows whose names begin so")
     add("--write", action="store_true", help="write the page from what is there, run nothing")
-    add("--out", type=Path, default=Path("out/reproduce"), help="folder of the rows")
-    add("--runs", type=Path, default=Path("out/reproduce/runs"), help="folder of checkpoints")
+    add("--out", type=Path, default=Path("out/reproduce.jsonl"), help="file of the rows")
+    add("--runs", type=Path, default=Path("out/reproduce"), help="folder of checkpoints")
     add("--page", type=Path, default=Path("docs/reproduction.md"), help="plots go beside it")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
@@ -43,11 +43,11 @@ def main() -> None:
     write_page(everything, arguments.out, arguments.page)
 
 
-def run_all(chosen: list, arguments: argparse.Namespace) -> None:
-    arguments.out.mkdir(parents=True, exist_ok=True)
+def run_all(chosen: list[Row], arguments: argparse.Namespace) -> None:
     device = torch.device(arguments.device)
-    for number, row in enumerate(chosen, 1):
-        if kept(arguments.out, row) is not None:
+    before = kept(arguments.out, chosen)
+    for number, (row, content) in enumerate(zip(chosen, before, strict=True), 1):
+        if content is not None:
             continue
         print(f"{number} of {len(chosen)}: {row.name}", flush=True)
         try:

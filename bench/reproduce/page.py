@@ -1,4 +1,4 @@
-"""The page of results: our figures, the papers', and what each of ours was given."""
+"""The page of results: our figures, the papers', and the budget of each of ours."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ MOST_ERROR = 1.08
 HEAD = """# Reproduction
 
 Written by `make reproduce`, or `python -m bench.reproduce --full` for the papers' own sizes; the
-rows are kept as JSON as they end, so a broken run goes on where it was. "Paper" is the authors'
+rows are kept as they end, so a broken run continues where it was. "Paper" is the authors'
 figure at their budget, "ours" what the budget beside it gave: where it is smaller than the paper's,
 the two are not to be equal, and what compares is the order of the lines and their ratios. What was
 not run says so.
 """
 
 
-def write_page(rows: list[Row], folder: Path, page: Path) -> None:
+def write_page(rows: list[Row], results: Path, page: Path) -> None:
     """Writes the page and its plots, in a folder beside it with the name of the page."""
-    plots.draw([(row, kept(folder, row)) for row in rows], page.with_suffix(""))
-    text = body(rows, folder, page.stem)
+    plots.draw(list(zip(rows, kept(results, rows), strict=True)), page.with_suffix(""))
+    text = body(rows, results, page.stem)
     whole = f"{HEAD}\n<!-- measured: reproduction -->\n\n{text}\n\n<!-- /measured -->\n"
     write_atomically(page, whole.encode())
 
 
-def body(rows: list[Row], folder: Path, images: str) -> str:
+def body(rows: list[Row], results: Path, images: str) -> str:
     """All sections; ``images`` is the folder of the plots, seen from the page."""
-    found = [(row, kept(folder, row)) for row in rows]
+    found = list(zip(rows, kept(results, rows), strict=True))
     pictures = plots.pictures(found)
     parts = [_machines(found)]
     for section, (title, source) in SECTIONS.items():

@@ -11,8 +11,12 @@ Found = list[tuple[Row, dict[str, Any] | None]]
 Runs = list[tuple[Row, dict[str, Any]]]
 Pictures = dict[str, list[tuple[str, str]]]
 
-
 LOCAL = ("mnist-local", "physionet-local", "cifar10-local")
+
+
+def reads_curve(row: Row) -> bool:
+    """Whether a plot shows the row's training."""
+    return row.section in (*LOCAL, "ablations")
 
 
 def pictures(found: Found) -> Pictures:

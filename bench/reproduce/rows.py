@@ -14,10 +14,10 @@ from fastnode.datasets import UCI
 
 FLOW, LOCAL = "arXiv 2410.22918", "arXiv 2303.02262"
 TRUE = {"hold_k1": False}
-#: Of a section, and of what it tells.
+#: Title and source of each section.
 SECTIONS = {
     "mnist-local": ("Local regularisation, MNIST", LOCAL),
-    "mnist-paper": ("Local regularisation, MNIST: float32 and a constant first slope", LOCAL),
+    "mnist-paper": ("Local regularisation, MNIST: float32 and a constant initial slope", LOCAL),
     "physionet-local": ("Local regularisation, PhysioNet 2012", LOCAL),
     "cifar10-local": ("Local regularisation, CIFAR10", LOCAL),
     "spiral": ("Spiral", "arXiv 1806.07366"),
@@ -38,7 +38,7 @@ NOTES = {
         "the time of predicting 256 images, both models in turn."
     ),
     "mnist-paper": (
-        "The same as published: float32 and a constant first slope, weight 2.5 to 1.0. At a "
+        "The same as published: float32 and a constant initial slope, weight 2.5 to 1.0. At a "
         "tolerance of 1.4e-8 float32's rounding decides the steps."
     ),
     "physionet-local": (
@@ -83,7 +83,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """That of its file."""
+        """Of its row in the file, and of its folder of checkpoints."""
         words = f"{self.section} {self.group} {self.index}".replace("/", " ").replace(",", "")
         return "-".join(words.split())
 

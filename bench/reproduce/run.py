@@ -1,4 +1,4 @@
-"""Rows are run, each kept as JSON as it ends; a broken run goes on from its checkpoint."""
+"""Rows are run, each kept as it ends; a broken run continues from its checkpoint."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from typing import Any
 import torch
 
 from bench.machine import processor
+from bench.reproduce.plots import reads_curve
 from bench.reproduce.rows import Row
+from bench.results_file import read, write
 from fastnode import datasets
 from fastnode.datasets import Dataset
 from fastnode.nn import Recipe
 from fastnode.training import Config, Trainer, evaluate, recipe_for, restore, solvers_of
-from fastnode.training.checkpoint import write_json
 from fastnode.training.evaluation import predict
 from fastnode.training.loop import summary
 
-#: Points of a curve that are kept.
+#: Points of a curve that are kept, about.
 POINTS = 40
 #: Rows on which the accuracy of training data is taken.
 TRAINED = 10_000
@@ -30,14 +31,22 @@ TRAINED = 10_000
 ROUNDS, TIMED = 9, 256
 
 
-def kept(folder: Path, row: Row) -> dict[str, Any] | None:
-    """What a row left behind, unless it was run with other settings."""
-    path = folder / f"{row.name}.json"
-    if not path.exists():
-        return None
-    content = json.loads(path.read_text())
-    same = all(content["config"][name] == value for name, value in row.settings.items())
-    return content if same else None
+def kept(path: Path, rows: list[Row]) -> list[dict[str, Any] | None]:
+    """What each row left in the file, None where it was not run or run with other settings."""
+    by_name = {each["name"]: each for each in read(path).rows} if path.exists() else {}
+
+    def same(row: Row) -> bool:
+        config = by_name[row.name]["config"]
+        return all(config.get(name) == value for name, value in row.settings.items())
+
+    return [by_name[row.name] if row.name in by_name and same(row) else None for row in rows]
+
+
+def keep(path: Path, row: Row, content: dict[str, Any]) -> None:
+    """Puts into the file what a row left behind, in place of what it left before."""
+    rows = read(path).rows if path.exists() else []
+    others = [each for each in rows if each["name"] != row.name]
+    write(path, {}, [*others, {"name": row.name, **content}])
 
 
 def configure(row: Row, data: Dataset, recipe: Recipe) -> Config:
@@ -47,13 +56,13 @@ def configure(row: Row, data: Dataset, recipe: Recipe) -> Config:
     return Config(**{"eval_every": every, **settings})
 
 
-def checkpoints(folder: Path, row: Row) -> Path:
+def checkpoints(runs: Path, row: Row) -> Path:
     """Where a row is trained; another place for other settings."""
     settings = json.dumps(row.settings, sort_keys=True).encode()
-    return folder / f"{row.name}-{hashlib.blake2b(settings, digest_size=4).hexdigest()}"
+    return runs / f"{row.name}-{hashlib.blake2b(settings, digest_size=4).hexdigest()}"
 
 
-def run(row: Row, folder: Path, runs: Path, device: torch.device) -> dict[str, Any]:
+def run(row: Row, path: Path, runs: Path, device: torch.device) -> dict[str, Any]:
     """Trains, scores and keeps one row.
 
     Raises:
@@ -75,16 +84,16 @@ def run(row: Row, folder: Path, runs: Path, device: torch.device) -> dict[str, A
     results = trainer.run()
     content = summary(trainer, results)
     history = content.pop("history")
-    keep = history[:: max(1, len(history) // POINTS)]
-    names = ("step", "nfe_per_step", "total")
-    content["curve"] = [[round(entry[name], 6) for name in names] for entry in keep]
+    if reads_curve(row):
+        thinned = history[:: max(1, len(history) // POINTS)]
+        names = ("step", "nfe_per_step", "total")
+        content["curve"] = [[round(entry[name], 6) for name in names] for entry in thinned]
     content["data"] = {"source": Path(data.source).name, "samples": len(data.x_train)}
     content["machine"] = machine(device)
     if data.task == "classification" and config.method == "simfree":
         part = replace(data, x_test=data.x_train[:TRAINED], y_test=data.y_train[:TRAINED])
         content["trained_on"] = evaluate(trainer.model, part, solvers_of(recipe))
-    path = folder / f"{row.name}.json"
-    write_json(path, content)
+    keep(path, row, content)
     return content
 
 
@@ -94,12 +103,16 @@ def machine(device: torch.device) -> str:
     return f"{processor()}, {torch.get_num_threads()} thread(s)"
 
 
-def time_predictions(rows: list[Row], folder: Path, runs: Path, device: torch.device) -> None:
+def time_predictions(rows: list[Row], path: Path, runs: Path, device: torch.device) -> None:
     """Adds the median time of a batch to rows of one section and seed, their models in turn."""
-    ready = [row for row in rows if kept(folder, row) and checkpoints(runs, row).is_dir()]
+    ready = [
+        (row, content)
+        for row, content in zip(rows, kept(path, rows), strict=True)
+        if content is not None and checkpoints(runs, row).is_dir()
+    ]
     if len(ready) < 2:
         return
-    restored = [restore(checkpoints(runs, row) / "checkpoint.pt", device) for row in ready]
+    restored = [restore(checkpoints(runs, row) / "checkpoint.pt", device) for row, _ in ready]
     seconds: list[list[float]] = [[] for _ in ready]
     for _ in range(ROUNDS):
         for each, times in zip(restored, seconds, strict=True):
@@ -107,14 +120,10 @@ def time_predictions(rows: list[Row], folder: Path, runs: Path, device: torch.de
             started = time.perf_counter()
             predict(each.model, each.data.x_test[:TIMED], solver)
             times.append(time.perf_counter() - started)
-    for row, times in zip(ready, seconds, strict=True):
-        content = kept(folder, row)
-        assert content is not None
-        content["seconds_per_batch"] = median(times)
-        write_json(folder / f"{row.name}.json", content)
+    for (row, content), times in zip(ready, seconds, strict=True):
+        keep(path, row, {**content, "seconds_per_batch": median(times)})
 
 
-def failed(row: Row, folder: Path, error: Exception) -> None:
+def failed(row: Row, path: Path, error: Exception) -> None:
     """Keeps the reason why a row has no figure."""
-    config = {**row.settings}
-    write_json(folder / f"{row.name}.json", {"config": config, "failed": str(error)})
+    keep(path, row, {"config": {**row.settings}, "failed": str(error)})

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from bench.results_file import read
 
 ROOT = Path(__file__).parents[2]
 STAND_IN = f"""#!/bin/sh
@@ -46,7 +48,7 @@ def run(folder, budget):
         capture_output=True,
         text=True,
     )
-    steps = json.loads((folder / "out" / "steps.json").read_text())
+    steps = read(folder / "out" / "steps.jsonl").rows
     return result, {each["step"]: each["status"] for each in steps}
 
 
@@ -61,6 +63,12 @@ def test_a_step_that_hangs_or_fails_does_not_lose_the_others(tmp_path):
     assert "odeint: not finished" in result.stdout
     lines = (tmp_path / "out" / "summary.txt").read_text().splitlines()
     assert lines[-1].startswith("tiles") and result.stdout.endswith(lines[-1] + "\n")
+
+
+def test_gpu_script_names_files_that_exist():
+    text = (ROOT / "bench/gpu.sh").read_text()
+    paths = re.findall(r"\b(?:tests|bench)/[\w/]+\.py\b", text)
+    assert len(paths) > 4 and all((ROOT / path).is_file() for path in paths)
 
 
 def test_folder_must_be_named():

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from bench.measured import Results, number, table
+from bench.measured import number, table
+from bench.results_file import Results, write
 from bench.tables import rewritten
 from bench.tables_slower import slower
 from bench.tables_solving import odeint
@@ -15,10 +14,11 @@ from bench.tables_training import ADJOINTS, adjoint_memory
 
 @pytest.fixture
 def results(tmp_path):
-    info = {"subject": "dopri5 tanh", "case": "(2, 16)", "ratios": {"torchdiffeq": 4.25}}
-    (tmp_path / "odeint.json").write_text(json.dumps({"benchmarks": [{"extra_info": info}]}))
+    row = {"subject": "dopri5 tanh", "case": "(2, 16)", "ratios": {"torchdiffeq": 4.25}}
+    write(tmp_path / "odeint.jsonl", {}, [row])
     milliseconds = {"fastnode": 41.7, "torch": 950.0}
-    (tmp_path / "imports.json").write_text(json.dumps({"milliseconds": milliseconds}))
+    rows = [{"module": name, "milliseconds": time} for name, time in milliseconds.items()]
+    write(tmp_path / "imports.jsonl", {}, rows)
     return Results(tmp_path)
 
 
@@ -43,7 +43,7 @@ def test_a_comment_without_its_partner_is_told(results, page):
 
 def test_a_benchmark_that_is_not_there_is_named(results):
     assert results.ratio("odeint", "dopri5 tanh", "(2, 16)", "torchdiffeq") == 4.25
-    with pytest.raises(KeyError, match="odeint.json has no benchmark 'rk4'"):
+    with pytest.raises(KeyError, match="odeint.jsonl has no benchmark 'rk4'"):
         results.ratio("odeint", "rk4", "(2, 16)", "torchdiffeq")
 
 
@@ -53,8 +53,7 @@ def test_memory_is_read_from_the_run_of_all_adjoints(results):
         for name in (*ADJOINTS, "torchdiffeq backprop")
     ]
     rows[-1]["megabytes"]["t = 16"] = 700.0
-    benchmarks = [{"extra_info": row} for row in rows]
-    (results.folder / "work.json").write_text(json.dumps({"benchmarks": benchmarks}))
+    write(results.folder / "work.jsonl", {}, rows)
     written = adjoint_memory(results)
     assert "| 4 | 9 | 9 | 9 | 9 | 9 | 9 |" in written
     assert "| 16 | 85 | 85 | 85 | 85 | 85 | 700 |" in written
@@ -67,8 +66,7 @@ def test_rivals_that_took_no_part_have_no_column(results, present):
         {"subject": f"dopri5 {name}", "case": "(2, 16, 1)", "ratios": ratios}
         for name in ("tanh", "silu")
     ]
-    benchmarks = [{"extra_info": row} for row in rows]
-    (results.folder / "odeint.json").write_text(json.dumps({"benchmarks": benchmarks}))
+    write(results.folder / "odeint.jsonl", {}, rows)
     head, _, row = odeint(results).splitlines()
     assert head.count("|") == row.count("|") == 4 + len(present)
     assert all(f"{name.removesuffix(', compiled')}, tanh" in head for name in present)
@@ -77,10 +75,9 @@ def test_rivals_that_took_no_part_have_no_column(results, present):
 def test_all_that_others_win_is_told_and_nothing_else(results):
     ratios = {"diffrax, compiled": 0.5, "torchdiffeq": 4.0, "backprop": 0.7}
     rows = [{"subject": "dopri5", "case": f"({n}, 16)", "ratios": ratios} for n in (64, 2)]
-    benchmarks = [{"extra_info": row} for row in rows]
-    (results.folder / "fused.json").write_text(json.dumps({"benchmarks": benchmarks}))
+    write(results.folder / "fused.jsonl", {}, rows)
     *_, last = slower(results).splitlines()
-    assert last == "| `fused.json` | dopri5 | diffrax, compiled | (64, 16): 0.5; (2, 16): 0.5 |"
+    assert last == "| `fused.jsonl` | dopri5 | diffrax, compiled | (64, 16): 0.5; (2, 16): 0.5 |"
     assert "torchdiffeq" not in slower(results) and "backprop" not in slower(results)
 
 
