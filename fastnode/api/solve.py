@@ -90,7 +90,7 @@ def solve(
             or what ``fastnode.fuse`` returns, with ``save="times"``, and where it solves per sample
             without gradients too; "auto" takes the last of these that it can. "graph" runs the
             whole adaptive solve on a CUDA device without waiting for it, for a func that is pure:
-            kernels on tensors, nothing else (docs/graph.md).
+            kernels on tensors, nothing else (docs/cuda_graph.md).
         first_step: size of the first step; chosen at the cost of one evaluation if None; if per
             sample a number or [B].
         min_step, max_step: limits of the step size, those of the controller if None.
