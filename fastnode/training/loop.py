@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -154,7 +155,7 @@ class Trainer:
             self._advance(until, stop)
             self._check_loss()
             at_end = self.step == config.steps
-            if at_end or self.step % every == 0:
+            if self._interval["steps"] and (at_end or self.step % every == 0):
                 report(self._end_interval())
             if self.validates and (at_end or self.step % config.eval_every == 0):
                 self._validate()
@@ -262,16 +263,26 @@ class Trainer:
 
     def _restore(self, path: Path) -> None:
         state = checkpoint.load(path)
-        differences = config_of(path, state).differences(self.config)
-        if differences:
-            raise ValueError(f"{path} is of a run with other settings: {differences}")
-        for parameters in (state["best"]["model"] or state["model"], state["model"]):
-            load_parameters(path, self.model, parameters)
-        load_optimizer(path, self.optimizer, state["optimizer"])
-        self.step, self.best = state["step"], state["best"]
-        self.history, self.finished = state["history"], state["finished"]
-        self._interval = state["interval"]
-        self._losses = {name: value.to(self.device) for name, value in state["losses"].items()}
+        with checkpoint.named(path):
+            differences = config_of(path, state).differences(self.config)
+            if differences:
+                raise ValueError(f"{path} is of a run with other settings: {differences}")
+            for parameters in (state["best"]["model"] or state["model"], state["model"]):
+                load_parameters(path, self.model, parameters)
+            load_optimizer(path, self.optimizer, state["optimizer"])
+            self.step, self.finished = int(state["step"]), bool(state["finished"])
+            self.best, self.history = state["best"], list(state["history"])
+            self.best |= {"value": float(self.best["value"]), "step": int(self.best["step"])}
+            for name, kind in (("steps", int), ("seconds", float), ("nfe", int)):
+                self._interval[name] = kind(state["interval"][name])
+            if not 0 <= self._interval["steps"] <= self.step:
+                raise ValueError(f"{path} has an interval of {self._interval['steps']} steps")
+            self._losses = {
+                name: torch.as_tensor(value).reshape(()).to(self.device)
+                for name, value in state["losses"].items()
+            }
+            # A history that metrics.json cannot hold is found out here and not in the run.
+            json.dumps(summary(self, None))
 
     def _save(self) -> None:
         if self.rank != 0:

@@ -234,11 +234,12 @@ def restore(path: Path, device: torch.device) -> Restored:
         OSError, ValueError: the checkpoint or its data set cannot be read, or do not fit.
     """
     state = checkpoint.load(path)
-    config = config_of(path, state)
+    with checkpoint.named(path):
+        config = config_of(path, state)
+        source = state["best"] if state["best"]["model"] else state
     data = load(config.dataset, config.split)
     recipe = recipe_for(data, config.recipe)
     model = build_model(config, recipe)
-    best = state["best"]
-    source = best if best["model"] else state
-    load_parameters(path, model, source["model"])
-    return Restored(config, source["step"], data, recipe, model.to(device))
+    with checkpoint.named(path):
+        load_parameters(path, model, source["model"])
+    return Restored(config, int(source["step"]), data, recipe, model.to(device))
