@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastnode.engines.methods import ADAPTIVE, FIXED, fixed_method
-from fastnode.engines.reference.fixed import continuation
+from fastnode.engines.reference.fixed import GridStep
 from fastnode.engines.select import adaptive_stepper, fixed_steps
 from fastnode.errors import EventNotFound, InvalidValue, NonFiniteState
 from fastnode.problem.ivp import (
@@ -301,5 +301,6 @@ def _fixed_spans(
     grid = (start + i * h for i in count())
     steps = fixed_steps(problem, name, step, grid, fixed.perturb)
     for made in islice(steps, MAX_FIXED_STEPS):
-        yield Span(made.t, made.t1, made.y1, continuation(made, fixed.interp, fixed.perturb))
+        inside = GridStep(made, fixed.interp, fixed.perturb)
+        yield Span(made.t, made.t1, made.y1, inside.at)
     raise EventNotFound(f"no event within {MAX_FIXED_STEPS} steps of {h:g}")

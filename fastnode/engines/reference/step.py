@@ -54,19 +54,6 @@ class Step:
         slopes = [self.k[i] for i, _ in rows]
         return rk_stage(self.y, slopes, [h * polynomial(row, x) for _, row in rows])
 
-    def linear_at(self, t: Time) -> Tensor:
-        if to_float(t) == to_float(self.t1):
-            return self.y1
-        return self.y + (t - self.t) / (self.t1 - self.t) * (self.y1 - self.y)
-
-    def cubic_at(self, t: Time, f1: Tensor) -> Tensor:
-        """The cubic with the values and slopes of both ends."""
-        h = self.t1 - self.t
-        x = (t - self.t) / h
-        rise, square = x * x * (3 - 2 * x), x * (1 - x)
-        slopes = [self.y1 - self.y, self.k[0], f1]
-        return rk_stage(self.y, slopes, [rise, h * square * (1 - x), -h * square * x])
-
 
 def polynomial(coefficients: Sequence[float], x: Time) -> Time:
     """sum_p coefficients_p x^(p + 1)."""
