@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from fastnode.ops.rk_rows import rk_error_rows
-from fastnode.problem.ivp import State, check_times, make_problem
+from fastnode.problem.ivp import State, check_returned, check_times, make_problem
+
+_HINT = (
+    "; with per_sample=True func sees only the samples that still run, and tensors with a row for "
+    "each sample must be passed in args"
+)
 
 
 @dataclass(frozen=True)
@@ -64,36 +69,10 @@ class SampleField:
 
     def checked(self, result: Any, count: int) -> State:
         """What func returned for ``count`` samples, or an error that says what is wrong with it."""
-        if not self.layout.is_tuple:
-            return self._checked_part("func", result, (count, *self.layout.shapes[0]))
-        shapes = self.layout.shapes
-        if not isinstance(result, (tuple, list)) or len(result) != len(shapes):
-            came = f"{len(result)}" if isinstance(result, (tuple, list)) else type(result).__name__
-            raise TypeError(f"func must return a tuple of {len(shapes)} tensors as y0, got {came}")
-        return tuple(
-            self._checked_part(f"func, element {i},", part, (count, *shape))
-            for i, (part, shape) in enumerate(zip(result, shapes, strict=True))
-        )
-
-    def _checked_part(self, name: str, value: Any, shape: tuple[int, ...]) -> Tensor:
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must return a tensor, got {type(value).__name__}")
-        if value.shape != shape:
-            raise ValueError(
-                f"{name} must return the shape {tuple(shape)} of the samples it was given, got "
-                f"{tuple(value.shape)}; with per_sample=True func sees only the samples that still "
-                "run, and tensors with a row for each sample must be passed in args"
-            )
-        if value.device != self.device:
-            raise ValueError(f"{name} must return a tensor on {self.device}, got {value.device}")
-        if value.dtype != self.dtype:
-            # Autocast makes linear layers return a narrower type: the state keeps its own.
-            if not torch.is_autocast_enabled(self.device.type):
-                raise TypeError(
-                    f"{name} must return the state's dtype {self.dtype}, got {value.dtype}"
-                )
-            value = value.to(self.dtype)
-        return value
+        shapes = [(count, *shape) for shape in self.layout.shapes]
+        is_tuple = self.layout.is_tuple
+        parts = check_returned(result, shapes, is_tuple, self.dtype, self.device, _HINT)
+        return parts if is_tuple else parts[0]
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,15 +85,9 @@ class VectorField:
 
     def parts(self, result: Any) -> tuple[Tensor, ...]:
         """What func returned, tensor by tensor, once it is found to have the state's form."""
-        if self.layout.shapes is None:
-            return (self._checked("func", result, self.shape),)
         shapes = self.layout.shapes
-        if not isinstance(result, (tuple, list)) or len(result) != len(shapes):
-            came = f"{len(result)}" if isinstance(result, (tuple, list)) else type(result).__name__
-            raise TypeError(f"func must return a tuple of {len(shapes)} tensors as y0, got {came}")
-        parts = enumerate(zip(result, shapes, strict=True))
-        return tuple(
-            self._checked(f"func, element {i},", part, shape) for i, (part, shape) in parts
+        return check_returned(
+            result, shapes or (self.shape,), shapes is not None, self.dtype, self.device
         )
 
     def time(self, t: Time, side: int) -> Tensor:
@@ -107,24 +101,43 @@ class VectorField:
         # Without waiting for all that a GPU has to do before.
         return (value + shift).to(self.device, non_blocking=True)
 
-    def _checked(self, name: str, value: Any, shape: torch.Size) -> Tensor:
+
+def check_returned(
+    result: Any,
+    shapes: Sequence[tuple[int, ...]],
+    is_tuple: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+    hint: str = "",
+) -> tuple[Tensor, ...]:
+    """What func returned, tensor by tensor, in the state's dtype; ValueError or TypeError if it
+    does not have the state's form. ``hint`` follows the message about a wrong shape."""
+
+    def check(name: str, value: Any, shape: tuple[int, ...]) -> Tensor:
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must return a tensor, got {type(value).__name__}")
         if value.shape != shape:
             raise ValueError(
-                f"{name} must return the state's shape {tuple(shape)}, got {tuple(value.shape)}"
+                f"{name} must return the state's shape {tuple(shape)}, got "
+                f"{tuple(value.shape)}{hint}"
             )
-        if value.device != self.device:
-            raise ValueError(f"{name} must return a tensor on {self.device}, got {value.device}")
-        if value.dtype != self.dtype:
+        if value.device != device:
+            raise ValueError(f"{name} must return a tensor on {device}, got {value.device}")
+        if value.dtype != dtype:
             # What would lose precision unseen is refused; autocast is there to lose it.
-            widens = torch.promote_types(value.dtype, self.dtype) == self.dtype
-            if not widens and not torch.is_autocast_enabled(self.device.type):
-                raise TypeError(
-                    f"{name} must return the state's dtype {self.dtype}, got {value.dtype}"
-                )
-            value = value.to(self.dtype)
+            widens = torch.promote_types(value.dtype, dtype) == dtype
+            if not widens and not torch.is_autocast_enabled(device.type):
+                raise TypeError(f"{name} must return the state's dtype {dtype}, got {value.dtype}")
+            value = value.to(dtype)
         return value
+
+    if not is_tuple:
+        return (check("func", result, shapes[0]),)
+    if not isinstance(result, (tuple, list)) or len(result) != len(shapes):
+        came = f"{len(result)}" if isinstance(result, (tuple, list)) else type(result).__name__
+        raise TypeError(f"func must return a tuple of {len(shapes)} tensors as y0, got {came}")
+    parts = enumerate(zip(result, shapes, strict=True))
+    return tuple(check(f"func, element {i},", part, shape) for i, (part, shape) in parts)
 
 
 def silent(t: Time, y: Tensor, h: Time) -> None:
