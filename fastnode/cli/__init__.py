@@ -79,7 +79,9 @@ def _config(arguments: argparse.Namespace, data: Dataset, processes: int) -> Con
     from fastnode.training import Config, recipe_for
 
     recipe = recipe_for(data, arguments.recipe)
-    values = {each.name: getattr(arguments, each.name, None) for each in fields(Config)}
+    values: dict[str, Any] = {
+        each.name: getattr(arguments, each.name, None) for each in fields(Config)
+    }
     values["processes"] = processes
     defaults = {name: getattr(recipe, name) for name in ("steps", "batch", "lr")}
     defaults["method"] = recipe.default_method
