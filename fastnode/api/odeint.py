@@ -20,9 +20,9 @@ from fastnode.engines.select import (
     no_callbacks,
     traceable,
 )
-from fastnode.events.search import link_found, solve_until_event
+from fastnode.events.search import attach_event_gradients, solve_until_event
 from fastnode.problem.ivp import Problem, State, as_times, make_problem
-from fastnode.torch_support.compile import outside_graph
+from fastnode.torch_support.compile import uncompiled
 
 
 def odeint(
@@ -97,7 +97,7 @@ def odeint(
         fused.refuse()
     if event_fn is not None and engine != "auto":
         raise ValueError(f"engine must be 'auto' with event_fn, got {engine!r}")
-    run = _solve if traceable(method, options, event_fn) else _outside_graph
+    run = _solve if traceable(method, options, event_fn) else _solve_uncompiled
     return run(func, y0, t, rtol, atol, method, options, event_fn, args, engine)
 
 
@@ -155,7 +155,7 @@ def solve_packed(
     return select.integrate(stepper, times)
 
 
-_outside_graph = outside_graph(_solve)
+_solve_uncompiled = uncompiled(_solve)
 
 
 def _by_scipy(
@@ -226,4 +226,4 @@ def odeint_event(
     if odeint_interface is odeint:
         return event_t, solution
     problem = make_problem(func, y0, t, kwargs.get("args", ()))
-    return link_found(problem, event_fn, event_t, solution)
+    return attach_event_gradients(problem, event_fn, event_t, solution)

@@ -13,7 +13,7 @@ from fastnode.adjoints.continuous.adjoint import Adjoint
 from fastnode.api.odeint import odeint, solve_packed
 from fastnode.control.norms import ErrorNorm
 from fastnode.engines.methods import find_method
-from fastnode.events.search import link_found, solve_until_event
+from fastnode.events.search import attach_event_gradients, solve_until_event
 from fastnode.ops.dispatch import transformed
 from fastnode.problem.ivp import Problem, State, make_problem
 from fastnode.torch_support.warn import warn
@@ -116,7 +116,7 @@ def odeint_adjoint(
         atol=atol if adjoint_atol is None else adjoint_atol,
         options=inherited if adjoint_options is None else adjoint_options,
         state_norm=(options or {}).get("norm"),
-        again=lambda problem: solve_packed(problem, name, options, rtol, atol),
+        solve_with_graph=lambda problem: solve_packed(problem, name, options, rtol, atol),
     )
     if event_fn is not None:
         return _until_event(adjoint, problem, name, event_fn, options, rtol, atol)
@@ -141,7 +141,7 @@ def _until_event(
     solution = torch.stack(layout.pack_times(states))
     times = torch.cat([problem.t[:1], event_t.reshape(1).to(problem.t)])
     linked = layout.unpack(adjoint.attach(solution, times))
-    return link_found(problem, event_fn, event_t, linked)
+    return attach_event_gradients(problem, event_fn, event_t, linked)
 
 
 def _parameters(

@@ -27,13 +27,13 @@ from fastnode.problem.ivp import State, check_times, make_problem
 from fastnode.recording.per_sample import sample_solution
 from fastnode.solution import Solution, Steps
 from fastnode.tableaus import METHODS
-from fastnode.torch_support.compile import outside_graph
+from fastnode.torch_support.compile import uncompiled
 from fastnode.torch_support.grad_mode import recorded
 
 SAVE = ("times", "steps", "dense")
 
 
-@outside_graph
+@uncompiled
 def solve(
     func: Callable[..., Any],
     y0: State,

@@ -126,7 +126,7 @@ class JointSolve:
             rtol=self.rtol,
             atol=self.atol,
             options=None if size is None else {"step_size": size},
-            again=lambda problem: torch.stack(self._backprop(problem).outputs),
+            solve_with_graph=lambda problem: torch.stack(self._backprop(problem).outputs),
         )
         with torch.no_grad():
             recording = self._record(replace(problem, t=problem.t.detach()))

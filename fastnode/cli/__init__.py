@@ -1,7 +1,6 @@
 """The command line: fastnode train | evaluate | info.
 
-Whatever depends on torch or data is imported by the command that needs it, so that help and wrong
-arguments answer at once.
+Commands import what they need, so that help and wrong arguments take no longer than necessary.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def check_module(**modules: nn.Module) -> None:
             raise TypeError(f"{name} must be a torch.nn.Module, got {type(module).__name__}")
 
 
-class _Counted:
+class _CountingField:
     """A vector field that counts its evaluations."""
 
     def __init__(self, field: nn.Module) -> None:
@@ -68,7 +68,7 @@ class _Regularized(nn.Module):
         self.regularization = torch.zeros(())
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy has the value of the penalty; its graph belongs to the call that made it.
+        # A copy has the value of the penalty without the autograd graph of the call that made it.
         return {**self.__dict__, "regularization": self.regularization.detach()}
 
 
@@ -155,7 +155,7 @@ class NeuralODE(_Regularized):
                 **options,
             )
             return solution[-1] if last else solution
-        counted = _Counted(self.field)
+        counted = _CountingField(self.field)
         solution = odeint(
             counted,
             z0,
@@ -175,12 +175,12 @@ class NeuralODE(_Regularized):
 class EncodedODE(_Regularized):
     """decoder(z(1)) where dz/dt = field(t, z) and z(0) = encoder(x).
 
-    The model that a NODE trained through the solver and :class:`SimulationFreeNODE` share; the way
-    it is solved may change from call to call.
+    The model that a NODE trained through the solver and :class:`SimulationFreeNODE` share; each
+    call may choose another solver.
 
     Args:
         encoder, field, decoder: modules; the field is called ``field(t, z)``.
-        method, steps, rtol, atol: how forward solves unless told otherwise: any method of
+        method, steps, rtol, atol: defaults of forward's arguments: any method of
             :func:`fastnode.odeint`, ``steps`` equal steps for a method of fixed steps, the
             tolerances for an adaptive one.
         regularizer: one of :mod:`fastnode.regularize`, at work in training mode.
@@ -252,7 +252,7 @@ class EncodedODE(_Regularized):
                 **options,
             )
             return self._decode(solution)
-        counted = _Counted(self.field)
+        counted = _CountingField(self.field)
         solution = odeint(
             counted,
             z0,

@@ -1,4 +1,4 @@
-"""A batch of initial value problems that share a vector field: checked, one row for each."""
+"""A batch of initial value problems for per-sample stepping: checked, one row for each sample."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HINT = (
 
 
 @dataclass(frozen=True)
-class RowLayout:
+class SampleLayout:
     """How each sample's state lies in its row; ``shapes`` are those of one sample."""
 
     shapes: tuple[torch.Size, ...]
@@ -38,7 +38,7 @@ class RowLayout:
         return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
     def unpack(self, rows: Tensor) -> State:
-        """Undoes ``pack``; all dimensions but the last stay in front."""
+        """The inverse of ``pack``; all dimensions but the last stay in front."""
         lead = rows.shape[:-1]
         if not self.is_tuple:
             return rows.reshape(lead + self.shapes[0])
@@ -49,7 +49,7 @@ class RowLayout:
 class SampleField:
     """The caller's func over packed rows, with its results checked."""
 
-    def __init__(self, func: Callable[..., Any], layout: RowLayout, y0: Tensor):
+    def __init__(self, func: Callable[..., Any], layout: SampleLayout, y0: Tensor):
         self.func, self.layout = func, layout
         self.dtype, self.device = y0.dtype, y0.device
         self.time_dtype = y0.dtype.to_real()
@@ -58,7 +58,7 @@ class SampleField:
         self, t: Tensor, y: Tensor, args: Sequence[Any], before: Tensor | None = None
     ) -> Tensor:
         """dy/dt [b, D] at t [b] and y [b, D]; with ``before``, the directions of time [b], at the
-        last number before each t, so that a field with a jump there is seen from this side."""
+        last number before each t, so that a field with a jump there is evaluated on this side."""
         t = t.to(self.time_dtype)
         if before is not None:
             with torch.no_grad():
@@ -88,7 +88,7 @@ class Tolerances:
 
     def norm(
         self,
-        layout: RowLayout,
+        layout: SampleLayout,
         y0: Tensor,
         y1: Tensor,
         k: Sequence[Tensor],
@@ -122,8 +122,8 @@ class SampleProblem:
     args: tuple[Any, ...]
 
     def take_args(self, args: Sequence[Any], rows: Tensor) -> tuple[Any, ...]:
-        """The arguments of the samples ``rows``: ``args`` belong to as many as ``rows`` counts in,
-        and those of ``self.args`` that have one entry for each sample are indexed."""
+        """``args``, which belong to the samples that ``rows`` indexes, for the rows alone: tensors
+        with one entry for each sample are indexed."""
         pairs = zip(args, self.args, strict=True)
         return tuple(x[rows] if self._per_sample(full) else x for x, full in pairs)
 
@@ -153,7 +153,7 @@ def make_samples(
     if ts.dim() == 2 and ts.shape[0] != batch:
         raise ValueError(f"ts must have shape [T] or [{batch}, T], got {tuple(ts.shape)}")
     rows = ts.expand(batch, -1) if ts.dim() == 1 else ts
-    layout = RowLayout(tuple(part.shape[1:] for part in parts), single.layout.shapes is not None)
+    layout = SampleLayout(tuple(part.shape[1:] for part in parts), single.layout.shapes is not None)
     packed = layout.pack(y0)
     wide = torch.float32 if packed.device.type == "mps" else torch.float64
     times = rows.to(device=packed.device, dtype=wide)

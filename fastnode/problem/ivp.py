@@ -1,4 +1,4 @@
-"""Checks what a caller hands to a solve and packs it: state, vector field, times, tolerances."""
+"""Checks the arguments of a solve and packs them: state, vector field, times."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ State = Tensor | tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Layout:
-    """How the caller's state lies in the packed tensor; ``shapes`` is None for a lone tensor."""
+    """How the caller's state lies in the packed tensor; ``shapes`` is None for a single tensor."""
 
     shapes: tuple[torch.Size, ...] | None
 
@@ -40,7 +40,7 @@ class Layout:
         return [self.pack(state) for state in zip(*states, strict=True)]
 
     def unpack(self, packed: Tensor) -> State:
-        """Undoes ``pack``; leading dimensions (times) stay in front."""
+        """The inverse of ``pack``; leading dimensions (times) stay in front."""
         if self.shapes is None:
             return packed
         pieces = packed.split([shape.numel() for shape in self.shapes], dim=-1)
@@ -73,8 +73,8 @@ class VectorField:
         self.evaluations = 0
 
     def __call__(self, t: Time, y: Tensor, side: int = 0) -> Tensor:
-        """dy/dt at (t, y); side -1 or 1 moves t to the next number before or after it on the way,
-        so that a field with a jump at t is evaluated on the right side of it."""
+        """dy/dt at (t, y); side -1 or 1 moves t to the adjacent number before or after it in the
+        direction of time, so that a field with a jump at t is evaluated on the right side."""
         self.evaluations += 1
         return self.accept(self.func(self.time(t, side), self.layout.unpack(y), *self.args))
 
@@ -98,7 +98,7 @@ class VectorField:
         with torch.no_grad():
             bound = torch.full_like(value, side * self.direction * math.inf)
             shift = torch.nextafter(value, bound) - value
-        # Without waiting for all that a GPU has to do before.
+        # Non-blocking: the host must not wait for the GPU's queue.
         return (value + shift).to(self.device, non_blocking=True)
 
 
@@ -124,7 +124,7 @@ def check_returned(
         if value.device != device:
             raise ValueError(f"{name} must return a tensor on {device}, got {value.device}")
         if value.dtype != dtype:
-            # What would lose precision unseen is refused; autocast is there to lose it.
+            # A silent loss of precision is refused, except under autocast, which asks for it.
             widens = torch.promote_types(value.dtype, dtype) == dtype
             if not widens and not torch.is_autocast_enabled(device.type):
                 raise TypeError(f"{name} must return the state's dtype {dtype}, got {value.dtype}")
@@ -140,8 +140,8 @@ def check_returned(
     return tuple(check(f"func, element {i},", part, shape) for i, (part, shape) in parts)
 
 
-def silent(t: Time, y: Tensor, h: Time) -> None:
-    """A callback that does nothing."""
+def no_callback(t: Time, y: Tensor, h: Time) -> None:
+    """The callback where the caller has none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,9 +149,9 @@ class Callbacks:
     """What is called with (t, packed state, signed step): before a step is tried, and once it has
     been accepted or rejected."""
 
-    step: Callable[[Time, Tensor, Time], None] = silent
-    accept: Callable[[Time, Tensor, Time], None] = silent
-    reject: Callable[[Time, Tensor, Time], None] = silent
+    step: Callable[[Time, Tensor, Time], None] = no_callback
+    accept: Callable[[Time, Tensor, Time], None] = no_callback
+    reject: Callable[[Time, Tensor, Time], None] = no_callback
 
 
 NO_CALLBACKS = Callbacks()
@@ -194,7 +194,7 @@ def reached(t: Time, target: Time, direction: float) -> bool:
 
 def as_times(t: Tensor) -> list[Time]:
     """The entries of a 1-d tensor in float64: floats, or 0-dim tensors if they need a gradient or,
-    in a graph that torch.compile records, have no value yet."""
+    in a graph that torch.compile traces, have no value yet."""
     differentiable = t.requires_grad and torch.is_grad_enabled()
     if differentiable or torch.compiler.is_compiling():
         return list(t.double().cpu().unbind())
@@ -237,8 +237,8 @@ def _check_state(y0: State) -> Layout:
 def check_times(name: str, t: Any) -> float:
     """Checks a sequence of times and returns the direction of time, 1.0 or -1.0.
 
-    Times in a graph that torch.compile records have no values to check and no direction; solves
-    that need them run outside of it.
+    Times in a graph that torch.compile traces have no values to check and no direction; solves
+    that need them run uncompiled.
     """
     if not isinstance(t, Tensor):
         raise InvalidType(f"{name} must be a tensor, got {type(t).__name__}")
@@ -251,7 +251,7 @@ def check_times(name: str, t: Any) -> float:
     values = t.tolist()
     if not all(map(math.isfinite, values)):
         raise InvalidValue(f"{name} must be finite, got {values}")
-    # Plain numbers: for the usual handful of times a tensor op costs more than all comparisons.
+    # Plain numbers: for a few times one tensor op costs more than all comparisons.
     if all(map(operator.lt, values, values[1:])):
         return 1.0
     if all(map(operator.gt, values, values[1:])):

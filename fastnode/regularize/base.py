@@ -21,7 +21,7 @@ KINDS = ("error", "stiffness")
 
 
 class Regularizer(ABC):
-    """Solves as ``fastnode.solve`` does and tells what to add to the training loss.
+    """Solves as ``fastnode.solve`` does and returns the penalty to add to the training loss.
 
         solution, penalty = regularizer.solve(func, y0, ts, rtol=1e-4)
         (loss(solution.ys[-1]) + penalty).backward()
@@ -29,7 +29,7 @@ class Regularizer(ABC):
     ``fastnode.nn.NeuralODE(field, regularizer=...)`` does the same while it is in training mode.
 
     Attributes:
-        step: the training step, which schedules of weights go by; whoever trains sets it.
+        step: the training step, for schedules of weights; the training loop sets it.
         generator: source of random numbers; torch's default one if None.
     """
 
@@ -82,11 +82,12 @@ class Regularizer(ABC):
         return drawn.to(x.device)
 
 
-def needs_error_estimate(method: str, who: str) -> None:
+def needs_error_estimate(method: str, caller: str) -> None:
     """Raises ValueError for a method that does not choose its steps."""
     if method not in ADAPTIVE:
         raise ValueError(
-            f"{who} needs a method that chooses its steps ({', '.join(ADAPTIVE)}), got {method!r}"
+            f"{caller} needs a method that chooses its steps ({', '.join(ADAPTIVE)}), "
+            f"got {method!r}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Files that survive a kill: atomic writes, and checkpoints that are read without running code."""
+"""Atomic writes, which survive a kill, and checkpoints that are read without running code."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def load(path: str | Path) -> dict[str, Any]:
             checkpoint of fastnode.
     """
     data = Path(path).read_bytes()
-    # torch's older formats are not ours; their loader is left unreached.
+    # Checkpoints are zip archives; torch's loaders of older formats must not see the file.
     if not data.startswith(b"PK\x03\x04"):
         raise ValueError(f"{path} is damaged or not a checkpoint: not a zip archive")
     with named(path, "is damaged or not a checkpoint"), warnings.catch_warnings():

@@ -110,7 +110,7 @@ class Trainer:
         report: Callable[[Progress], None] = lambda progress: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> dict[str, Any] | None:
-        """Trains to the end, or until `stop()`; both ways leave a checkpoint.
+        """Trains to the end, or until `stop()`; either leaves a checkpoint.
 
         Returns:
             At the end the test results, as `evaluate` gives them (metrics.json holds them too);
@@ -139,7 +139,7 @@ class Trainer:
         try:
             yield
         finally:
-            # It would keep gloo's threads alive until the interpreter ends, where they abort.
+            # Otherwise gloo's threads live until the interpreter exits, where they abort.
             self.objective = alone
             gc.collect()
 
@@ -211,8 +211,8 @@ class Trainer:
     def _validate(self) -> None:
         if self.rank != 0:
             return
-        # By the accurate solver: judged by one Euler step, a simulation-free model would be chosen
-        # for a lucky error of that step.
+        # With the accurate solver: by one Euler step a simulation-free model would be chosen for a
+        # chance error of that step.
         outputs, _ = predict(self.model, self.data.x_valid, solvers_of(self.recipe)[-1])
         value = score(self.data, self.data.y_valid, outputs)
         sign = 1 if self.data.task == "classification" else -1
@@ -256,7 +256,7 @@ class Trainer:
             if not resume:
                 raise ValueError(f"{self.out} holds a run already; resume it or choose another")
             self._restore(path)
-        # A folder that cannot be written is found out before the first step, not at a checkpoint.
+        # A folder that cannot be written is reported before the first step, not at a checkpoint.
         if self.rank == 0 and not self.finished:
             checkpoint.make_folder(self.out)
             self._write_metrics(None)
@@ -281,7 +281,7 @@ class Trainer:
                 name: torch.as_tensor(value).reshape(()).to(self.device)
                 for name, value in state["losses"].items()
             }
-            # A history that metrics.json cannot hold is found out here and not in the run.
+            # A history that cannot be written to metrics.json is reported here, not in the run.
             json.dumps(summary(self, None))
 
     def _save(self) -> None:

@@ -1,4 +1,4 @@
-"""The nets of a run: built, wrapped in what is minimised, and read back from a checkpoint."""
+"""The nets of a run: built, wrapped in their loss, and read from a checkpoint."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STEER_WIDTH = 0.5
 
 #: Of the schedule "inverse", for each step.
 INVERSE_RATE = 1e-5
-#: What optimisers remember of each parameter, in its shape.
+#: The state that optimisers keep for each parameter, in its shape.
 MOMENTS = {
     torch.optim.AdamW: ("exp_avg", "exp_avg_sq"),
     torch.optim.Adamax: ("exp_avg", "exp_inf"),
@@ -92,7 +92,7 @@ def masked_mse(values: Tensor, series: Tensor) -> Tensor:
 
 
 def recipe_for(data: Dataset, name: str | None = None) -> Recipe:
-    """The nets and hyper-parameters of a name, or the data set's own.
+    """The nets and hyper-parameters of a name; the name defaults to that of the data set.
 
     Raises:
         ValueError: an unknown name, or a recipe for another data set.

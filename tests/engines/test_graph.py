@@ -185,7 +185,7 @@ def test_a_solve_that_cannot_go_on_says_why_as_the_native_engine_does(runtimes, 
 def test_full_records_are_emptied_on_the_way(runtimes, monkeypatch):
     ts = torch.tensor([0.0, 0.5, 3.0])
     options = {"rtol": 1e-8, "atol": 1e-8}
-    monkeypatch.setattr(graph_program, "NOTES", 5)
+    monkeypatch.setattr(graph_program, "MAX_RECORDS", 5)
     for save in ("times", "steps"):
         native, graph = both(wave, start(), ts, save=save, **options)
         assert graph.accepted > 40

@@ -127,7 +127,7 @@ def test_objects_of_the_user_are_looked_at_and_those_of_libraries_are_not(runtim
 def test_clear_lets_go_of_all_graphs(runtimes):
     field = Turning()
     run(field)
-    select.graph.clear()
+    select.graph_engine().clear()
     run(field)
     assert len(runtimes) == 2
 
@@ -161,17 +161,17 @@ class Holder:
 def test_a_graph_goes_with_its_field(runtimes):
     field = Turning()
     run(field)
-    assert len(graph_plan._kept) == 1
+    assert len(graph_plan._captured) == 1
     del field
     gc.collect()
-    assert not graph_plan._kept
+    assert not graph_plan._captured
 
 
 def test_no_more_than_so_many_graphs_are_kept(runtimes):
-    fields = [Turning() for _ in range(graph_plan.MOST + 3)]
+    fields = [Turning() for _ in range(graph_plan.MAX_CAPTURED + 3)]
     for field in fields:
         run(field)
-    assert len(graph_plan._kept) == graph_plan.MOST
+    assert len(graph_plan._captured) == graph_plan.MAX_CAPTURED
     run(fields[-1])
     assert len(runtimes) == len(fields)
     run(fields[0])

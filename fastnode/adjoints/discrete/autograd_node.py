@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastnode.engines.reference.step import Step
 from fastnode.problem.ivp import Problem, VectorField
-from fastnode.torch_support.partial_grad import Gates
+from fastnode.torch_support.partial_grad import PartialGradGates
 from fastnode.torch_support.recompute import Observed, Surroundings
 
 #: What one step begins with: its state, and what else the method takes over from the step before.
@@ -113,7 +113,7 @@ def _differentiably(
     chain: Chain, inputs: Inputs, wanted: Sequence[bool], cotangents: Cotangents
 ) -> list[Tensor | None]:
     """Gradients that have gradients: all steps at once, each with its graph."""
-    gates = Gates()
+    gates = PartialGradGates()
     own = len(inputs.flat()) if inputs.handed else 3 + len(inputs.args)
     flat = [*map(gates, inputs.flat()[:own]), *inputs.flat()[own:]]
     inputs = inputs.like(flat)

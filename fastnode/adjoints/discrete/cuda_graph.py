@@ -21,7 +21,7 @@ from fastnode.adjoints.discrete.autograd_node import Cotangents, Inputs
 from fastnode.adjoints.discrete.checkpoint import StepChain
 from fastnode.adjoints.discrete.step_transpose import Gradients, Scheme
 from fastnode.engines.cuda_graph import runtime as graph_runtime
-from fastnode.engines.cuda_graph.field import cannot
+from fastnode.engines.cuda_graph.field import cannot_capture
 from fastnode.engines.cuda_graph.plan import cached, no_autocast_cache
 from fastnode.engines.native import joint as native
 
@@ -66,16 +66,18 @@ class BackwardStep:
         self.runtime = graph_runtime.runtime_for(y.device)
         self.step.y.copy_(y)
         with no_autocast_cache():
-            with self.runtime.aside():
+            with self.runtime.uncaptured():
                 self._pull()
             try:
                 self.captured = self.runtime.capture(self._pull)
             except RuntimeError as error:
-                raise cannot(f"its gradient does what a graph cannot hold ({error})") from error
+                raise cannot_capture(
+                    f"its gradient does what a graph cannot hold ({error})"
+                ) from error
 
     def begin(self, args: Sequence[Any]) -> None:
         step = self.step
-        self.runtime.enter([step.y, self.numbers, self.cotangent, *self.sums.sums])
+        self.runtime.begin_use([step.y, self.numbers, self.cotangent, *self.sums.sums])
         self.cotangent.zero_()
         for each in self.sums.sums:
             each.zero_()
@@ -91,7 +93,7 @@ class BackwardStep:
 
     def finish(self) -> tuple[Tensor, list[Tensor]]:
         found = self.cotangent.clone(), [each.clone() for each in self.sums.sums]
-        self.runtime.leave()
+        self.runtime.end_use()
         return found
 
     def _pull(self) -> None:

@@ -21,7 +21,7 @@ from fastnode.engines.reference.step import Step, combine, take_step
 from fastnode.ops.rk_error import rk_error_reference
 from fastnode.problem.ivp import Time, to_float
 from fastnode.tableaus import METHODS, Tableau
-from fastnode.torch_support.partial_grad import Gates
+from fastnode.torch_support.partial_grad import PartialGradGates
 
 
 class PerceptronField:
@@ -74,7 +74,7 @@ def gradients(
     """Gradients of y0, t and the parameters, given those of the solution at the times and of the
     records of steps; None for what needs none."""
     tableau, edges = METHODS[method], steps[0].tolist()
-    gates = Gates()
+    gates = PartialGradGates()
     y0, t, *parameters = map(gates, (y0, t, *parameters))
     start: Any = edges[0]
     if t.requires_grad:

@@ -1,4 +1,4 @@
-"""The loop over a given grid of steps, in pure PyTorch."""
+"""The loop over fixed steps, in pure PyTorch."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from fastnode.problem.ivp import NO_CALLBACKS, Callbacks, Time, VectorField, rea
 
 class GridStep:
     """A step of a fixed-step method from (t, y) to (t1, y1). Inside it the solution is a straight
-    line, or the cubic with the values and the slopes of both ends; slopes that the method has not
-    evaluated are evaluated when they are first needed."""
+    line, or the cubic with the values and derivatives at both ends; derivatives that the method has
+    not evaluated are evaluated when they are first needed."""
 
     error = math.nan
 
@@ -71,7 +71,7 @@ def integrate_fixed(
 
 
 class GridStepper:
-    """Steps of a method from point to point of ``grid``."""
+    """Steps of a method along ``grid``."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class GridStepper:
             self.step(self.field, t, t1, self.y, self.perturb), self.interp, self.perturb
         )
         if self._last is not None and made.k:
-            # The slope at which this step begins is that at which the one before ends.
+            # The derivative at the start of this step is that at the end of the one before.
             self._last.slope_at_end = made.k[0]
         self._last = made
         self.t, self.y = t1, made.y1
