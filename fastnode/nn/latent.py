@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from fastnode.nn.fields import check_positive
 from fastnode.nn.node import EncodedODE, full_precision
-from fastnode.nn.solving import solve_regularized
 
 
 class GRUEncoder(nn.Module):
@@ -87,9 +86,7 @@ class OwnTimesODE(EncodedODE):
         seen[:, 0] = True
         count = max(2, int(seen.sum(dim=1).max()))
         own = (~seen).to(torch.uint8).argsort(dim=1, stable=True)[:, :count].sort(dim=1).values
-        solution, self.regularization, self.nfe = solve_regularized(
-            self,
-            self.regularizer,
+        solution = self._solve_regularized(
             z0,
             times.to(own.device)[own],
             method=self.method if method is None else method,

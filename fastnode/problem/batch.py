@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastnode.ops.rk_rows import rk_error_rows
-from fastnode.problem.ivp import State, check_returned, check_times, make_problem
+from fastnode.problem.ivp import State, check_returned, check_times, clock_dtype, make_problem
 
 _HINT = (
     "; with per_sample=True func sees only the samples that still run, and tensors with a row for "
@@ -155,8 +155,7 @@ def make_samples(
     rows = ts.expand(batch, -1) if ts.dim() == 1 else ts
     layout = SampleLayout(tuple(part.shape[1:] for part in parts), single.layout.shapes is not None)
     packed = layout.pack(y0)
-    wide = torch.float32 if packed.device.type == "mps" else torch.float64
-    times = rows.to(device=packed.device, dtype=wide)
+    times = rows.to(device=packed.device, dtype=clock_dtype(packed.device))
     return SampleProblem(
         SampleField(func, layout, packed), packed, times, _directions(times.detach()), tuple(args)
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastnode.api.embedded_step import find_tableau
 from fastnode.control.stiffness import Stiffness
 from fastnode.engines.methods import ADAPTIVE, SOLVED
-from fastnode.problem.ivp import State
+from fastnode.problem.ivp import State, clock_dtype
 from fastnode.solution import Solution
 
 #: The method of a solve that names none, as in ``fastnode.solve``.
@@ -70,9 +70,9 @@ class Regularizer(ABC):
 
     def _uniform(self, *shape: int) -> Tensor:
         """Numbers in [0, 1), float64, on the CPU."""
-        device = "cpu" if self.generator is None else self.generator.device
-        wide = torch.float32 if device == torch.device("mps") else torch.float64
-        drawn = torch.rand(shape, dtype=wide, device=device, generator=self.generator)
+        device = torch.device("cpu") if self.generator is None else self.generator.device
+        dtype = clock_dtype(device)
+        drawn = torch.rand(shape, dtype=dtype, device=device, generator=self.generator)
         return drawn.cpu().double()
 
     def _normal_like(self, x: Tensor) -> Tensor:

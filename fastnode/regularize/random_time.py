@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastnode.api.solve import solve
 from fastnode.problem.ivp import Layout, State, check_times
+from fastnode.regularize.base import first_tensor
 from fastnode.solution import Solution
 
 #: Uniform numbers in [0, 1) of a shape, float64, on the CPU.
@@ -73,7 +74,7 @@ def unbiased_per_sample(
     func: Callable[..., Any], y0: State, ts: Tensor, options: dict[str, Any], uniform: Uniform
 ) -> tuple[Solution, Tensor, State]:
     """``unbiased`` with a time for each sample."""
-    count = (y0[0] if isinstance(y0, tuple) else y0).shape[0]
+    count = first_tensor(y0).shape[0]
     rows = ts.expand(count, -1) if ts.dim() == 1 else ts
     times, place = _with_rows(rows, torch.sign(rows[:, -1] - rows[:, 0]).detach(), uniform)
     solution = solve(func, y0, times, **options)
