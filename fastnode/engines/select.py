@@ -23,7 +23,7 @@ from fastnode.engines.fused import per_sample as per_sample_fused
 from fastnode.engines.methods import ADAPTIVE
 from fastnode.engines.native import joint as native
 from fastnode.engines.native import per_sample as per_sample_native
-from fastnode.engines.per_sample_trace import SampleOptions, Trace, nothing
+from fastnode.engines.per_sample_trace import SampleOptions, Trace, trace_without_steps
 from fastnode.engines.reference import adaptive, fixed, per_sample
 from fastnode.engines.reference.step import ExplicitSteps, Step, StepFunction
 from fastnode.problem.batch import SampleProblem
@@ -121,7 +121,7 @@ def solve_per_sample(engine: str, problem: SampleProblem, options: SampleOptions
         ValueError: ``engine`` is "native" or "fused" where that cannot run.
     """
     if problem.ts.shape[1] == 1:
-        return nothing(problem, options)
+        return trace_without_steps(problem, options)
     own_rules = by_own_rules(engine, options.controller)
     if engine in ("auto", "fused"):
         forced = engine == "fused"

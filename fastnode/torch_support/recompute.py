@@ -30,7 +30,7 @@ def module_of(func: Any) -> nn.Module | None:
     return owner if isinstance(owner, nn.Module) else None
 
 
-class Observed:
+class ReplayableField:
     """A field that keeps the state of the random generators at each of its evaluations.
 
     The first evaluation shows whether the field draws random numbers; if it does not, no state is
@@ -112,7 +112,7 @@ class Surroundings:
         self.silent_hooks: set[int] = set()
 
     @contextmanager
-    def first(self) -> Iterator[None]:
+    def forward(self) -> Iterator[None]:
         """The forward pass, without an autograd graph; finds forward hooks without effect."""
         active: set[int] = set()
         with ExitStack() as stack:
@@ -128,7 +128,7 @@ class Surroundings:
         self.silent_hooks -= active
 
     @contextmanager
-    def again(self, draws: bool) -> Iterator[None]:
+    def recomputation(self, draws: bool) -> Iterator[None]:
         """Recomputation, anywhere in the backward pass."""
         with ExitStack() as stack:
             self._autocast(stack)

@@ -70,7 +70,9 @@ def test_only_a_small_graph_is_kept(make_net, monkeypatch):
     monkeypatch.setattr(kept_graph, "ROOM", 2**14)
     made = []
     monkeypatch.setattr(
-        checkpoint, "KeptGraph", lambda *args: made.append(kept_graph.KeptGraph(*args)) or made[-1]
+        checkpoint,
+        "RetainedGraph",
+        lambda *args: made.append(kept_graph.RetainedGraph(*args)) or made[-1],
     )
     net = make_net()
     for rows in (5, 50):

@@ -67,9 +67,9 @@ class BackwardStep:
         self.step.y.copy_(y)
         with no_autocast_cache():
             with self.runtime.uncaptured():
-                self._pull()
+                self._vjp()
             try:
-                self.captured = self.runtime.capture(self._pull)
+                self.captured = self.runtime.capture(self._vjp)
             except RuntimeError as error:
                 raise cannot_capture(
                     f"its gradient does what a graph cannot hold ({error})"
@@ -85,7 +85,7 @@ class BackwardStep:
             if isinstance(ours, Tensor):
                 ours.copy_(theirs)
 
-    def pull(self, y: Tensor, numbers: Tensor) -> None:
+    def vjp(self, y: Tensor, numbers: Tensor) -> None:
         """Takes ``cotangent`` from the end of a step to its beginning, where the state was y."""
         self.step.y.copy_(y)
         self.numbers.copy_(numbers)
@@ -96,7 +96,7 @@ class BackwardStep:
         self.runtime.end_use()
         return found
 
-    def _pull(self) -> None:
+    def _vjp(self) -> None:
         step, scheme, func = self.step, self.scheme, self.func()
         weights = scheme.tableau.solution_weights
         step.place(self.numbers)
@@ -139,11 +139,11 @@ class BackwardStep:
 class CapturedChain(StepChain):
     """Steps of a solve that ran as a graph."""
 
-    def pull(
+    def vjp(
         self, inputs: Inputs, kept: Sequence[Tensor], cotangents: Cotangents
     ) -> list[Tensor | None]:
         if not self._simple(inputs):
-            return super().pull(inputs, kept, cotangents)
+            return super().vjp(inputs, kept, cotangents)
         field, edges = self.problem.field, self.edges
         func, y0 = self.observed.func, inputs.y0
         key = (self.scheme.tableau, field.direction, tuple(map(id, inputs.params)))
@@ -165,7 +165,7 @@ class CapturedChain(StepChain):
                         g = cotangents[slot]
                         if g is not None:
                             step.cotangent.add_(g)
-                    step.pull(states[n], numbers[n])
+                    step.vjp(states[n], numbers[n])
                 of_y0, of_params = step.finish()
         return [of_y0, None, None, *of_params]
 

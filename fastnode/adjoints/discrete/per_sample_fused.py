@@ -1,8 +1,8 @@
 """Gradients of per-sample solves of perceptrons, by the fused engine itself.
 
 It keeps the state and the slope at which each accepted step of each sample begins, and follows the
-steps backwards in tiles as it took them (csrc/mlp/cpu/adjoint_per_sample_worker.h). A gradient that is to have
-gradients is made by torch, wave by wave.
+steps backwards in tiles as it took them (csrc/mlp/cpu/adjoint_per_sample_worker.h).
+Differentiable gradients are made by torch, batch by batch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastnode.adjoints.discrete.autograd_node import Cotangents, Inputs, solve_in_one_node
-from fastnode.adjoints.discrete.per_sample import SampleChain, find_waves
+from fastnode.adjoints.discrete.per_sample import SampleChain, batch_steps
 from fastnode.engines.fused import per_sample as per_sample_fused
 from fastnode.engines.fused.double_backward import PerceptronField
 from fastnode.engines.fused.mlp import Layers, Perceptron
@@ -49,11 +49,11 @@ class FusedChain(SampleChain):
         del self.kept
         return [ys], [kept]
 
-    def again(self, inputs: Inputs) -> list[Tensor]:
-        self.waves = find_waves(self.problem, *self.steps)
-        return super().again(inputs)
+    def recompute(self, inputs: Inputs) -> list[Tensor]:
+        self.batches = batch_steps(self.problem, *self.steps)
+        return super().recompute(inputs)
 
-    def pull(
+    def vjp(
         self, inputs: Inputs, kept: Sequence[Tensor], cotangents: Cotangents
     ) -> list[Tensor | None]:
         of_ys = cotangents[0]

@@ -28,7 +28,7 @@ from fastnode.errors import cannot_continue, not_finite_at_start
 from fastnode.ops.rk_stage import FLOATING
 from fastnode.problem.ivp import NO_CALLBACKS, Callbacks, Time, VectorField
 from fastnode.tableaus import Tableau
-from fastnode.torch_support.recompute import Observed
+from fastnode.torch_support.recompute import ReplayableField
 
 LIMITS = (
     "it takes methods with an error estimate, states of real floating tensors on one CUDA device "
@@ -203,7 +203,7 @@ def make_stepper(
     Raises:
         ValueError: this engine cannot run the solve.
     """
-    func = field.func.func if isinstance(field.func, Observed) else field.func
+    func = field.func.func if isinstance(field.func, ReplayableField) else field.func
     times = [float(time) for time in (outputs or (t, end)) if not isinstance(time, Tensor)]
     asked = {
         f"the extension is {extension.REASON}": not extension.AVAILABLE,
