@@ -2,9 +2,9 @@
 
 Each block takes four steps of Heun's method through two convolutions. It is trained twice from the
 same start: once with the graph of all steps in memory (backprop), once with ``checkpoint``, which
-keeps the states between steps and takes each step again in the backward pass, as ANODE does
+keeps the states between steps and recomputes each step in the backward pass, as ANODE does
 (arXiv 1902.10298). Prints the largest difference of the two networks' parameters after training,
-their accuracy, and time and peak memory of both, each in a process of its own.
+their accuracy, and time and peak memory of both, each in a separate process.
 
 Data: CIFAR10 or a part of it in the folder that FASTNODE_DATA names; scikit-learn's digits
 otherwise, or with --data digits.
@@ -70,7 +70,7 @@ def network(channels: int, adjoint: str) -> nn.Module:
 
 
 def peak_megabytes(reset: bool = False) -> float:
-    """The process's largest memory since the last reset; NaN where Linux is not there to tell."""
+    """The process's largest memory since the last reset; NaN on other systems than Linux."""
     if not Path("/proc/self/clear_refs").exists():
         return float("nan")
     if reset:
@@ -120,7 +120,7 @@ def main() -> None:
         if options.quick:
             run = train(*work[1:])
         else:
-            # A process of its own for each: memory that one has freed would serve the next.
+            # A separate process for each: memory that one has freed would serve the next.
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                 run = pool.submit(*work).result()
         found[adjoint] = run

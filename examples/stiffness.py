@@ -5,7 +5,7 @@ it does not: looser tolerances save nothing, and an explicit method creeps. ``st
 estimates h |lambda| over the size of the method's stability region for every step: near 1 says
 stability. Then an implicit method takes far fewer evaluations.
 
-The same field, trained, tells the same of a neural ODE: see docs/regularization.md for how to train
+The same holds for a trained neural ODE: see docs/regularization.md for how to train
 one that is not stiff.
 """
 

@@ -1,4 +1,4 @@
-"""What a solve raises when it cannot go on."""
+"""The errors that a solve raises when it cannot continue."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class SolverError(RuntimeError):
     """A solve could not be finished.
 
     Attributes:
-        time: time at which the solver stood (units of ``t``), or None.
+        time: time that the solver had reached (units of ``t``), or None.
         step: signed size of the step it was about to take or had tried, or None.
-        samples: of a solve per sample, the indices of those that could not be finished; ``time``
-            and ``step`` are those of the first. Empty otherwise.
+        samples: of a per-sample solve the indices of the samples that could not be finished;
+            ``time`` and ``step`` are those of the first. Empty otherwise.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class SolverError(RuntimeError):
         self.samples = tuple(samples)
 
 
-# What torchdiffeq reports by assert is an AssertionError here too: old `except` clauses hold.
+# torchdiffeq uses assert for these: code that catches AssertionError keeps working.
 class StepSizeUnderflow(SolverError, AssertionError):
     """The step that the tolerances ask for is too small to change the time."""
 
@@ -50,24 +50,24 @@ class StagesNotSolved(SolverError):
 
 
 class EventNotFound(SolverError):
-    """No event happened as far as the solve could go."""
+    """No event was found up to the last time that the solve could reach."""
 
 
 class InvalidValue(ValueError, AssertionError):
-    """An argument has a value that it must not have."""
+    """An argument has an invalid value."""
 
 
 class InvalidType(TypeError, AssertionError):
-    """An argument is of a kind that it must not be."""
+    """An argument has an invalid type."""
 
 
 def cannot_continue(
     t: float, h: float, attempts: int, max_num_steps: int, ratio: float, slopes: Sequence[Tensor]
 ) -> NoReturn:
-    """Raises what keeps a solve from trying a step of signed size h at t.
+    """Raises the reason why a solve cannot try a step of signed size h at t.
 
     ``attempts`` counts the steps tried since the last output time, ``ratio`` is the error over the
-    tolerance of the one before and ``slopes`` what the vector field returned during it.
+    tolerance of the last one and ``slopes`` what the vector field returned during it.
     """
     if attempts >= max_num_steps:
         raise MaxStepsExceeded(

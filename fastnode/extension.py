@@ -1,8 +1,8 @@
 """Finds and loads the compiled extension ``fastnode._C``.
 
-There are two lawful states: the extension was built and loads, or it was not built and the
-reference implementation runs. A file that is there and does not load (another torch, another
-Python, a broken build) is an error: silently slow is worse than loudly broken.
+Two states are valid: the extension was built and loads, or it was not built and the reference
+implementation runs. A file that exists and does not load (another torch, another Python, a broken
+build) is an error: a silent fallback would hide the broken build and be slow.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 from typing import Any
 
-# Its C++ shared libraries must be in the process before ours, which links against them.
+# torch's shared libraries must be loaded before the extension, which links against them.
 import torch  # noqa: F401
 
 
@@ -39,10 +39,10 @@ AVAILABLE = _native is not None
 
 
 def empty_cache() -> None:
-    """Returns to the system what the CPU ops keep of their freed results for reuse.
+    """Returns to the system the freed memory that the CPU ops keep for reuse.
 
-    What is kept plus what is in use never exceeds the most that was in use at once
-    (csrc/ops/result_pool.h); a program that is done with large solves can give it back.
+    Memory kept and in use together never exceed the peak in use (csrc/ops/result_pool.h); a program
+    that has finished its large solves can release it.
     """
     if AVAILABLE:
         native().release_pool()

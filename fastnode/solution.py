@@ -82,7 +82,7 @@ class Solution:
     Args:
         ts: the caller's times, [T], or [B, T] if each sample has its own.
         ys: the states at these times, [T, *y0.shape] (a tuple of such for a tuple state), NaN where
-            a solve that an event or an error ended did not get. With times [B, T] too: ys[j, b] is
+            the solve ended before (an event, an error). With times [B, T] too: ys[j, b] is
             sample b at ts[b, j].
         status: "finished", "event", or the name of the error that ended the solve.
         nfe: evaluations of the vector field.
@@ -113,8 +113,8 @@ class Solution:
             vector field is not called.
 
         Raises:
-            ValueError: the solve was not run with ``save="dense"``, or a time lies outside of what
-                was solved.
+            ValueError: the solve was not run with ``save="dense"``, or a time lies outside the
+                interval that was solved.
         """
         if self.dense is None:
             raise ValueError('evaluate needs a solve with save="dense"')

@@ -47,7 +47,7 @@ def flow_loss_fwd_kernel(
     # Not `range`: under NumPy 2.4 the interpreter of Triton 3.6 takes no tensors as its bounds.
     while index < tiles:
         rows, offsets, mask = locate_tile(index, B, D, BLOCK_B, BLOCK_D, ALIGN)
-        # Nothing of these is needed again: backward reads the residual that is stored below.
+        # Not needed later: the backward pass reads the residual that is stored below.
         x0 = tl.load(z0 + offsets, mask=mask, eviction_policy="evict_first")
         x1 = tl.load(z1 + offsets, mask=mask, eviction_policy="evict_first")
         x = tl.load(v + offsets, mask=mask, eviction_policy="evict_first")

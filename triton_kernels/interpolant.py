@@ -1,4 +1,4 @@
-"""Interpolant z_t = a z0 + b z1 and its velocity u = a' z0 + b' z1, one pass each way."""
+"""Interpolant z_t = a z0 + b z1 and its velocity u = a' z0 + b' z1, one pass for each direction."""
 
 import torch
 import triton
@@ -28,7 +28,7 @@ def interpolant_fwd_kernel(
     ALIGN: tl.constexpr,
 ):
     rows, offsets, mask = locate_tile(tl.program_id(0), B, D, BLOCK_B, BLOCK_D, ALIGN)
-    # z0 and z1 are read again by the flow loss, so they keep the default cache policy.
+    # The flow loss reads z0 and z1 too, so they keep the default cache policy.
     x0 = tl.load(z0 + offsets, mask=mask)
     x1 = tl.load(z1 + offsets, mask=mask)
     z = weigh(x0, x1, coef, 0, 1, rows, B)
@@ -73,7 +73,7 @@ def sampled_interpolant_fwd_kernel(
     rows, offsets, mask = locate_tile(index, B, D, BLOCK_B, BLOCK_D, ALIGN)
     x0 = tl.load(z0 + offsets, mask=mask)
     x1 = tl.load(z1 + offsets, mask=mask)
-    # Every tile of a row draws the numbers of that row anew: the same for the same seed.
+    # Every tile of a row draws the numbers of that row itself: the same for the same seed.
     time, chance, _, _ = tl.rand4x(tl.load(seed), rows)
     time = tl.where(chance < zero_probability, 0.0, time)
     a, b, da, db = coefficients_at(time, KIND)

@@ -1,4 +1,4 @@
-"""What a step of a trajectory is made of, as device functions: slopes, sums, norms, the next step.
+"""The parts of a step of a trajectory, as device functions: stages, sums, norms, the next step.
 
 Times and the size of steps are [BLOCK]; a state is a tuple of its components, each [BLOCK].
 """
@@ -43,7 +43,7 @@ def power(x, EXPONENT: tl.constexpr):
 
 @triton.jit
 def before(t, DIRECTION: tl.constexpr):
-    """The last number before t, so that a field with a jump at t is seen from this side."""
+    """The last number before t, so that a field with a jump at t is evaluated on this side."""
     integer: tl.constexpr = tl.int64 if t.dtype == tl.float64 else tl.int32
     bits = t.to(integer, bitcast=True)
     # Numbers of one sign are ordered as their bits are; next to zero is the smallest one.
@@ -127,7 +127,7 @@ def store_rows(pointers, y, mask):
 
 @triton.jit
 def next_step(h, ratio, previous, earlier, ORDER: tl.constexpr, CONTROL: tl.constexpr):
-    """fastnode.control.controllers.Controller.next_steps; CONTROL is a Control as a plain tuple."""
+    """fastnode.control.controllers.Controller.next_steps; CONTROL: ControllerNumbers."""
     factor = power(ratio, -CONTROL[6] / ORDER) * CONTROL[0]
     if CONTROL[7] != 0.0 or CONTROL[8] != 0.0:
         factor *= power(at_least(previous, 1e-4), -CONTROL[7] / ORDER)

@@ -1,6 +1,6 @@
-"""Many small initial value problems, each with steps of its own, in one kernel.
+"""Per-sample stepping of many small initial value problems, in one kernel.
 
-A program holds a few trajectories in registers, from the first step to the last. The field is a
+A program keeps a few trajectories in registers, from the first step to the last. The field is a
 device function of the caller's, compiled into the kernel.
 """
 
@@ -36,7 +36,7 @@ WARPS = 1
 
 
 class Method(NamedTuple):
-    """An embedded method whose last stage is the slope at the end of the step, as plain numbers.
+    """An embedded FSAL method as plain numbers.
 
     a, error: rows of the tableau. dense: of each stage the coefficients of x, x^2, ...
     """
@@ -48,7 +48,7 @@ class Method(NamedTuple):
     order: int
 
 
-class Control(NamedTuple):
+class ControllerNumbers(NamedTuple):
     """The numbers of a controller (fastnode/control/controllers.py)."""
 
     safety: float
@@ -177,17 +177,17 @@ def solve_kernel(
         failure = tl.where(held, tl.where(is_finite(ratio), 2, 1), tl.where(out, 3, failure))
         running = running & ~held & ~out
 
-    nothing = ()
+    unreached = ()
     for _ in tl.static_range(D):
-        nothing = nothing + (tl.full([BLOCK], float("nan"), compute),)
+        unreached = unreached + (tl.full([BLOCK], float("nan"), compute),)
     if INSIDE:
         left = present & (pending < T)
         while is_any(left):
-            store_rows(ys + (pending * size + lane) * D, nothing, left)
+            store_rows(ys + (pending * size + lane) * D, unreached, left)
             pending += left.to(tl.int32)
             left = left & (pending < T)
     else:
-        store_rows(ys + (size + lane) * D, choose(failure == 0, y, nothing), present)
+        store_rows(ys + (size + lane) * D, choose(failure == 0, y, unreached), present)
     evaluations += (len(A) - 1) * (accepts + rejects)
     tl.store(counts + lane, evaluations.to(tl.int64), mask=present)
     tl.store(counts + size + lane, accepts.to(tl.int64), mask=present)
@@ -209,7 +209,7 @@ def solve_trajectories(
     first_step: float | None,
     max_num_steps: int,
     method: Method,
-    control: Control,
+    control: ControllerNumbers,
     with_places: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Solves for B trajectories and T >= 2 times; no argument is checked.
@@ -217,9 +217,10 @@ def solve_trajectories(
     y0: [B, D]; params: [P, B]; both contiguous, one dtype. ts: [T], float64, contiguous, strictly
     monotone in ``direction``, 1 or -1.
 
-    Returns ys [T, B, D], NaN where a trajectory did not get; counts [3, B], int64: evaluations,
-    accepted and rejected steps; status [B], int8, numbers of engines.failures.Failure; and places
-    [2, B], float64, the time at which each stands and its next signed step, if asked for.
+    Returns ys [T, B, D], NaN after the end of a trajectory that failed; counts [3, B], int64:
+    evaluations, accepted and rejected steps; status [B], int8, numbers of
+    engines.failures.Failure; and places [2, B], float64, the time that each has reached and its
+    next signed step, if asked for.
     """
     B, D = y0.shape
     T = ts.numel()

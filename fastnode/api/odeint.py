@@ -11,9 +11,9 @@ from torch import Tensor
 from fastnode.engines import select
 from fastnode.engines.fused import joint as fused
 from fastnode.engines.methods import odeint_request
-from fastnode.events.search import link_found, solve_until_event
+from fastnode.events.search import attach_event_gradients, solve_until_event
 from fastnode.problem.ivp import State, make_problem
-from fastnode.torch_support.compile import outside_graph
+from fastnode.torch_support.compile import uncompiled
 
 
 def odeint(
@@ -103,7 +103,7 @@ def _solve(
     return problem.layout.unpack(select.integrate(problem, request))
 
 
-_outside_graph = outside_graph(_solve)
+_solve_uncompiled = uncompiled(_solve)
 
 
 def _traced(
@@ -125,7 +125,7 @@ def _traced(
         problem = make_problem(func, y0, t, args)
         if fused.refusal(problem, request) is None:
             return fused.integrate(problem, request)
-    return (_solve if select.traceable(method, options, event_fn) else _outside_graph)(*given)
+    return (_solve if select.traceable(method, options, event_fn) else _solve_uncompiled)(*given)
 
 
 def odeint_event(
@@ -180,4 +180,4 @@ def odeint_event(
     if odeint_interface is odeint:
         return event_t, solution
     problem = make_problem(func, y0, t, kwargs.get("args", ()))
-    return link_found(problem, event_fn, event_t, solution)
+    return attach_event_gradients(problem, event_fn, event_t, solution)

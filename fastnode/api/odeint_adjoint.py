@@ -15,7 +15,7 @@ from fastnode.control.norms import ErrorNorm
 from fastnode.control.request import SolveRequest
 from fastnode.engines import select
 from fastnode.engines.methods import find_method, odeint_request
-from fastnode.events.search import link_found, solve_until_event
+from fastnode.events.search import attach_event_gradients, solve_until_event
 from fastnode.ops.dispatch import transformed
 from fastnode.problem.ivp import Problem, State, make_problem
 from fastnode.torch_support.warn import warn
@@ -118,7 +118,7 @@ def odeint_adjoint(
         atol=atol if adjoint_atol is None else adjoint_atol,
         options=inherited if adjoint_options is None else adjoint_options,
         state_norm=(options or {}).get("norm"),
-        again=lambda problem: select.step_through(problem, request),
+        solve_with_graph=lambda problem: select.step_through(problem, request),
     )
     if event_fn is not None:
         return _until_event(adjoint, problem, request, event_fn)
@@ -140,7 +140,7 @@ def _until_event(
     solution = torch.stack(layout.pack_times(states))
     times = torch.cat([problem.t[:1], event_t.reshape(1).to(problem.t)])
     linked = layout.unpack(adjoint.attach(solution, times))
-    return link_found(problem, event_fn, event_t, linked)
+    return attach_event_gradients(problem, event_fn, event_t, linked)
 
 
 def _parameters(

@@ -14,7 +14,7 @@ from fastnode.engines.methods import ADAPTIVE, find_method, odeint_request
 from fastnode.engines.reference.step import Step
 from fastnode.errors import InvalidValue
 from fastnode.problem.ivp import Layout, State, as_times, make_problem, reached, to_float
-from fastnode.torch_support.compile import outside_graph
+from fastnode.torch_support.compile import uncompiled
 
 
 class DenseSolution:
@@ -29,7 +29,7 @@ class DenseSolution:
         self.times = [to_float(step.t) for step in steps] + [to_float(steps[-1].t1)]
         self._ends = [t * direction for t in self.times[1:]]
 
-    @outside_graph
+    @uncompiled
     def __call__(self, t: Tensor | float) -> State:
         """The state at a time, or at each of a tensor of times: [*t.shape, *y0.shape].
 
@@ -59,7 +59,7 @@ class DenseSolution:
         return self._steps[index].at(t if value == inside else t + (inside - value))
 
 
-@outside_graph
+@uncompiled
 def odeint_dense(
     func: Callable[..., Any],
     y0: State,

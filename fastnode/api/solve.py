@@ -23,12 +23,12 @@ from fastnode.events.watch import as_events
 from fastnode.problem.batch import make_samples, sample_first_step, sample_tolerances
 from fastnode.problem.ivp import State, check_times, make_problem
 from fastnode.solution import Solution
-from fastnode.torch_support.compile import outside_graph
+from fastnode.torch_support.compile import uncompiled
 
 SAVE = ("times", "steps", "dense")
 
 
-@outside_graph
+@uncompiled
 def solve(
     func: Callable[..., Any],
     y0: State,

@@ -100,7 +100,7 @@ class JointSolve:
             rtol=request.rtol,
             atol=request.atol,
             options=None if size is None else {"step_size": size},
-            again=lambda problem: torch.stack(self._backprop(problem).outputs),
+            solve_with_graph=lambda problem: torch.stack(self._backprop(problem).outputs),
         )
         with torch.no_grad():
             recording = self._record(problem.with_(t=problem.t.detach()))

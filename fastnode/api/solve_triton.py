@@ -15,7 +15,7 @@ from fastnode.engines.methods import ADAPTIVE
 from fastnode.ops.dispatch import has_triton
 from fastnode.problem.ivp import check_times
 from fastnode.tableaus import Tableau
-from fastnode.torch_support.compile import outside_graph
+from fastnode.torch_support.compile import uncompiled
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class Trajectories:
     rejected: Tensor
 
 
-@outside_graph
+@uncompiled
 def solve_triton(
     field: Any,
     y0: Tensor,
@@ -184,9 +184,9 @@ def plain_method(tableau: Tableau) -> Any:
 
 def plain_numbers(control: Controller) -> Any:
     """A controller as the kernel takes it."""
-    from fastnode.triton_kernels.trajectories import Control
+    from fastnode.triton_kernels.trajectories import ControllerNumbers
 
-    return Control(
+    return ControllerNumbers(
         control.safety,
         control.ifactor,
         control.dfactor,

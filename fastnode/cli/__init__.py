@@ -1,7 +1,6 @@
 """The command line: fastnode train | evaluate | info.
 
-Whatever depends on torch or data is imported by the command that needs it, so that help and wrong
-arguments answer at once.
+Commands import what they need, so that help and wrong arguments take no longer than necessary.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from fastnode.cli.arguments import WRONG, make_parser
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = make_parser().parse_args(arguments)
     from fastnode import SolverError
 
-    # What the user can put right is told in one line; anything else is a bug and keeps its trace.
+    # What the user can put right is one line; anything else is a bug and keeps its trace.
     expected = (ValueError, OSError, ImportError, FloatingPointError, SolverError)
     try:
         return {"train": _train, "evaluate": _evaluate, "info": _info}[parsed.command](parsed)
@@ -74,33 +74,20 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _config(arguments: argparse.Namespace, data: Dataset, processes: int) -> Config:
+    """The settings of the command line; those that were left out are the recipe's."""
     from fastnode.training import Config, recipe_for
 
     recipe = recipe_for(data, arguments.recipe)
-    batch = recipe.batch if arguments.batch is None else arguments.batch
-    every = Config.default_eval_every(len(data.x_train), batch)
-    return Config(
-        dataset=arguments.dataset,
-        method=arguments.method or recipe.default_method,
-        path=arguments.path,
-        split=arguments.split,
-        seed=arguments.seed,
-        steps=recipe.steps if arguments.steps is None else arguments.steps,
-        batch=batch,
-        lr=recipe.lr if arguments.lr is None else arguments.lr,
-        eval_every=every if arguments.eval_every is None else arguments.eval_every,
-        processes=processes,
-        regularizer=arguments.regularizer,
-        regularizer_weight=arguments.regularizer_weight,
-        regularizer_weight_end=arguments.regularizer_weight_end,
-        hold_k1=not arguments.true_gradient,
-        recipe=arguments.recipe,
-        precision=arguments.precision,
-        tolerance=arguments.tolerance,
-        zero_probability=arguments.zero_probability,
-        label_noise=arguments.label_noise,
-        embedding=arguments.embedding,
-    )
+    values: dict[str, Any] = {
+        each.name: getattr(arguments, each.name, None) for each in fields(Config)
+    }
+    values["processes"] = processes
+    defaults = {name: getattr(recipe, name) for name in ("steps", "batch", "lr")}
+    defaults["method"] = recipe.default_method
+    values |= {name: value for name, value in defaults.items() if values[name] is None}
+    if values["eval_every"] is None:
+        values["eval_every"] = Config.default_eval_every(len(data.x_train), values["batch"])
+    return Config.from_dict(values)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

@@ -24,10 +24,10 @@ class Controller:
         h_next = h clip(safety r_n^(-b1 / k) r_{n-1}^(-b2 / k) r_{n-2}^(-b3 / k), dfactor, ifactor),
         b1 = p + i + d,  b2 = -(p + 2 d),  b3 = d,
 
-    r_{n-1} and r_{n-2} being those of the accepted steps before. (p, i, d) = (0, 1, 0) is the
-    elementary controller I; CONTROLLERS has others. A subclass may decide by rules of its own:
-    ``next_step`` and ``accepts``, for solves per sample ``next_steps`` and ``accepted``. The
-    reference engine runs it, as the loops in C++ take the numbers and call no method.
+    r_{n-1} and r_{n-2} being those of the previous accepted steps. (p, i, d) = (0, 1, 0) is the
+    elementary controller I; CONTROLLERS has others. A subclass may override the rules:
+    ``next_step`` and ``accepts``, for per-sample solves ``next_steps`` and ``accepted``. The
+    reference engine then runs it: the loops in C++ take the numbers and call no method.
     Sources: E. Hairer, S. P. Norsett, G. Wanner, Solving Ordinary Differential Equations I, 2nd
     edition, section II.4, equation (4.13); G. Soederlind, Automatic control and adaptive
     time-stepping, Numer. Algorithms 31 (2002).
@@ -69,7 +69,7 @@ class Controller:
 
     @property
     def has_own_rules(self) -> bool:
-        """Whether it is more than its numbers."""
+        """Whether it is a subclass, whose methods decide on steps."""
         return type(self) is not Controller
 
     @property
@@ -95,7 +95,7 @@ class Controller:
         Args:
             h: size of the step tried, positive.
             ratio: its error; more than 1 is too much, and it may be infinite or NaN.
-            history: the errors of the two accepted steps before, the last one first.
+            history: the errors of the two previous accepted steps, the latest first.
             order: order of the method.
         """
         if not math.isfinite(ratio):
@@ -106,7 +106,7 @@ class Controller:
             b1, b2, b3 = self.exponents
             factor = self.safety * ratio ** (-b1 / order)
             if b2 or b3:
-                # A step that was by chance nearly exact says nothing of the next.
+                # A step that happened to be nearly exact says nothing about the next.
                 before, earlier = (max(r, 1e-4) for r in history)
                 factor *= before ** (-b2 / order) * earlier ** (-b3 / order)
             floor = self.smallest if ratio < 1 else self.dfactor

@@ -1,4 +1,4 @@
-"""Errors of a step measured against the tolerances."""
+"""Error norms: the error of a step relative to the tolerances."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Tolerance = float | Tensor
 class ErrorNorm:
     """The norm of an error relative to ``atol + rtol |y|``; 1 is just acceptable.
 
-    A lone tensor is measured by the root mean square over its elements, a tuple by the largest such
-    value of its elements, both as torchdiffeq does. ``norm`` replaces that: it takes the scaled
-    error in the caller's form (tensor or tuple) and returns a number. ``prefix`` stands before the
-    names of the tolerances in errors.
+    The norm of a single tensor is the root mean square over its elements, that of a tuple the
+    largest such value of its tensors, both as in torchdiffeq. ``norm`` replaces that: it takes the
+    scaled error in the caller's form (tensor or tuple) and returns a number. Messages put
+    ``prefix`` before the names of the tolerances.
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class ErrorNorm:
         if self.norm is None:
             return as_number(self.differentiable(y0, y1, k, weights))
         scaled = tuple(scaled_error(*each) for each in self._parts(y0, y1, k, weights))
-        return measured(self.norm, scaled[0] if self.layout.shapes is None else scaled)
+        return norm_value(self.norm, scaled[0] if self.layout.shapes is None else scaled)
 
     def differentiable(
         self, y0: Tensor, y1: Tensor, k: Sequence[Tensor], weights: Sequence[float]
     ) -> Tensor:
-        """The same as a 0-dim tensor with its gradient, for norms that are not the caller's."""
+        """The same as a 0-dim tensor with its gradient, for the norms defined here."""
         if self.layout.shapes is None:
             return rk_error(y0, y1, k, weights, self.rtol[0], self.atol[0])
         return torch.stack([rk_error(*each) for each in self._parts(y0, y1, k, weights)]).max()
@@ -73,7 +73,7 @@ class ErrorNorm:
         """The arguments of rk_error for each tensor of the state."""
         if self.layout.shapes is None:
             return [(y0, y1, list(k), weights, self.rtol[0], self.atol[0])]
-        # Numbers as tolerances know no shape: flat parts will do.
+        # Numbers as tolerances need no shapes: flat parts suffice.
         apart = (lambda x: x.split(self.sizes)) if self.plain else self.layout.unpack
         parts = zip(*map(apart, (y0, y1, *k)), strict=True)
         return [
@@ -86,8 +86,8 @@ class ErrorNorm:
         return self(y, y, [x], [1.0])
 
 
-def measured(norm: Callable[[Any], Any], error: Any) -> float:
-    """What a caller's norm says, as a number."""
+def norm_value(norm: Callable[[Any], Any], error: Any) -> float:
+    """The value of a norm of the caller's as a number."""
     value = norm(error)
     return abs(as_number(value) if isinstance(value, Tensor) else float(value))
 

@@ -19,7 +19,7 @@ from fastnode.torch_support.warn import warn
 
 
 class Stop(NamedTuple):
-    """A time at which a step must end; after a jump the field is evaluated anew beyond it."""
+    """A time at which a step must end; after a jump the field is evaluated again just past it."""
 
     time: float
     jump: bool = False
@@ -63,7 +63,7 @@ class AdaptiveOptions:
             raise TypeError(f"dtype must be a floating torch.dtype, got {self.dtype!r}")
 
     def stops(self, start: float, end: float, direction: float) -> list[Stop]:
-        """step_t and jump_t strictly between start and end, in the order they are met."""
+        """step_t and jump_t strictly between start and end, in the order of the solve."""
         stops = [Stop(t) for t in self._steps] + [Stop(t, True) for t in self._jumps]
         ahead = sorted(
             (stop for stop in stops if (stop.time - start) * direction >= 0),

@@ -1,9 +1,11 @@
 """An estimate of stiffness that costs no evaluation.
 
-Two stages of a step at the same time but with different states g_i and g_j tell how fast the field
-changes with the state: |k_i - k_j| / |g_i - g_j| is about the largest eigenvalue met. That times h
-over the length of the method's stability region is near 1 where stability, not accuracy, limits the
-step. Sources: L. F. Shampine, Stiffness and nonstiff differential equation solvers, II, ACM Trans.
+Two stages of a step at the same time but with different states g_i and g_j show how fast the
+field changes with the state: |k_i - k_j| / |g_i - g_j| approximates the largest eigenvalue of
+df/dy. Times h over the length of the method's stability region it is near 1 where stability, not
+accuracy, limits the step.
+
+Sources: L. F. Shampine, Stiffness and nonstiff differential equation solvers, II, ACM Trans.
 Math. Softw. 3 (1977); E. Hairer, G. Wanner, Solving Ordinary Differential Equations II, section
 IV.2, equation (2.26).
 """
@@ -23,10 +25,10 @@ from fastnode.tableaus import Tableau, Weights
 
 
 class Stiffness:
-    """h |lambda| over the length of a method's stability region, from the slopes of a step.
+    """h |lambda| over the length of a method's stability region, from the stages of a step.
 
-    It uses the last two stages at the end of the step. NaN for a method that has no such two or
-    whose stability region is not known; 0 where the field did not change.
+    It uses the last two stages at the end of the step. NaN for a method without two such stages or
+    with unknown stability region; 0 where the field did not change.
     """
 
     def __init__(self, tableau: Tableau | None):
@@ -49,8 +51,8 @@ class Stiffness:
         return (self.slopes, self.states, self.stability) if self.known else None
 
     @torch.no_grad()
-    def rows(self, k: Sequence[Tensor]) -> Tensor:
-        """For each sample, [b], from slopes [b, D]."""
+    def per_sample(self, k: Sequence[Tensor]) -> Tensor:
+        """For each sample, [b], from stage derivatives [b, D]."""
         if not self.known:
             return torch.full((k[0].shape[0],), math.nan, device=k[0].device)
         slopes, states = (
@@ -62,7 +64,7 @@ class Stiffness:
 
     @torch.no_grad()
     def __call__(self, k: Sequence[Tensor]) -> float | Tensor:
-        """For a state that is solved as one; on a GPU a 0-dim tensor, which nothing waits for."""
+        """For the whole state; on a GPU a 0-dim tensor, so that the host need not wait."""
         if not self.known:
             return math.nan
         norms = [

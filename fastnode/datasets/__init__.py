@@ -2,7 +2,7 @@
 
 `digits` and `diabetes` come with scikit-learn, `spiral` is computed. The others are npz files in
 the folder that the environment variable FASTNODE_DATA names; `mnist` and `cifar10` are downloaded
-into it (or into the user's cache folder) when they are not there. Nothing is ever unpickled.
+into it (or into the user's cache folder) when they are not there. No file is unpickled.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""PhysioNet 2012: vital signs of intensive-care patients, seen at irregular times.
+"""PhysioNet 2012: vital signs of intensive-care patients, observed at irregular times.
 
 Hours and values are made as in Rubanova, Chen, Duvenaud, NeurIPS 2019, arXiv 1907.03907, with the
 hourly times of Kelly et al., NeurIPS 2020, arXiv 2007.04504.

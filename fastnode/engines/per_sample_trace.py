@@ -86,7 +86,7 @@ def interpolate_rows(
     return rk_dense_rows(y, slopes, torch.stack(weights, dim=1))
 
 
-def nothing(problem: SampleProblem, request: SolveRequest) -> Trace:
+def trace_without_steps(problem: SampleProblem, request: SolveRequest) -> Trace:
     """A solve at one time, which costs no evaluation."""
     y0, numbers = problem.y0, problem.direction[:0]
     zero = torch.zeros(y0.shape[0], dtype=torch.int64, device=y0.device)

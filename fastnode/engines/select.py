@@ -23,7 +23,7 @@ from fastnode.engines.fused import per_sample as per_sample_fused
 from fastnode.engines.methods import fixed_steps
 from fastnode.engines.native import joint as native
 from fastnode.engines.native import per_sample as per_sample_native
-from fastnode.engines.per_sample_trace import Trace, nothing
+from fastnode.engines.per_sample_trace import Trace, trace_without_steps
 from fastnode.engines.reference import adaptive, fixed, per_sample
 from fastnode.engines.reference.scipy_solver import integrate_scipy
 from fastnode.engines.reference.step import ExplicitSteps, StepFunction
@@ -235,7 +235,7 @@ def solve_per_sample(problem: SampleProblem, request: SolveRequest) -> Trace:
         ValueError: the engine that was named cannot run it.
     """
     if problem.ts.shape[1] == 1:
-        return nothing(problem, request)
+        return trace_without_steps(problem, request)
     engine = choose_per_sample(problem, request)
     if engine == "fused":
         return per_sample_fused.solve(problem, request, keep=False)[0]

@@ -1,1 +1,1 @@
-"""Sign changes of functions of time and state: how they are found and watched."""
+"""Events: sign changes of functions of time and state, and their search during a solve."""

@@ -1,7 +1,7 @@
 """Events: where a function of time and state changes its sign, and how that moves with parameters.
 
-The search sees a solve as spans, pieces of time with a continuous solution each, and is the same
-for every method and engine.
+The search takes a solve as a sequence of pieces with a continuous solution each, one for each step,
+so it is the same for every method and engine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from fastnode.control.request import SolveRequest
 from fastnode.engines import select
 from fastnode.engines.methods import fixed_steps
-from fastnode.engines.reference.fixed import continuation
+from fastnode.engines.reference.fixed import GridStep
 from fastnode.errors import EventNotFound, InvalidValue, NonFiniteState
 from fastnode.problem.ivp import (
     Layout,
@@ -29,13 +29,13 @@ from fastnode.problem.ivp import (
     time_tensor,
     to_float,
 )
-from fastnode.torch_support.compile import outside_graph
+from fastnode.torch_support.compile import uncompiled
 
-#: Steps after which a search with steps of one size ends; torchdiffeq's number.
+#: Steps after which a search with fixed steps ends; the number is torchdiffeq's.
 MAX_FIXED_STEPS = 20000
 
 
-class Span(NamedTuple):
+class SolutionPiece(NamedTuple):
     """A piece of a solution: state ``y1`` at its end ``t1``, ``at(t)`` inside."""
 
     t: Time
@@ -44,7 +44,7 @@ class Span(NamedTuple):
     at: Callable[[float], Tensor]
 
     def state(self, x: float) -> tuple[float, Tensor]:
-        """Time and state at the fraction x of the span."""
+        """Time and state at the fraction x of the piece."""
         if x == 1:
             return to_float(self.t1), self.y1
         start = to_float(self.t)
@@ -58,7 +58,7 @@ class Span(NamedTuple):
         return math.ulp(max(abs(start), abs(end))) / abs(end - start)
 
 
-class Event:
+class EventFunction:
     """The caller's event_fn over the packed state, with its results checked."""
 
     def __init__(
@@ -88,7 +88,7 @@ class Event:
         return values
 
 
-class Found(NamedTuple):
+class FoundEvent(NamedTuple):
     """The event lies at time t, where the state is y; element ``index`` changed its sign."""
 
     t: float
@@ -99,66 +99,69 @@ class Found(NamedTuple):
 class SignSearch:
     """Looks for sign changes of the elements of an event function along a solution.
 
-    Signs are compared with those shortly after the start, ``16 sqrt(resolution)`` of the first span
-    into it, where ``resolution`` is the relative precision of the numbers at the start: so a search
-    that begins at an event finds the next one. Elements that are still zero there get their sign
-    where they first differ from zero. A function that changes sign twice within one span is not
-    seen to change.
+    Signs are compared with those shortly after the start, at the fraction ``16 sqrt(resolution)``
+    of the first piece, where ``resolution`` is the relative precision of the numbers at the start:
+    so a search that begins at an event finds the next one. Elements that are still zero there get
+    their sign where they first differ from zero. Two changes within one piece are not detected.
     """
 
-    def __init__(self, event: Event, resolution: float):
+    def __init__(self, event: EventFunction, resolution: float):
         self.event = event
         self.first = min(1.0, 16 * math.sqrt(resolution))
         self.signs: list[float] = []
 
-    def within(self, span: Span) -> Found | None:
-        """The first change in the next span, from just behind it."""
+    def within(self, piece: SolutionPiece) -> FoundEvent | None:
+        """The first change in the next piece, just after it."""
         signs = self.signs
         x, low = (1.0 if signs and all(signs) else self.first), 0.0
         while True:
-            values = self.event.values(*span.state(x))
+            values = self.event.values(*piece.state(x))
             signs = signs or [0.0] * len(values)
             if len(values) != len(signs):
                 raise ValueError(
                     f"event_fn must return {len(signs)} values each time, got {len(values)}"
                 )
             if _distance(signs, values) <= 0:
-                return _locate(self.event, span, signs, low, x)
+                return _locate(self.event, piece, signs, low, x)
             signs = [s or float((v > 0) - (v < 0)) for s, v in zip(signs, values, strict=True)]
             self.signs = signs
             if x == 1:
                 return None
             low, x = x, (1.0 if all(signs) else min(1.0, 8 * x))
 
-    def passed(self, found: Found) -> float:
-        """Goes on behind ``found``; returns 1 where that element rose and -1 where it fell."""
+    def passed(self, found: FoundEvent) -> float:
+        """Continues after ``found``; returns 1 where that element rose and -1 where it fell."""
         self.signs[found.index] *= -1
         return self.signs[found.index]
 
 
-def find_event(event: Event, spans: Iterable[Span], resolution: float) -> Found:
-    """The first sign change of an element of ``event``, from just behind it."""
+def first_event(
+    event: EventFunction, pieces: Iterable[SolutionPiece], resolution: float
+) -> FoundEvent:
+    """The first sign change of an element of ``event``, just after it."""
     search = SignSearch(event, resolution)
-    for span in spans:
-        found = search.within(span)
+    for piece in pieces:
+        found = search.within(piece)
         if found is not None:
             return found
     raise EventNotFound("event_fn did not change its sign")
 
 
 def _distance(signs: list[float], values: list[float]) -> float:
-    """Positive as long as no element has left its sign."""
+    """Positive as long as no element has changed its sign."""
     return min((s * v for s, v in zip(signs, values, strict=True) if s), default=math.inf)
 
 
-def _locate(event: Event, span: Span, signs: list[float], low: float, high: float) -> Found:
+def _locate(
+    event: EventFunction, piece: SolutionPiece, signs: list[float], low: float, high: float
+) -> FoundEvent:
     def distance(x: float) -> float:
-        return _distance(signs, event.values(*span.state(x)))
+        return _distance(signs, event.values(*piece.state(x)))
 
-    t, y = span.state(_first_root(distance, low, high, 2 * span.resolution))
+    t, y = piece.state(_first_root(distance, low, high, 2 * piece.resolution))
     values = event.values(t, y)
     margins = [s * v if s else math.inf for s, v in zip(signs, values, strict=True)]
-    return Found(t, y, margins.index(min(margins)))
+    return FoundEvent(t, y, margins.index(min(margins)))
 
 
 def _first_root(g: Callable[[float], float], low: float, high: float, tolerance: float) -> float:
@@ -206,16 +209,18 @@ def _first_root(g: Callable[[float], float], low: float, high: float, tolerance:
     return b
 
 
-def link(field: VectorField, event: Event, t: Tensor, y: Tensor, index: int) -> tuple[Any, Any]:
-    """Gives the event time its gradient, and the state at the event the one through the time.
+def attach_gradients(
+    field: VectorField, event: EventFunction, t: Tensor, y: Tensor, index: int
+) -> tuple[Any, Any]:
+    """The event time with its gradient, and the state at the event with the gradient through it.
 
     With g(t, y) = 0 at the event and y(s) the solution at a time s held fixed, the implicit
     function theorem has
 
         dt = -(g_y dy(s) + dg) / (g_t + g_y f),        dy(t) = dy(s) + f dt,
 
-    dg being the change of g by parameters of its own. First derivatives only. An event function
-    that does not change with t and y, to autograd, leaves both as they are.
+    dg being the change of g through its own parameters. First derivatives only. Where autograd
+    finds no dependence of the event function on t and y, both are returned unchanged.
     """
     if not torch.is_grad_enabled():
         return t, y
@@ -246,49 +251,49 @@ def solve_until_event(
     if len(problem.t) != 2:
         raise ValueError(f"t must hold 2 times where event_fn is given, got {len(problem.t)}")
     if request.adaptive:
-        event = Event(event_fn, problem.layout, clock_dtype(field.device), field.device)
-        spans = _adaptive_spans(problem, request)
+        event = EventFunction(event_fn, problem.layout, clock_dtype(field.device), field.device)
+        pieces = _adaptive_pieces(problem, request)
     elif request.fixed is not None:
-        event = Event(event_fn, problem.layout, field.time_dtype, field.device)
-        spans = _fixed_spans(problem, request)
+        event = EventFunction(event_fn, problem.layout, field.time_dtype, field.device)
+        pieces = _fixed_pieces(problem, request)
     else:
         raise ValueError(
             f"event_fn must be None with method {request.method!r}, which locates no events"
         )
     resolution = max(torch.finfo(dtype).eps for dtype in (field.time_dtype, problem.t.dtype))
-    found = find_event(event, spans, resolution)
+    found = first_event(event, pieces, resolution)
     t = torch.tensor(found.t, dtype=clock_dtype(field.device), device=field.device)
-    t, y = link(field, event, t, found.y, found.index)
+    t, y = attach_gradients(field, event, t, found.y, found.index)
     solution = problem.layout.unpack(torch.stack([problem.y0, y]))
     return t.to(problem.t.dtype), solution
 
 
-@outside_graph
-def link_found(
+@uncompiled
+def attach_event_gradients(
     problem: Problem, event_fn: Callable[..., Any], event_t: Tensor, solution: Any
 ) -> tuple[Tensor, Any]:
-    """Links what another solver found; what is already linked stays as it is."""
+    """The event that another solver found, with gradients; those that it has already are kept."""
     layout, field = problem.layout, problem.field
     start, y = layout.pack_times(solution)
-    event = Event(event_fn, layout, event_t.dtype, field.device)
+    event = EventFunction(event_fn, layout, event_t.dtype, field.device)
     with torch.no_grad():
         index = int(event(event_t, y).abs().argmin())
-    event_t, y = link(field, event, event_t, y, index)
+    event_t, y = attach_gradients(field, event, event_t, y, index)
     return event_t, layout.unpack(torch.stack([start, y]))
 
 
-def _adaptive_spans(problem: Problem, request: SolveRequest) -> Iterator[Span]:
+def _adaptive_pieces(problem: Problem, request: SolveRequest) -> Iterator[SolutionPiece]:
     field = problem.field
     end = math.copysign(torch.finfo(field.time_dtype).max, field.direction)
     callbacks = select.adaptive_callbacks(problem, request)
     stepper = select.make_stepper(problem, request, end=end, callbacks=callbacks)
     while not reached(stepper.t, end, field.direction):
         step = stepper.advance()
-        yield Span(step.t, step.t1, step.y1, step.at)
+        yield SolutionPiece(step.t, step.t1, step.y1, step.at)
     raise EventNotFound(f"no event up to t = {end:g}, the last time that there is", time=end)
 
 
-def _fixed_spans(problem: Problem, request: SolveRequest) -> Iterator[Span]:
+def _fixed_pieces(problem: Problem, request: SolveRequest) -> Iterator[SolutionPiece]:
     fixed, step = request.fixed, fixed_steps(problem, request)
     assert fixed is not None
     if fixed.step_size is None:
@@ -302,5 +307,6 @@ def _fixed_spans(problem: Problem, request: SolveRequest) -> Iterator[Span]:
         callbacks.step(t, y, t1 - t)
         made = step(problem.field, t, t1, y, fixed.perturb)
         y = made.y1
-        yield Span(made.t, made.t1, made.y1, continuation(made, fixed.interp, fixed.perturb))
+        inside = GridStep(made, fixed.interp, fixed.perturb)
+        yield SolutionPiece(made.t, made.t1, made.y1, inside.at)
     raise EventNotFound(f"no event within {MAX_FIXED_STEPS} steps of {h:g}")

@@ -1,4 +1,4 @@
-"""Events of ``fastnode.solve``: several, in one direction or both, that end the solve or do not."""
+"""Events of ``fastnode.solve``: several, in one direction or both, terminal or not."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def as_events(value: Any) -> tuple[Event, ...]:
     return tuple(each if isinstance(each, Event) else Event(each) for each in listed)
 
 
-class EventWatch:
+class EventWatcher:
     """Looks for events in each accepted step of a solve."""
 
     def __init__(self, problem: Problem, wanted: Sequence[Event]):
@@ -55,17 +55,19 @@ class EventWatch:
         field = problem.field
         dtype = clock_dtype(field.device)
         resolution = torch.finfo(field.time_dtype).eps
-        functions = [events.Event(e.fn, problem.layout, dtype, field.device) for e in wanted]
+        functions = [
+            events.EventFunction(e.fn, problem.layout, dtype, field.device) for e in wanted
+        ]
         self.searches = [events.SignSearch(function, resolution) for function in functions]
-        self.found: list[list[events.Found]] = [[] for _ in wanted]
+        self.found: list[list[events.FoundEvent]] = [[] for _ in wanted]
         #: The step in which each of them lies.
         self.within: list[list[int]] = [[] for _ in wanted]
         self._steps = 0
 
     def step(self, step: Any) -> float | None:
-        """Notes what happens in the step; the time of the first terminal event, if there is one."""
-        span = events.Span(step.t, step.t1, step.y1, step.at)
-        fresh = [self._within(i, span) for i in range(len(self.wanted))]
+        """Records the events in the step; the time of the first terminal event, if there is one."""
+        piece = events.SolutionPiece(step.t, step.t1, step.y1, step.at)
+        fresh = [self._within(i, piece) for i in range(len(self.wanted))]
         direction = self.problem.field.direction
         ends = [
             each[-1].t for e, each in zip(self.wanted, fresh, strict=True) if e.terminal and each
@@ -78,42 +80,44 @@ class EventWatch:
         self._steps += 1
         return end
 
-    def all_found(self) -> Iterator[tuple[int, events.Found]]:
-        """(step, what was found in it), event by event."""
+    def all_found(self) -> Iterator[tuple[int, events.FoundEvent]]:
+        """(step, event found in it), for one event function after the other."""
         for steps, found in zip(self.within, self.found, strict=True):
             yield from zip(steps, found, strict=True)
 
     def replace_states(self, states: Iterator[Tensor]) -> None:
-        """Puts others in place of the states that were found, in the order of ``all_found``."""
+        """Replaces the states of the events found, in the order of ``all_found``."""
         self.found = [[f._replace(y=next(states)) for f in found] for found in self.found]
 
-    def _within(self, index: int, span: events.Span) -> list[events.Found]:
-        """The changes in a span, the last of which ends the solve if the event is terminal."""
+    def _within(self, index: int, piece: events.SolutionPiece) -> list[events.FoundEvent]:
+        """The changes in a piece, the last of which ends the solve if the event is terminal."""
         event, search = self.wanted[index], self.searches[index]
-        noted: list[events.Found] = []
-        while (found := search.within(span)) is not None:
+        noted: list[events.FoundEvent] = []
+        while (found := search.within(piece)) is not None:
             rose = search.passed(found)
             if event.direction in (0, rose):
                 noted.append(found)
                 if event.terminal:
                     break
-            if found.t in (to_float(span.t), to_float(span.t1)):
+            if found.t in (to_float(piece.t), to_float(piece.t1)):
                 break
-            span = span._replace(t=found.t)
+            piece = piece._replace(t=found.t)
         return noted
 
     def records(self) -> list[EventRecord]:
-        """What was found, with gradients of times and states where the event function has them."""
+        """The events found, with gradients of times and states if the event function has them."""
         return [
             self._record(search.event, found)
             for search, found in zip(self.searches, self.found, strict=True)
         ]
 
-    def _record(self, event: events.Event, found: Sequence[events.Found]) -> EventRecord:
+    def _record(
+        self, event: events.EventFunction, found: Sequence[events.FoundEvent]
+    ) -> EventRecord:
         problem, field = self.problem, self.problem.field
         dtype = clock_dtype(field.device)
         linked = [
-            events.link(
+            events.attach_gradients(
                 field, event, torch.tensor(f.t, dtype=dtype, device=field.device), f.y, f.index
             )
             for f in found

@@ -67,7 +67,7 @@ def linear_flow_loss(
     a GPU with Triton the layer's output is not stored: the loss and the residual, which every
     gradient needs, come out of the matrix product. That is for a :class:`Target`, states [B, D] of
     bfloat16, float16, or float32 where TF32 is allowed, and rows that are multiples of 16 bytes;
-    everything else, and every other device, does the two one after the other.
+    in all other cases, and on other devices, the two run one after the other.
 
     Args:
         h: the layer's input, [B, ..., K].

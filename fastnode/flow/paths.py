@@ -43,7 +43,7 @@ class Path:
     Args:
         alpha, beta, dalpha, dbeta: functions of a tensor t of shape [B] that return a tensor of
             that shape (torch operations, so that gradients for t exist). ``dalpha`` and ``dbeta``
-            are the derivatives of ``alpha`` and ``beta``; that they are is the caller's word.
+            are the derivatives of ``alpha`` and ``beta``; this is not checked.
 
     Raises:
         TypeError: one of the four is not callable.
@@ -52,7 +52,7 @@ class Path:
     """
 
     name = "custom"
-    #: Which built-in formula the fused op `path_coefficients` computes; None for one's own.
+    #: Which built-in formula the fused op `path_coefficients` computes; None for a custom path.
     _kind: int | None = None
 
     def __init__(
@@ -94,7 +94,7 @@ class Path:
             z0, z1: end points, one shape [B, ...], dtype and device; float32, float64, bfloat16
                 or float16. Non-contiguous tensors are copied.
             t: times, floating, shape [B], in [0, 1].
-            extrapolate: accept any t. The check costs one read of the device; without it none.
+            extrapolate: accept any t. The check makes the host wait for the device.
 
         Returns:
             ``z_t`` of the shape and dtype of z0, and the :class:`Target`. Gradients to z0, z1 and
@@ -129,8 +129,8 @@ class Path:
         """Training times, the states there and the target velocity, as by :func:`sample_time` and
         :meth:`interpolate`.
 
-        For a built-in path on a GPU with Triton, times come out of the kernel of the interpolant:
-        others than those of :func:`sample_time`, but the same for the same state of the generator.
+        For a built-in path on a GPU with Triton, the kernel of the interpolant draws the times:
+        other numbers than :func:`sample_time`, but the same for the same state of the generator.
 
         Args:
             z0, z1: end points as in :meth:`interpolate`.
@@ -225,8 +225,9 @@ def sample_time(
 ) -> Tensor:
     """Training times t ~ U[0, 1), set exactly to 0 with probability ``zero_probability``.
 
-    t = 0 is where the encoder alone decides, and has measure zero under the uniform law: without
-    these samples training falls into a bad optimum (Kim, Yoo et al., arXiv 2410.22918, section 4).
+    At t = 0 the state is the encoder's output, and t = 0 has probability zero under the uniform
+    distribution: without these samples training finds a bad optimum (Kim, Yoo et al., arXiv
+    2410.22918, section 4).
 
     Returns:
         t of shape [batch].

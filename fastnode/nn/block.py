@@ -19,10 +19,10 @@ class ODEBlock(nn.Module):
 
     One step of Euler is a residual block, z + field(z); more steps or a method of higher order keep
     its parameters and follow the ODE closer. By default the block keeps the states at its steps and
-    takes the steps again in the backward pass: the gradient is that of backprop through them, in
-    the memory of one step's graph, also where the ODE cannot be solved backwards (ReLU,
-    convolutions; docs/gradients.md). BatchNorm's statistics and random numbers are as if
-    there had been one pass.
+    recomputes the steps in the backward pass: the gradient is that of backprop through them, in the
+    memory of one step's autograd graph, also where the ODE cannot be solved backwards (ReLU,
+    convolutions; docs/gradients.md). BatchNorm's statistics and random numbers are those of a
+    single pass.
 
     Args:
         field: a module called ``field(t, z)``, t a tensor without dimensions; ``field(z)`` if

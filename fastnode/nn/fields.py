@@ -54,7 +54,7 @@ class TimeLinear(nn.Linear):
             # over the output (5 to 25 % of a small layer), forward and backward.
             column = t.to(z.dtype).reshape(-1, *[1] * (z.ndim - 1)).expand(*z.shape[:-1], 1)
             return F.linear(torch.cat([z, column], dim=-1), self.weight, self.bias)
-        # One time for all is a change of bias: no copy of z, neither now nor kept for backward.
+        # One time for all samples only changes the bias: no copy of z is made or kept.
         weight, slope = self.weight.split_with_sizes([self.in_features - 1, 1], dim=1)
         shift = t * slope.squeeze(1)
         return F.linear(z, weight, shift if self.bias is None else self.bias + shift)
@@ -160,11 +160,10 @@ class MLPField(nn.Module):
 
     def perceptron(self) -> tuple[list[tuple[Tensor, Tensor | None, int]], int] | None:
         """What the fused engine solves: (weight, bias, column of the time or -1) of each layer and
-        the number of the activation; None if hooks or other changes make the field more than
-        that."""
+        the number of the activation; None if hooks or other changes alter the field."""
         if type(self) is not MLPField:
             return None
-        # self.layers goes through a function of nn.Module's in Python, and every solve asks.
+        # self.layers would go through nn.Module.__getattr__, at every solve.
         layer_list: Any = self._modules["layers"]
         parts = layer_list._modules.values()
         layers = []

@@ -1,4 +1,4 @@
-"""Latent ODEs: a series is read by a recurrent net, and continued by an ODE of hidden states."""
+"""Latent ODEs: a recurrent net encodes a series, and an ODE of hidden states continues it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from fastnode.nn.fields import check_positive
 from fastnode.nn.node import EncodedODE, full_precision
-from fastnode.nn.solving import solve_regularized
 
 
 class GRUEncoder(nn.Module):
@@ -54,12 +53,12 @@ class GRUEncoder(nn.Module):
         return mean + noise * (log_variance / 2).exp()
 
     def __getstate__(self) -> dict[str, Any]:
-        # A generator cannot be copied, and the graph of the divergence belongs to one call.
+        # A generator cannot be copied, nor the autograd graph of the divergence.
         return {**self.__dict__, "divergence": self.divergence.detach(), "generator": None}
 
 
 class OwnTimesODE(EncodedODE):
-    """A latent ODE that solves each series at its own times, with its own steps.
+    """A latent ODE that solves each series at its own times, with per-sample stepping.
 
     Args: those of ``EncodedODE`` with ``times``, all the times at which series may be observed.
 
@@ -82,14 +81,12 @@ class OwnTimesODE(EncodedODE):
         z0, times = full_precision(self.encoder(x)), self.times
         assert times is not None
         seen = x[:, :, 1].amax(dim=2) > 0
-        # The first time is where every solve begins. Rows of fewer times than others take others
-        # that they do not need: cheap, and all rows stay increasing.
+        # Every solve begins at the first time. Rows with fewer times than others are filled up with
+        # times that they do not need: that is cheap, and all rows stay increasing.
         seen[:, 0] = True
         count = max(2, int(seen.sum(dim=1).max()))
         own = (~seen).to(torch.uint8).argsort(dim=1, stable=True)[:, :count].sort(dim=1).values
-        solution, self.regularization, self.nfe = solve_regularized(
-            self,
-            self.regularizer,
+        solution = self._solve_regularized(
             z0,
             times.to(own.device)[own],
             method=self.method if method is None else method,

@@ -27,7 +27,7 @@ def check_module(**modules: nn.Module) -> None:
             raise TypeError(f"{name} must be a torch.nn.Module, got {type(module).__name__}")
 
 
-class _Counted:
+class _CountingField:
     """A vector field that counts its evaluations."""
 
     def __init__(self, field: nn.Module) -> None:
@@ -60,15 +60,30 @@ def full_precision(z: Tensor) -> Tensor:
 
 
 class _Regularized(nn.Module):
-    """A module that keeps the penalty of its last call of forward for the loss."""
+    """A module that keeps the NFE and the penalty of its last call of forward."""
+
+    field: nn.Module
 
     def __init__(self, regularizer: Regularizer | None) -> None:
         super().__init__()
         self.regularizer = regularizer
         self.regularization = torch.zeros(())
+        self.nfe = 0
+
+    def _solve_regularized(self, z0: Tensor, ts: Tensor, **options: Any) -> Tensor:
+        solution, self.regularization, self.nfe = solve_regularized(
+            self, self.regularizer, z0, ts, **options
+        )
+        return solution
+
+    def _odeint(self, z0: Tensor, ts: Tensor, **options: Any) -> Tensor:
+        counted = _CountingField(self.field)
+        solution = odeint(counted, z0, ts, **options)
+        self.nfe, self.regularization = counted.nfe, no_penalty(z0)
+        return solution
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy has the value of the penalty; its graph belongs to the call that made it.
+        # A copy has the value of the penalty without the autograd graph of the call that made it.
         return {**self.__dict__, "regularization": self.regularization.detach()}
 
 
@@ -127,7 +142,6 @@ class NeuralODE(_Regularized):
         self.field = field
         self.method, self.rtol, self.atol = method, rtol, atol
         self.t0, self.t1, self.options = t0, t1, options
-        self.nfe = 0
 
     def forward(self, z0: Tensor, ts: Tensor | None = None) -> Tensor:
         """The solution at t1, of the shape of z0; with ``ts`` the trajectory [len(ts), *z0.shape].
@@ -138,34 +152,15 @@ class NeuralODE(_Regularized):
         z0, last = full_precision(z0), ts is None
         if ts is None:
             ts = _grid(self.t0, self.t1, 1)
+        solver = {"rtol": self.rtol, "atol": self.atol, "method": self.method}
         by_solve = self.regularizer is not None or self.adjoint != "backprop"
         if by_solve or fusable(self.field, self.method, self.options, last):
             options = dict(self.options or {})
             if last and self.method in FIXED and "step_size" not in options:
                 options["steps"] = 1
-            solution, self.regularization, self.nfe = solve_regularized(
-                self,
-                self.regularizer,
-                z0,
-                ts,
-                rtol=self.rtol,
-                atol=self.atol,
-                method=self.method,
-                adjoint=self.adjoint,
-                **options,
-            )
-            return solution[-1] if last else solution
-        counted = _Counted(self.field)
-        solution = odeint(
-            counted,
-            z0,
-            ts,
-            rtol=self.rtol,
-            atol=self.atol,
-            method=self.method,
-            options=self.options,
-        )
-        self.nfe, self.regularization = counted.nfe, no_penalty(z0)
+            solution = self._solve_regularized(z0, ts, adjoint=self.adjoint, **solver, **options)
+        else:
+            solution = self._odeint(z0, ts, options=self.options, **solver)
         return solution[-1] if last else solution
 
     def extra_repr(self) -> str:
@@ -175,12 +170,12 @@ class NeuralODE(_Regularized):
 class EncodedODE(_Regularized):
     """decoder(z(1)) where dz/dt = field(t, z) and z(0) = encoder(x).
 
-    The model that a NODE trained through the solver and :class:`SimulationFreeNODE` share; the way
-    it is solved may change from call to call.
+    The model that a NODE trained through the solver and :class:`SimulationFreeNODE` share; each
+    call may choose another solver.
 
     Args:
         encoder, field, decoder: modules; the field is called ``field(t, z)``.
-        method, steps, rtol, atol: how forward solves unless told otherwise: any method of
+        method, steps, rtol, atol: defaults of forward's arguments: any method of
             :func:`fastnode.odeint`, ``steps`` equal steps for a method of fixed steps, the
             tolerances for an adaptive one.
         regularizer: one of :mod:`fastnode.regularize`, at work in training mode.
@@ -218,7 +213,7 @@ class EncodedODE(_Regularized):
         check_regularizer(regularizer, method)
         self.encoder, self.field, self.decoder = encoder, field, decoder
         self.method, self.steps, self.rtol, self.atol = method, steps, rtol, atol
-        self.times, self.nfe = times, 0
+        self.times = times
 
     def forward(
         self,
@@ -234,38 +229,21 @@ class EncodedODE(_Regularized):
         check_positive(steps=steps)
         _check_method(method)
         z0, fixed = full_precision(self.encoder(x)), method in FIXED
-        rtol = self.rtol if rtol is None else rtol
-        atol = self.atol if atol is None else atol
+        solver = {
+            "rtol": self.rtol if rtol is None else rtol,
+            "atol": self.atol if atol is None else atol,
+            "method": method,
+        }
         options = {"max_num_steps": MAX_STEPS} if method in ADAPTIVE else {}
         regularized = self.regularizer is not None and self.training
         if regularized or fusable(self.field, method):
             if fixed and self.times is None:
                 options["steps"] = steps
-            solution, self.regularization, self.nfe = solve_regularized(
-                self,
-                self.regularizer,
-                z0,
-                _grid(0.0, 1.0, 1) if self.times is None else self.times,
-                rtol=rtol,
-                atol=atol,
-                method=method,
-                **options,
-            )
-            return self._decode(solution)
-        counted = _Counted(self.field)
-        solution = odeint(
-            counted,
-            z0,
-            _grid(0.0, 1.0, steps if fixed else 1) if self.times is None else self.times,
-            rtol=rtol,
-            atol=atol,
-            method=method,
-            options=options,
-        )
-        self.nfe, self.regularization = counted.nfe, no_penalty(z0)
-        return self._decode(solution)
-
-    def _decode(self, solution: Tensor) -> Tensor:
+            ts = _grid(0.0, 1.0, 1) if self.times is None else self.times
+            solution = self._solve_regularized(z0, ts, **solver, **options)
+        else:
+            ts = _grid(0.0, 1.0, steps if fixed else 1) if self.times is None else self.times
+            solution = self._odeint(z0, ts, options=options, **solver)
         return self.decoder(solution[-1] if self.times is None else solution.transpose(0, 1))
 
     def extra_repr(self) -> str:

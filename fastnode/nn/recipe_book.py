@@ -4,8 +4,8 @@
 appendix and released configurations; digits follows MNIST in small. ``mnist-ode``, ``cifar10-ode``
 and ``physionet`` are those of Pal, Edelman, Rackauckas, ICML 2023, arXiv 2303.02262, where the
 state is the image or that of a latent ODE; ``spiral`` is that of Chen et al., NeurIPS 2018, arXiv
-1806.07366. The ones that end in ``-small`` have the same form at a size for a CPU, but for
-``cifar10-small``, whose field is dense.
+1806.07366. Recipes that end in ``-small`` have the same form at a size for a CPU, except that the
+field of ``cifar10-small`` is dense.
 """
 
 from __future__ import annotations

@@ -75,8 +75,7 @@ def image_nets(latent: int = 256, width: int = 64, size: int = 7, classes: int =
 
 def small_image_nets(latent: int, hidden: int, width: int, classes: int) -> Nets:
     """For 32x32 images: convolutions with BatchNorm, of which three halve them, and the field of
-    `dense_nets`, which a convolutional one without normalisation takes far longer to become as good
-    as."""
+    `dense_nets`: a convolutional one without normalisation takes far longer to train."""
     layers: list[nn.Module] = []
     for fan_in, fan_out, kernel in (
         (3, width, 4),

@@ -45,7 +45,7 @@ class Recipe:
         patience: validations without improvement until training stops early; None: never.
         method, tolerance: the solver of a model that is trained through it.
         times: T times of a series, the first being that of the state; 0 where the task has none.
-        own_times: whether each series is solved at its own times, with its own steps.
+        own_times: whether each series is solved at its own times, with per-sample stepping.
         spread: standard deviation with which a latent ODE explains an observation; None for
             series without noise.
     """
@@ -86,7 +86,7 @@ class Recipe:
         """A new model for training without simulation: ``model.loss(x, y).total``.
 
         Args:
-            label_noise: the recipe's own if None.
+            label_noise: defaults to that of the recipe.
             embedding: ``learned`` with the flow; ``augmented``, the data and labels themselves,
                 lengthened by zeros; ``autoencoded``, learned by autoencoding alone.
 
@@ -127,7 +127,7 @@ class Recipe:
         """A new model of the same networks for training through the solver.
 
         ``model(x)`` gives logits for the cross-entropy, or values for the mean squared error. The
-        tolerances are the recipe's own if None.
+        tolerances default to those of the recipe.
         """
         nets = self.make_nets()
         kind = OwnTimesODE if self.own_times else EncodedODE

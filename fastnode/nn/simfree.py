@@ -30,8 +30,7 @@ class SimulationFreeNODE(EncodedODE):
         loss = mean((field(t, z_t) - u_t) ** 2) + mean((decoder(z1 + label_noise * e) - y) ** 2)
 
     Gradients reach all four modules: the encoders through z_t and through u_t as well. Predictions
-    solve dz/dt = field(t, z) from encoder(x) at t = 0 to t = 1, by one Euler step unless told
-    otherwise.
+    solve dz/dt = field(t, z) from encoder(x) at t = 0 to t = 1, by default in one Euler step.
 
     Args:
         encoder: x to the embedding [B, ...].

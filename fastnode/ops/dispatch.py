@@ -21,7 +21,7 @@ _library = torch.library.Library("fastnode", "FRAGMENT")  # noqa: TOR901
 
 
 def transformed() -> bool:
-    """Whether tensors may be not what they seem: torch.func and forward-mode differentiation."""
+    """Whether a torch.func transform or forward-mode differentiation is active."""
     return (
         torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
     )

@@ -37,7 +37,7 @@ def check_velocity(v: Tensor, like: Tensor) -> Tensor:
 def flow_loss(
     v: Tensor, stand_in: Tensor, z0: Tensor, z1: Tensor, coef: Tensor, mean: bool
 ) -> Tensor:
-    """The scalar loss; its gradient for z0, z1 and coef travels through the stand-in."""
+    """The scalar loss; the gradient for z0, z1 and coef flows through the stand-in."""
     if not dispatch.use_ops():
         return flow_loss_reference(v, z0, z1, coef, mean)
     with_grad = torch.is_grad_enabled() and (v.requires_grad or stand_in.requires_grad)
@@ -45,9 +45,9 @@ def flow_loss(
 
 
 def slopes(dtype: torch.dtype, numel: int, mean: bool) -> tuple[float, float]:
-    """d loss / d v and what the op's grad holds, both as multiples of the residual.
+    """d loss / d v and the op's grad, both as multiples of the residual.
 
-    In float16 grad is the residual itself, which a mean's slope could flush to zero (as in
+    In float16 grad is the residual itself: the small factor of a mean could flush it to zero (as in
     csrc/ops/flow_loss.cpp).
     """
     slope = (2 / numel if numel else float("inf")) if mean else 2.0

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastnode.ops import dispatch
 
-#: In what the coefficients are computed and kept.
+#: The dtypes in which coefficients are computed and kept.
 ACCUMULATE = (torch.float32, torch.float64)
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -199,7 +199,7 @@ dispatch.register("interpolant_backward", _interpolant_backward_any, _interpolan
 
 
 def draws_times(z0: Any, z1: Any) -> bool:
-    """Whether a kernel takes these end points. It draws 32 bits: too few for float64."""
+    """Whether a kernel draws the times. It draws 32 bits: too few for float64."""
     if not (type(z0) is type(z1) is Tensor and z0.dim() and z0.numel() and dispatch.use_ops()):
         return False
     alike = z0.shape == z1.shape and z0.dtype == z1.dtype and z0.device == z1.device
@@ -211,7 +211,7 @@ def sampled_interpolant(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """t [B], coef [4, B], z_t like z0, and the stand-in that ``interpolant`` has.
 
-    Their source is one number from the generator, which stays on the device.
+    All follow from one number of the generator, which stays on the device.
     """
     seed = torch.randint(2**63 - 1, (), device=z0.device, generator=generator)
     op = torch.ops.fastnode.sampled_interpolant.default

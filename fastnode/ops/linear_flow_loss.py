@@ -29,7 +29,7 @@ def linear_flow_loss_reference(
 
 
 def runs_fused(h: Tensor, weight: Tensor, bias: Tensor | None, z0: Tensor) -> bool:
-    """Whether the kernels take these tensors and may win.
+    """Whether the kernels take these tensors and may be faster.
 
     The matrix units multiply 16-bit floats, and float32 if TF32 is allowed; and rows must be
     multiples of 16 bytes, or they are read element by element.
@@ -61,7 +61,7 @@ def linear_flow_loss(
     coef: Tensor,
     mean: bool,
 ) -> Tensor:
-    """The scalar loss; its gradient for z0, z1 and coef travels through the stand-in."""
+    """The scalar loss; the gradient for z0, z1 and coef flows through the stand-in."""
     inputs = (h, weight, stand_in) if bias is None else (h, weight, bias, stand_in)
     with_grad = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     op = torch.ops.fastnode.linear_flow_loss.default
@@ -195,7 +195,7 @@ def _backward(ctx: Any, g: Tensor | None, g_grad: Tensor | None) -> tuple[Tensor
 
 
 def _may_overwrite(saved: Tensor) -> bool:
-    """Whether nobody will come back for a saved tensor (as in csrc/ops/flow_loss.cpp)."""
+    """Whether no later backward pass needs a saved tensor (as in csrc/ops/flow_loss.cpp)."""
     if type(saved) is not Tensor or torch.is_grad_enabled():
         return False
     return not torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore

@@ -1,4 +1,4 @@
-"""rk_adjoint: sum_j c_j x_j, of which the transpose of a Runge-Kutta step is made."""
+"""rk_adjoint: sum_j c_j x_j, the sum in the transpose of a Runge-Kutta step."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def rk_adjoint_reference(x: Sequence[Tensor], c: Sequence[float]) -> Tensor:
 def rk_adjoint(x: Sequence[Tensor], c: Sequence[float]) -> Tensor:
     """sum_j c_j x_j in one pass.
 
-    Where a step adds up slopes of stages to states, its transpose adds up cotangents to cotangents
-    of slopes (``fastnode.adjoints.discrete.step_transpose`` gives the formula and its source).
+    A step sums stage derivatives to states; its transpose sums cotangents to cotangents of stage
+    derivatives (``fastnode.adjoints.discrete.step_transpose`` has the formula and its source).
 
     Args:
         x: tensors of one shape, floating or complex, at least one.

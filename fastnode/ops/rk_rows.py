@@ -1,8 +1,8 @@
-"""rk_stage, rk_error and rk_dense where each sample is a solve of its own.
+"""rk_stage, rk_error and rk_dense for per-sample stepping.
 
-Every sample (index of the first dimension) has its own step, tolerances and time. These numbers are
-float64 tensors of shape [B] on the state's device. They are constants to the ops: where one of them
-needs gradients, plain PyTorch computes the result.
+Each sample (index of the first dimension) has its own step, tolerances and time: float64 tensors of
+shape [B] on the state's device. They are constants to the ops: where one of them needs gradients,
+plain PyTorch computes the result.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def rk_dense_rows_reference(y: Tensor, k: Sequence[Tensor], w: Tensor) -> Tensor
 
 
 def rk_dense_rows(y: Tensor, k: Sequence[Tensor], w: Tensor) -> Tensor:
-    """y_b + sum_j w_bj k_jb for every sample b: its interpolant at a time of its own.
+    """y_b + sum_j w_bj k_jb for every sample b: its interpolant at its time.
 
     Args:
         y: states [B, ...], floating or complex.
@@ -209,7 +209,7 @@ def _other_stage_rows(y: Tensor, k: Sequence[Tensor], c: Sequence[float], h: Ten
 
 
 def _other_dense_rows(y: Tensor, k: Sequence[Tensor], w: Tensor) -> Tensor:
-    # A result of its own even where there is nothing to add: ops must not alias their input.
+    # A new tensor even where there is nothing to add: ops must not alias their input.
     return rk_dense_rows_reference(y, k, w).clone(memory_format=torch.contiguous_format)
 
 

@@ -64,7 +64,7 @@ def _fake(y: Tensor, k: Sequence[Tensor], c: Sequence[float]) -> Tensor:
 
 
 def _other_devices(y: Tensor, k: Sequence[Tensor], c: Sequence[float]) -> Tensor:
-    # A result of its own even where there is nothing to add: ops must not alias their input.
+    # A new tensor even where there is nothing to add: ops must not alias their input.
     return rk_stage_reference(y, k, c).clone(memory_format=torch.contiguous_format)
 
 

@@ -1,1 +1,1 @@
-"""What is asked, checked and packed: one initial value problem, or one for each sample."""
+"""Initial value problems, checked and packed: one, or one for each sample."""

@@ -1,4 +1,4 @@
-"""A batch of initial value problems that share a vector field: checked, one row for each."""
+"""A batch of initial value problems for per-sample stepping: checked, one row for each sample."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ import torch
 from torch import Tensor
 
 from fastnode.ops.rk_rows import rk_error_rows
-from fastnode.problem.ivp import State, check_times, make_problem
+from fastnode.problem.ivp import State, check_returned, check_times, clock_dtype, make_problem
+
+_HINT = (
+    "; with per_sample=True func sees only the samples that still run, and tensors with a row for "
+    "each sample must be passed in args"
+)
 
 
 @dataclass(frozen=True)
-class RowLayout:
+class SampleLayout:
     """How each sample's state lies in its row; ``shapes`` are those of one sample."""
 
     shapes: tuple[torch.Size, ...]
@@ -33,7 +38,7 @@ class RowLayout:
         return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
     def unpack(self, rows: Tensor) -> State:
-        """Undoes ``pack``; all dimensions but the last stay in front."""
+        """The inverse of ``pack``; all dimensions but the last stay in front."""
         lead = rows.shape[:-1]
         if not self.is_tuple:
             return rows.reshape(lead + self.shapes[0])
@@ -44,7 +49,7 @@ class RowLayout:
 class SampleField:
     """The caller's func over packed rows, with its results checked."""
 
-    def __init__(self, func: Callable[..., Any], layout: RowLayout, y0: Tensor):
+    def __init__(self, func: Callable[..., Any], layout: SampleLayout, y0: Tensor):
         self.func, self.layout = func, layout
         self.dtype, self.device = y0.dtype, y0.device
         self.time_dtype = y0.dtype.to_real()
@@ -53,7 +58,7 @@ class SampleField:
         self, t: Tensor, y: Tensor, args: Sequence[Any], before: Tensor | None = None
     ) -> Tensor:
         """dy/dt [b, D] at t [b] and y [b, D]; with ``before``, the directions of time [b], at the
-        last number before each t, so that a field with a jump there is seen from this side."""
+        last number before each t, so that a field with a jump there is evaluated on this side."""
         t = t.to(self.time_dtype)
         if before is not None:
             with torch.no_grad():
@@ -64,36 +69,10 @@ class SampleField:
 
     def checked(self, result: Any, count: int) -> State:
         """What func returned for ``count`` samples, or an error that says what is wrong with it."""
-        if not self.layout.is_tuple:
-            return self._checked_part("func", result, (count, *self.layout.shapes[0]))
-        shapes = self.layout.shapes
-        if not isinstance(result, (tuple, list)) or len(result) != len(shapes):
-            came = f"{len(result)}" if isinstance(result, (tuple, list)) else type(result).__name__
-            raise TypeError(f"func must return a tuple of {len(shapes)} tensors as y0, got {came}")
-        return tuple(
-            self._checked_part(f"func, element {i},", part, (count, *shape))
-            for i, (part, shape) in enumerate(zip(result, shapes, strict=True))
-        )
-
-    def _checked_part(self, name: str, value: Any, shape: tuple[int, ...]) -> Tensor:
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must return a tensor, got {type(value).__name__}")
-        if value.shape != shape:
-            raise ValueError(
-                f"{name} must return the shape {tuple(shape)} of the samples it was given, got "
-                f"{tuple(value.shape)}; with per_sample=True func sees only the samples that still "
-                "run, and tensors with a row for each sample must be passed in args"
-            )
-        if value.device != self.device:
-            raise ValueError(f"{name} must return a tensor on {self.device}, got {value.device}")
-        if value.dtype != self.dtype:
-            # Autocast makes linear layers return a narrower type: the state keeps its own.
-            if not torch.is_autocast_enabled(self.device.type):
-                raise TypeError(
-                    f"{name} must return the state's dtype {self.dtype}, got {value.dtype}"
-                )
-            value = value.to(self.dtype)
-        return value
+        shapes = [(count, *shape) for shape in self.layout.shapes]
+        is_tuple = self.layout.is_tuple
+        parts = check_returned(result, shapes, is_tuple, self.dtype, self.device, _HINT)
+        return parts if is_tuple else parts[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +88,7 @@ class Tolerances:
 
     def norm(
         self,
-        layout: RowLayout,
+        layout: SampleLayout,
         y0: Tensor,
         y1: Tensor,
         k: Sequence[Tensor],
@@ -143,8 +122,8 @@ class SampleProblem:
     args: tuple[Any, ...]
 
     def take_args(self, args: Sequence[Any], rows: Tensor) -> tuple[Any, ...]:
-        """The arguments of the samples ``rows``: ``args`` belong to as many as ``rows`` counts in,
-        and those of ``self.args`` that have one entry for each sample are indexed."""
+        """``args``, which belong to the samples that ``rows`` indexes, for the rows alone: tensors
+        with one entry for each sample are indexed."""
         pairs = zip(args, self.args, strict=True)
         return tuple(x[rows] if self._per_sample(full) else x for x, full in pairs)
 
@@ -174,10 +153,9 @@ def make_samples(
     if ts.dim() == 2 and ts.shape[0] != batch:
         raise ValueError(f"ts must have shape [T] or [{batch}, T], got {tuple(ts.shape)}")
     rows = ts.expand(batch, -1) if ts.dim() == 1 else ts
-    layout = RowLayout(tuple(part.shape[1:] for part in parts), single.layout.shapes is not None)
+    layout = SampleLayout(tuple(part.shape[1:] for part in parts), single.layout.shapes is not None)
     packed = layout.pack(y0)
-    wide = torch.float32 if packed.device.type == "mps" else torch.float64
-    times = rows.to(device=packed.device, dtype=wide)
+    times = rows.to(device=packed.device, dtype=clock_dtype(packed.device))
     return SampleProblem(
         SampleField(func, layout, packed), packed, times, _directions(times.detach()), tuple(args)
     )

@@ -1,4 +1,4 @@
-"""Callbacks that a caller hands over as attributes of the vector field, as torchdiffeq has them."""
+"""Callbacks that are attributes of the vector field, as in torchdiffeq."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from fastnode.problem.ivp import NO_CALLBACKS, Callbacks, Problem, Time, time_tensor
 from fastnode.torch_support.warn import warn
 
-#: What adaptive methods tell, and what methods with given steps do.
+#: The callbacks of adaptive methods, and of methods with fixed steps.
 ADAPTIVE_CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 FIXED_CALLBACKS = ("callback_step",)
 
@@ -29,8 +29,8 @@ def find_callbacks(
     form, or what ``unpack`` makes of it) at the start of the step, and its length, positive in
     either direction of time.
 
-    Those that the method does not support are named in a warning. ``suffix`` ends the names that
-    are looked up.
+    A warning names those that the method does not support. ``suffix`` is appended to the names of
+    the attributes.
     """
     func = problem.field.func
     found = {

@@ -1,11 +1,11 @@
-"""Checks what a caller hands to a solve and packs it: state, vector field, times, tolerances."""
+"""Checks the arguments of a solve and packs them: state, vector field, times."""
 
 from __future__ import annotations
 
 import functools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ State = Tensor | tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Layout:
-    """How the caller's state lies in the packed tensor; ``shapes`` is None for a lone tensor."""
+    """How the caller's state lies in the packed tensor; ``shapes`` is None for a single tensor."""
 
     shapes: tuple[torch.Size, ...] | None
 
@@ -41,7 +41,7 @@ class Layout:
         return [self.pack(state) for state in zip(*states, strict=True)]
 
     def unpack(self, packed: Tensor) -> State:
-        """Undoes ``pack``; leading dimensions (times) stay in front."""
+        """The inverse of ``pack``; leading dimensions (times) stay in front."""
         if self.shapes is None:
             return packed
         pieces = packed.split([shape.numel() for shape in self.shapes], dim=-1)
@@ -78,8 +78,8 @@ class VectorField:
         self.evaluations = 0
 
     def __call__(self, t: Time, y: Tensor, side: int = 0) -> Tensor:
-        """dy/dt at (t, y); side -1 or 1 moves t to the next number before or after it on the way,
-        so that a field with a jump at t is evaluated on the right side of it."""
+        """dy/dt at (t, y); side -1 or 1 moves t to the adjacent number before or after it in the
+        direction of time, so that a field with a jump at t is evaluated on the right side."""
         self.evaluations += 1
         return self.accept(self.func(self.time(t, side), self.layout.unpack(y), *self.args))
 
@@ -90,15 +90,9 @@ class VectorField:
 
     def parts(self, result: Any) -> tuple[Tensor, ...]:
         """What func returned, tensor by tensor, once it is found to have the state's form."""
-        if self.layout.shapes is None:
-            return (self._checked("func", result, self.shape),)
         shapes = self.layout.shapes
-        if not isinstance(result, (tuple, list)) or len(result) != len(shapes):
-            came = f"{len(result)}" if isinstance(result, (tuple, list)) else type(result).__name__
-            raise TypeError(f"func must return a tuple of {len(shapes)} tensors as y0, got {came}")
-        parts = enumerate(zip(result, shapes, strict=True))
-        return tuple(
-            self._checked(f"func, element {i},", part, shape) for i, (part, shape) in parts
+        return check_returned(
+            result, shapes or (self.shape,), shapes is not None, self.dtype, self.device
         )
 
     def time(self, t: Time, side: int) -> Tensor:
@@ -109,31 +103,50 @@ class VectorField:
         with torch.no_grad():
             bound = torch.full_like(value, side * self.direction * math.inf)
             shift = torch.nextafter(value, bound) - value
-        # Without waiting for all that a GPU has to do before.
+        # Non-blocking: the host must not wait for the GPU's queue.
         return (value + shift).to(self.device, non_blocking=True)
 
-    def _checked(self, name: str, value: Any, shape: torch.Size) -> Tensor:
+
+def check_returned(
+    result: Any,
+    shapes: Sequence[tuple[int, ...]],
+    is_tuple: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+    hint: str = "",
+) -> tuple[Tensor, ...]:
+    """What func returned, tensor by tensor, in the state's dtype; ValueError or TypeError if it
+    does not have the state's form. ``hint`` follows the message about a wrong shape."""
+
+    def check(name: str, value: Any, shape: tuple[int, ...]) -> Tensor:
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must return a tensor, got {type(value).__name__}")
         if value.shape != shape:
             raise ValueError(
-                f"{name} must return the state's shape {tuple(shape)}, got {tuple(value.shape)}"
+                f"{name} must return the state's shape {tuple(shape)}, got "
+                f"{tuple(value.shape)}{hint}"
             )
-        if value.device != self.device:
-            raise ValueError(f"{name} must return a tensor on {self.device}, got {value.device}")
-        if value.dtype != self.dtype:
-            # What would lose precision unseen is refused; autocast is there to lose it.
-            widens = torch.promote_types(value.dtype, self.dtype) == self.dtype
-            if not widens and not torch.is_autocast_enabled(self.device.type):
-                raise TypeError(
-                    f"{name} must return the state's dtype {self.dtype}, got {value.dtype}"
-                )
-            value = value.to(self.dtype)
+        if value.device != device:
+            raise ValueError(f"{name} must return a tensor on {device}, got {value.device}")
+        if value.dtype != dtype:
+            # A silent loss of precision is refused, except under autocast, which asks for it.
+            widens = torch.promote_types(value.dtype, dtype) == dtype
+            if not widens and not torch.is_autocast_enabled(device.type):
+                raise TypeError(f"{name} must return the state's dtype {dtype}, got {value.dtype}")
+            value = value.to(dtype)
         return value
 
+    if not is_tuple:
+        return (check("func", result, shapes[0]),)
+    if not isinstance(result, (tuple, list)) or len(result) != len(shapes):
+        came = f"{len(result)}" if isinstance(result, (tuple, list)) else type(result).__name__
+        raise TypeError(f"func must return a tuple of {len(shapes)} tensors as y0, got {came}")
+    parts = enumerate(zip(result, shapes, strict=True))
+    return tuple(check(f"func, element {i},", part, shape) for i, (part, shape) in parts)
 
-def silent(t: Time, y: Tensor, h: Time) -> None:
-    """A callback that does nothing."""
+
+def no_callback(t: Time, y: Tensor, h: Time) -> None:
+    """The callback where the caller has none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,9 +154,9 @@ class Callbacks:
     """What is called with (t, packed state, signed step): before a step is tried, and once it has
     been accepted or rejected."""
 
-    step: Callable[[Time, Tensor, Time], None] = silent
-    accept: Callable[[Time, Tensor, Time], None] = silent
-    reject: Callable[[Time, Tensor, Time], None] = silent
+    step: Callable[[Time, Tensor, Time], None] = no_callback
+    accept: Callable[[Time, Tensor, Time], None] = no_callback
+    reject: Callable[[Time, Tensor, Time], None] = no_callback
 
 
 NO_CALLBACKS = Callbacks()
@@ -236,7 +249,7 @@ def reached(t: Time, target: Time, direction: float) -> bool:
 
 def as_times(t: Tensor) -> list[Time]:
     """The entries of a 1-d tensor in float64: floats, or 0-dim tensors if they need a gradient or,
-    in a graph that torch.compile records, have no value yet."""
+    in a graph that torch.compile traces, have no value yet."""
     differentiable = t.requires_grad and torch.is_grad_enabled()
     if differentiable or torch.compiler.is_compiling():
         return list(t.double().cpu().unbind())
@@ -285,8 +298,8 @@ def _check_state(y0: State) -> Layout:
 def check_times(name: str, t: Any) -> float:
     """Checks a sequence of times and returns the direction of time, 1.0 or -1.0.
 
-    Times in a graph that torch.compile records have no values to check and no direction; solves
-    that need them run outside of it.
+    Times in a graph that torch.compile traces have no values to check and no direction; solves
+    that need them run uncompiled.
     """
     if not isinstance(t, Tensor):
         raise InvalidType(f"{name} must be a tensor, got {type(t).__name__}")
@@ -299,7 +312,7 @@ def check_times(name: str, t: Any) -> float:
     values = t.tolist()
     if not all(map(math.isfinite, values)):
         raise InvalidValue(f"{name} must be finite, got {values}")
-    # Plain numbers: for the usual handful of times a tensor op costs more than all comparisons.
+    # Plain numbers: for a few times one tensor op costs more than all comparisons.
     if all(map(operator.lt, values, values[1:])):
         return 1.0
     if all(map(operator.gt, values, values[1:])):

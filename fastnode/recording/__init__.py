@@ -1,1 +1,1 @@
-"""From accepted steps to the Solution that the caller gets."""
+"""From accepted steps to the Solution that is returned."""

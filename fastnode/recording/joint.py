@@ -1,4 +1,4 @@
-"""Runs the steps of a solve and keeps what its caller asked for."""
+"""Runs the steps of a solve and records what the caller asked for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastnode.control.stiffness import Stiffness
 from fastnode.engines.reference.fixed import GridStep
 from fastnode.engines.reference.step import Step
 from fastnode.errors import SolverError
-from fastnode.events.watch import Event, EventWatch
+from fastnode.events.watch import Event, EventWatcher
 from fastnode.ops.rk_stage import FLOATING
 from fastnode.problem.ivp import Problem, Time, reached, to_float
 from fastnode.solution import Solution, Steps
@@ -21,7 +21,7 @@ from fastnode.tableaus import Tableau
 
 
 class Recording:
-    """What the steps of one solve leave behind."""
+    """The record of one solve: outputs, steps, events."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class Recording:
         on_step: Callable[[Any], Any] | None = None,
     ):
         self.problem, self.save, self.on_step = problem, save, on_step
-        self.watch = EventWatch(problem, events)
+        self.watch = EventWatcher(problem, events)
         self.tableau, self.stiffness = tableau, Stiffness(tableau)
         self.outputs = [problem.y0]
         #: The step in which each further output lies.
@@ -43,7 +43,7 @@ class Recording:
         self.stiff: list[float | Tensor] = []
         self.states = [problem.y0]
         self.steps: list[Any] = []
-        #: Whether ``steps`` are those of the stepper, or others that evaluate their slopes anew.
+        #: Whether ``steps`` are those of the stepper; if not, they recompute their stages.
         self.keeps_slopes = save == "dense"
         self.status = "finished"
         self.evaluations = self.rejected = 0
@@ -53,7 +53,7 @@ class Recording:
         stepper = None
         try:
             stepper = make_stepper()
-            if self._recorded_by(stepper):
+            if self._stepper_records(stepper):
                 self._integrate(stepper)
             else:
                 self._advance(stepper)
@@ -62,16 +62,16 @@ class Recording:
                 raise
             self.status = type(error).__name__
         for step in self.steps if self.keeps_slopes else ():
-            # What dense output evaluates, it evaluates here and not when it is asked for.
+            # Further stages of dense output are evaluated here and not in Solution.evaluate.
             step.at((to_float(step.t) + to_float(step.t1)) / 2)
         if stepper is not None:
-            # Only its counts: it holds the slopes of its last step.
+            # Only its counts are kept: the stepper holds the stages of its last step.
             self.evaluations, self.rejected = getattr(stepper, "evaluations", 0), stepper.rejected
         missing = len(self.problem.times) - len(self.outputs)
         self.outputs += [torch.full_like(self.problem.y0, torch.nan)] * missing
 
-    def _recorded_by(self, stepper: Any) -> bool:
-        """Whether the stepper can keep by itself all that is asked for."""
+    def _stepper_records(self, stepper: Any) -> bool:
+        """Whether the stepper itself can record all that was asked for."""
         y = self.problem.y0
         asked = self.save != "times" or self.watch.wanted or self.on_step is not None
         return (
@@ -108,7 +108,7 @@ class Recording:
             if event is not None:
                 self.status, self.end = "event", event
                 return
-            # The next step may write where this one's slopes are.
+            # The next step may reuse the memory of this one's stages.
             del step
 
     def _add(self, step: Any) -> None:
@@ -125,8 +125,8 @@ class Recording:
             self.on_step(step)
 
     def rewrite(self, problem: Problem, known: Iterator[Tensor]) -> None:
-        """Puts the caller's problem, and tensors that autograd knows, in place of those in which
-        nothing needs a gradient: the outputs, the states, and those of the events."""
+        """Replaces the inner problem, in which nothing requires a gradient, by the caller's, and
+        the outputs, states and states of events by ``known``, which have gradients."""
         self.outputs[0] = self.states[0] = problem.y0
         for j in range(1, len(self.within) + 1):
             self.outputs[j] = next(known)
@@ -161,7 +161,7 @@ class Recording:
         direction = self.problem.field.direction
         edges = torch.tensor(self.times, dtype=torch.float64)
         flat = t.reshape(-1).cpu()
-        outside_of(flat.detach(), self.times[0], self.end)
+        check_inside(flat.detach(), self.times[0], self.end)
         # The first edge at or beyond t ends its step.
         places = torch.searchsorted(edges * direction, flat.detach() * direction) - 1
         times: Sequence[Time] = list(flat.unbind()) if flat.requires_grad else flat.tolist()
@@ -183,7 +183,7 @@ class Recording:
         if not self.keeps_slopes:
             return step.at_all(times)
         if isinstance(times[0], Tensor) and not isinstance(step, (Step, GridStep)):
-            # Steps of the C++ loop take numbers; those of the reference know the gradient of t.
+            # Steps of the C++ loop take numbers; those of the reference have the gradient of t.
             assert self.tableau is not None
             step = Step(
                 self.problem.field, self.tableau, step.t, step.t1, step.y, step.y1, list(step.k)
@@ -196,14 +196,14 @@ class Recording:
 
 
 def _numbers(values: Sequence[float | Tensor]) -> Tensor:
-    """Side by side on the CPU; numbers still on a GPU are waited for once."""
+    """One tensor on the CPU; the host waits once for numbers on a GPU."""
     if values and isinstance(values[0], Tensor):
         return torch.stack([torch.as_tensor(x) for x in values]).to("cpu", torch.float64)
     return torch.tensor(values, dtype=torch.float64)
 
 
-def outside_of(t: Tensor, first: float, last: float, name: str = "t") -> None:
-    """Raises ValueError if a time lies outside of what was solved."""
+def check_inside(t: Tensor, first: float, last: float, name: str = "t") -> None:
+    """Raises ValueError if a time lies outside the interval that was solved."""
     low, high = min(first, last), max(first, last)
     wrong = ~((t >= low) & (t <= high))
     if bool(wrong.any()):

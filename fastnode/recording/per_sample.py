@@ -10,7 +10,7 @@ from torch import Tensor
 from fastnode.control.request import SolveRequest
 from fastnode.engines.per_sample_trace import Trace, interpolate_rows
 from fastnode.problem.batch import SampleProblem
-from fastnode.recording.joint import outside_of
+from fastnode.recording.joint import check_inside
 from fastnode.solution import Solution, Steps
 from fastnode.tableaus import Tableau
 
@@ -91,7 +91,7 @@ class _Dense:
         found = []
         for b, (edges, direction) in enumerate(zip(self.times, self.direction, strict=True)):
             mine = rows[b].detach().contiguous()
-            outside_of(mine, edges[0].item(), edges[-1].item(), f"t of sample {b}")
+            check_inside(mine, edges[0].item(), edges[-1].item(), f"t of sample {b}")
             # The first edge at or beyond t ends its step; t0 belongs to the first, if there is one.
             place = torch.searchsorted(edges * direction, mine * direction)
             found.append(place.clamp(min=1).clamp(max=len(edges) - 1))
@@ -99,7 +99,7 @@ class _Dense:
         place = torch.stack(found, dim=1).reshape(-1)
         end = place + self.offsets[sample]
         times, values = rows.t().reshape(-1), self.states[end]
-        # At an edge only the polynomial knows the slope, for the gradient of the time.
+        # At an edge only the polynomial has a derivative, for the gradient of the time.
         inside = (place > 0) & (times.requires_grad | (times != self.edges[end]))
         chosen = inside.nonzero()[:, 0]
         if chosen.numel():

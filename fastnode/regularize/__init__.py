@@ -1,4 +1,4 @@
-"""Regularisers: vector fields that are cheap to solve, because training asked for that."""
+"""Regularisers: training losses that make vector fields cheap to solve."""
 
 from fastnode.regularize.base import Regularizer
 from fastnode.regularize.global_ import Global

@@ -1,4 +1,4 @@
-"""Integrals along a solution, as extra states that have no say in the steps."""
+"""Integrals along a solution, as extra states that do not affect the steps."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def solve_with_integrals(
 
     field = partial(_evaluate, func, integrands, unpack, lone)
     if isinstance(func, nn.Module):
-        # The adjoints that take steps again look for parameters and buffers in a module.
+        # Adjoints that recompute steps look for parameters and buffers in a module.
         field = _Field(func, field)
     solution = solve(field, (*parts, *zeros), ts, **{**options, "rtol": rtol, "atol": atol})
     integrals = [x[-1] for x in solution.ys[len(parts) :]]

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastnode.api.embedded_step import find_tableau
 from fastnode.control.stiffness import Stiffness
 from fastnode.engines.methods import ADAPTIVE, SOLVED
-from fastnode.problem.ivp import State
+from fastnode.problem.ivp import State, clock_dtype
 from fastnode.solution import Solution
 
 #: The method of a solve that names none, as in ``fastnode.solve``.
@@ -21,7 +21,7 @@ KINDS = ("error", "stiffness")
 
 
 class Regularizer(ABC):
-    """Solves as ``fastnode.solve`` does and tells what to add to the training loss.
+    """Solves as ``fastnode.solve`` does and returns the penalty to add to the training loss.
 
         solution, penalty = regularizer.solve(func, y0, ts, rtol=1e-4)
         (loss(solution.ys[-1]) + penalty).backward()
@@ -29,7 +29,7 @@ class Regularizer(ABC):
     ``fastnode.nn.NeuralODE(field, regularizer=...)`` does the same while it is in training mode.
 
     Attributes:
-        step: the training step, which schedules of weights go by; whoever trains sets it.
+        step: the training step, for schedules of weights; the training loop sets it.
         generator: source of random numbers; torch's default one if None.
     """
 
@@ -70,9 +70,9 @@ class Regularizer(ABC):
 
     def _uniform(self, *shape: int) -> Tensor:
         """Numbers in [0, 1), float64, on the CPU."""
-        device = "cpu" if self.generator is None else self.generator.device
-        wide = torch.float32 if device == torch.device("mps") else torch.float64
-        drawn = torch.rand(shape, dtype=wide, device=device, generator=self.generator)
+        device = torch.device("cpu") if self.generator is None else self.generator.device
+        dtype = clock_dtype(device)
+        drawn = torch.rand(shape, dtype=dtype, device=device, generator=self.generator)
         return drawn.cpu().double()
 
     def _normal_like(self, x: Tensor) -> Tensor:
@@ -82,11 +82,12 @@ class Regularizer(ABC):
         return drawn.to(x.device)
 
 
-def needs_error_estimate(method: str, who: str) -> None:
+def needs_error_estimate(method: str, caller: str) -> None:
     """Raises ValueError for a method that does not choose its steps."""
     if method not in ADAPTIVE:
         raise ValueError(
-            f"{who} needs a method that chooses its steps ({', '.join(ADAPTIVE)}), got {method!r}"
+            f"{caller} needs a method that chooses its steps ({', '.join(ADAPTIVE)}), "
+            f"got {method!r}"
         )
 
 

@@ -66,14 +66,14 @@ class Global(Regularizer):
             )
         if options.get("per_sample"):
             raise ValueError("Global needs per_sample=False, got True; Local works with both")
-        terms = self._kept if adjoint == "backprop" else self._anew
+        terms = self._from_graph if adjoint == "backprop" else self._recomputed
         solution, found = terms(func, y0, ts, options)
         return solution, self.weight(self.step) * torch.stack(found).sum()
 
-    def _kept(
+    def _from_graph(
         self, func: Callable[..., Any], y0: State, ts: Tensor, options: dict[str, Any]
     ) -> tuple[Solution, list[Tensor]]:
-        """The terms of the sum, from the slopes that the solve has a graph of."""
+        """The terms of the sum, from the stages that autograd recorded in the solve."""
         problem = make_problem(func, y0, ts, tuple(options.get("args", ())))
         tableau = find_tableau(options["method"])
         if self.kind == "error":
@@ -83,10 +83,10 @@ class Global(Regularizer):
             collector = _Stiffness(tableau)
         return solve(func, y0, ts, **options, on_step=collector), collector.terms
 
-    def _anew(
+    def _recomputed(
         self, func: Callable[..., Any], y0: State, ts: Tensor, options: dict[str, Any]
     ) -> tuple[Solution, list[Tensor]]:
-        """The terms of the sum, each from the state at which its step begins."""
+        """The terms of the sum, each recomputed from the state at which its step begins."""
         method = options["method"]
         if not find_tableau(method).fsal:
             raise ValueError(
@@ -132,11 +132,11 @@ class _Errors:
     def __call__(self, step: Any) -> None:
         h, (stages, values) = _length(step), self.weights
         slopes = [step.k[j] for j in stages]
-        # |h| twice: once it makes a slope an error, once it weighs the step.
+        # |h| twice: one factor makes the error of derivatives, the other weighs the step.
         self.terms.append(self.norm.differentiable(step.y, step.y1, slopes, values) * h**2)
 
     def take_errors(self, steps: Steps) -> None:
-        """All at once, from an engine whose records of errors have gradients."""
+        """All steps at once, from an engine whose recorded errors have gradients."""
         self.terms.extend((steps.error * steps.h.abs()).to(self.dtype).unbind())
 
 

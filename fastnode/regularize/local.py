@@ -28,10 +28,11 @@ class Local(Regularizer):
 
         penalty = weight E |dt|    or    weight S,
 
-    with E and S as in ``fastnode.embedded_step``. The solution at t_r, the first slope and dt are
-    constants, so the gradient reaches func's parameters through the other stages and never through
-    the solve: any adjoint and engine will do, six evaluations with a graph and two without are all
-    it costs (with tsit5), and its memory does not depend on the number of steps.
+    with E and S as in ``fastnode.embedded_step``. The solution at t_r, the first slope k_1 and dt
+    are constants, so the gradient reaches func's parameters through the other stages and never
+    through the solve: any adjoint and engine can be used, the cost is six evaluations with an
+    autograd graph and two without (with tsit5), and the memory does not depend on the number of
+    steps.
 
     Args:
         mode: "unbiased" draws t_r uniformly from the interval and adds it to the save points;
@@ -52,7 +53,7 @@ class Local(Regularizer):
 
     Raises:
         ValueError: an unknown mode or kind, a weight below 0, a method without the estimate; in
-            ``solve``, "biased" with a method of fixed steps, which has no steps of its own, and
+            ``solve``, "biased" with a method of fixed steps, which does not choose its steps, and
             "unbiased" with one whose steps lead from save point to save point.
 
     Source: A. Pal, A. Edelman, C. Rackauckas, Locally regularized neural differential equations,
@@ -94,7 +95,7 @@ class Local(Regularizer):
                 f"would otherwise change with the random time, got {options['method']!r}"
             )
         rows = bool(options.get("per_sample"))
-        solution, t, y = random_time.WAYS[self.mode, rows](func, y0, ts, options, self._uniform)
+        solution, t, y = random_time.DRAWS[self.mode, rows](func, y0, ts, options, self._uniform)
         end = ts.detach()[..., -1].double()
         return solution, self.weight(self.step) * self._step(func, t, end, y, options)
 

@@ -1,4 +1,4 @@
-"""A solve, a random time of it, and the state at that time."""
+"""A solve, a random time in it, and the state at that time."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch import Tensor
 
 from fastnode.api.solve import solve
 from fastnode.problem.ivp import Layout, State, check_times
+from fastnode.regularize.base import first_tensor
 from fastnode.solution import Solution
 
 #: Uniform numbers in [0, 1) of a shape, float64, on the CPU.
 Uniform = Callable[..., Tensor]
-#: A uniform number is an end of the interval or a save point about once in 2^24 draws.
+#: Draws until an error: a number is an end of the interval or a save point once in 2^24 draws.
 TRIES = 100
 
 
@@ -44,7 +45,7 @@ def biased(
 
 
 class _Reservoir:
-    """Keeps one of the steps that it is shown: one state, however many steps there are.
+    """Keeps one of the steps that it is called with: one state for any number of steps.
 
     Source: J. S. Vitter, Random sampling with a reservoir, ACM Trans. Math. Softw. 11 (1985),
     algorithm R.
@@ -64,16 +65,16 @@ class _Reservoir:
         return self.random.random() * self.count < 1
 
     def take_states(self, times: list[float], states: Tensor) -> None:
-        """All steps at once: the same one is kept."""
+        """All steps at once; keeps the same one as a call for each step."""
         taken = max(n for n in range(len(times)) if self._takes())
         self.t, self.y = times[taken], states[taken].clone()
 
 
-def unbiased_rows(
+def unbiased_per_sample(
     func: Callable[..., Any], y0: State, ts: Tensor, options: dict[str, Any], uniform: Uniform
 ) -> tuple[Solution, Tensor, State]:
     """``unbiased`` with a time for each sample."""
-    count = (y0[0] if isinstance(y0, tuple) else y0).shape[0]
+    count = first_tensor(y0).shape[0]
     rows = ts.expand(count, -1) if ts.dim() == 1 else ts
     times, place = _with_rows(rows, torch.sign(rows[:, -1] - rows[:, 0]).detach(), uniform)
     solution = solve(func, y0, times, **options)
@@ -89,7 +90,7 @@ def unbiased_rows(
     return replace(solution, ts=ts, ys=ys), times.detach()[samples, place], y
 
 
-def biased_rows(
+def biased_per_sample(
     func: Callable[..., Any], y0: State, ts: Tensor, options: dict[str, Any], uniform: Uniform
 ) -> tuple[Solution, Tensor, State]:
     """``biased`` with a time for each sample."""
@@ -111,7 +112,7 @@ def biased_rows(
 
 
 def _with_rows(ts: Tensor, direction: Tensor, uniform: Uniform) -> tuple[Tensor, Tensor]:
-    """Times [B, T] with a random one more in each row, in order, and its place [B]."""
+    """Times [B, T] with one random time added to each row, in order, and its index [B]."""
     start, end = ts.detach()[:, :1], ts.detach()[:, -1:]
     sign = direction.to(ts)[:, None]
     for _ in range(TRIES):
@@ -127,9 +128,9 @@ def _each(state: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return tuple(map(function, state)) if isinstance(state, tuple) else function(state)
 
 
-WAYS: dict[tuple[str, bool], Callable[..., tuple[Solution, Any, State]]] = {
+DRAWS: dict[tuple[str, bool], Callable[..., tuple[Solution, Any, State]]] = {
     ("unbiased", False): unbiased,
     ("biased", False): biased,
-    ("unbiased", True): unbiased_rows,
-    ("biased", True): biased_rows,
+    ("unbiased", True): unbiased_per_sample,
+    ("biased", True): biased_per_sample,
 }

@@ -16,7 +16,7 @@ from fastnode.solution import Solution
 
 
 class STEER(Regularizer):
-    """The last time is drawn anew for each solve: T ~ U(t1 - b, t1 + b); there is no penalty.
+    """The last time is drawn for each solve: T ~ U(t1 - b, t1 + b); there is no penalty.
 
     ``Solution.ts`` ends with T, and the last of ``Solution.ys`` is the state there.
 
@@ -36,10 +36,10 @@ class STEER(Regularizer):
     def _solve(
         self, func: Callable[..., Any], y0: State, ts: Tensor, options: dict[str, Any]
     ) -> tuple[Solution, Tensor]:
-        room = ts.detach()[..., -2:].diff().abs().min().item()
-        if not self.b < room:
+        distance = ts.detach()[..., -2:].diff().abs().min().item()
+        if not self.b < distance:
             raise ValueError(
-                f"b must be below the distance of the last two times, {room:g}, got {self.b}"
+                f"b must be below the distance of the last two times, {distance:g}, got {self.b}"
             )
         shift = (2 * self._uniform() - 1) * self.b
         last = ts[..., -1:] + shift.to(ts)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastnode.problem.ivp import State
 from fastnode.regularize.augmented import solve_with_integrals
-from fastnode.regularize.base import Regularizer
+from fastnode.regularize.base import Regularizer, first_tensor
 from fastnode.regularize.rnode import mean_square
 from fastnode.regularize.schedules import Schedule, as_schedule
 from fastnode.solution import Solution
@@ -72,7 +72,7 @@ def total_derivative(
         ValueError, TypeError: order is no integer of at least 1.
     """
     _check_order(order)
-    first = y[0] if isinstance(y, tuple) else y
+    first = first_tensor(y)
     time = torch.as_tensor(t, dtype=first.dtype.to_real(), device=first.device)
     return _derivatives(func, time, y, args, order)[-1]
 

@@ -1,4 +1,4 @@
-"""The coefficients of every method, as exact fractions: the only place where they stand."""
+"""The coefficients of every method, as exact fractions; they are written nowhere else."""
 
 from fastnode.tableaus.adams import adams_bashforth, adams_moulton
 from fastnode.tableaus.adaptive import ADAPTIVE_HEUN, BOSH3, DOPRI5, FEHLBERG2

@@ -1,4 +1,4 @@
-"""Adams methods: integrals of the polynomial through the slopes at the last times."""
+"""Adams methods: integrals of the polynomial through the derivatives at the last times."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _integral_weights(nodes: Sequence[Fraction]) -> Row:
 
 @cache
 def adams_bashforth(order: int) -> Row:
-    """Weights of the slopes at steps n, n - 1, ..., n + 1 - order.
+    """Weights of the derivatives at steps n, n - 1, ..., n + 1 - order.
 
     Source: E. Hairer, S. P. Norsett, G. Wanner, Solving Ordinary Differential Equations I, 2nd
     edition, section III.1, equation (1.5).
@@ -42,7 +42,7 @@ def adams_bashforth(order: int) -> Row:
 
 @cache
 def adams_moulton(order: int) -> Row:
-    """Weights of the slopes at steps n + 1, n, ..., n + 2 - order; same source, equation (1.9)."""
+    """Weights of the derivatives at steps n + 1, n, ..., n + 2 - order; equation (1.9) there."""
     return _integral_weights([Fraction(1 - j) for j in range(order)])
 
 

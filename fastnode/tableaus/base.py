@@ -1,4 +1,4 @@
-"""What a method's coefficients are kept in: Butcher tableaus of exact fractions.
+"""Butcher tableaus of exact fractions, which hold the coefficients of a method.
 
 An explicit method advances ``y' = f(t, y)`` from ``t`` to ``t + h`` by the stages
 
@@ -8,9 +8,9 @@ estimates its error by ``h sum_i e_i k_i`` with ``e = b - bhat``, and is continu
 by ``y(t + x h) = y + h sum_i k_i sum_p d_ip x^p`` (dense output). Dense output may need further
 stages, which are evaluated only for steps in which an output time lies.
 
-An adaptive method carries its last stage on as the first stage of the next step. Where that is f at
-(t + h, y_1), it is first same as last (FSAL); elsewhere, in fehlberg2 and adaptive_heun, it is f at
-a first-order prediction of y_1, as in torchdiffeq, which costs no order and saves an evaluation.
+In an adaptive method the last stage of a step is the first stage of the next. Where that is f at
+(t + h, y_1), the method is first same as last (FSAL); in fehlberg2 and adaptive_heun it is f at a
+first-order prediction of y_1, as in torchdiffeq, which costs no order and saves an evaluation.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Tableau:
 
     Args:
         name: the name callers use.
-        order: order of ``b``, the solution that is carried on.
+        order: order of ``b``, the solution with which the next step begins.
         a: one row per stage; row i has i entries.
         b: one weight per stage.
         error: ``b - bhat``, or None for a method without an embedded one.
@@ -53,7 +53,7 @@ class Tableau:
         further: rows of ``a`` for the further stages of dense output; each may use every stage
             before it.
         stability: length of the stability region along the negative real axis, for steps that
-            carry the last stage on; it turns h |lambda| into an estimate of stiffness.
+            reuse the last stage; it turns h |lambda| into an estimate of stiffness.
     """
 
     name: str

@@ -1,9 +1,9 @@
-"""Explicit methods of the user's own: their coefficients checked, and completed where that is sure.
+"""Explicit methods that users register: their coefficients are checked and completed.
 
 A method with an error estimate needs two things that most published tables lack: a last stage at
-the end of the step, which the next step begins with (FSAL), and dense output. Both are added: one
+the end of the step, with which the next step begins (FSAL), and dense output. Both are added: one
 more stage, which costs nothing where the step is accepted, and the cubic with the values and the
-slopes of both ends.
+derivatives at both ends.
 """
 
 from __future__ import annotations

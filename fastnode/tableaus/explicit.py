@@ -1,4 +1,4 @@
-"""Explicit methods for steps of given size."""
+"""Explicit methods of fixed steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Implicit methods for steps of given size. Square roots stand to 45 digits.
+"""Implicit methods of fixed steps. Square roots have 45 digits.
 
 Sources: E. Hairer, G. Wanner, Solving Ordinary Differential Equations II, 2nd edition: Gauss,
 section IV.5, tables 5.1 and 5.2; Radau IIA, tables 5.5 and 5.6; sdirk2, section IV.6, table 6.5 is

@@ -11,10 +11,10 @@ def _tsit5() -> Tableau:
     """Ch. Tsitouras, Runge-Kutta pairs of order 5(4) satisfying only the first column simplifying
     assumption, Comput. Math. Appl. 62 (2011), 770-775, section 3 (bhat_7 with its sign corrected).
 
-    The pair is known by decimals only; here they stand to 41 digits (P. Stone's high-precision
+    The pair is published as decimals only; here they have 41 digits (P. Stone's high-precision
     values), so the order conditions hold to 1e-38 and not exactly. The interpolant is given in the
     paper to 16 digits: with its exact rows 2 and 7 the other rows follow from the conditions of
-    order 4, from which they were computed anew.
+    order 4, from which they were recomputed.
     """
     c5 = Fraction("0.98002554090450968572981028628702459549421")
     b = completed(

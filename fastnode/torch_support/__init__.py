@@ -1,1 +1,1 @@
-"""What PyTorch makes necessary: compile guards, partial gradients, warnings, recomputation."""
+"""Helpers around PyTorch: torch.compile guards, partial gradients, warnings, recomputation."""

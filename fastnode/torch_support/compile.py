@@ -1,4 +1,4 @@
-"""What torch.compile is to leave as it is."""
+"""Functions that torch.compile does not trace."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def outside_graph(function: F) -> F:
-    """Makes torch.compile break the graph once where the function is called, and not inside it."""
+def uncompiled(function: F) -> F:
+    """Makes torch.compile break its graph once, at the call of the function, and not inside it."""
 
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Loaded only where torch.compile is at work: torch.compiler.disable loads the whole compiler."""
+"""Imported only under torch.compile: torch.compiler.disable imports the whole compiler."""
 
 from __future__ import annotations
 

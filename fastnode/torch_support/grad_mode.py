@@ -1,4 +1,4 @@
-"""What autograd records."""
+"""Whether autograd records an operation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 
 
 def recorded(*groups: Sequence[Any]) -> bool:
-    """Whether autograd wants to know how a result came from any of the tensors."""
+    """Whether autograd records what is computed from these: grad mode is on and any of the tensors
+    requires a gradient."""
     return torch.is_grad_enabled() and any(
         isinstance(x, Tensor) and x.requires_grad for group in groups for x in group
     )

@@ -1,8 +1,8 @@
 """Partial derivatives by autograd, of tensors that may depend on each other.
 
-``torch.autograd.grad`` by x and by w gives w the total derivative: where x was computed from w,
-that through x is in it. A backward pass must give partial ones, as autograd itself adds the way
-through x later.
+``torch.autograd.grad`` with respect to x and w returns the total derivative for w: where x was
+computed from w, it includes the path through x. A backward pass must return partial derivatives, as
+autograd itself adds the path through x later.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ import torch
 from torch import Tensor
 
 
-class Gates:
-    """The same tensors, past which no gradient flows until they are opened.
+class PartialGradGates:
+    """Identities through which no gradient flows until they are opened.
 
-    A graph is built from ``gates(x)``, is differentiated by these, and may be differentiated once
-    more after ``open``: second derivatives pass.
+    An autograd graph is built from ``gates(x)`` and differentiated with respect to these; after
+    ``open`` gradients flow through them, for second derivatives.
     """
 
     def __init__(self) -> None:
         self.closed = True
 
     def __call__(self, x: Any) -> Any:
-        """x itself if it is no tensor or needs no gradient."""
+        """x itself if it is not a tensor that requires a gradient."""
         if not isinstance(x, Tensor) or not x.requires_grad:
             return x
-        return _Gate.apply(x, self)
+        return _PartialGradGate.apply(x, self)
 
     def open(self) -> None:
         self.closed = False
 
 
-class _Gate(torch.autograd.Function):
+class _PartialGradGate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gates: Gates) -> Tensor:
+    def forward(ctx: Any, x: Tensor, gates: PartialGradGates) -> Tensor:
         ctx.gates = gates
         return x.view_as(x)
 

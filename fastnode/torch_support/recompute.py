@@ -1,4 +1,4 @@
-"""Evaluating a field again as if for the first time: random numbers, autocast, buffers, hooks."""
+"""Recomputation of a field as in the forward pass: random numbers, autocast, buffers, hooks."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from fastnode.extension import empty_cache
 
-#: Bytes of a state from which a frugal solve gives back freed memory before each evaluation. The
-#: heap cannot fit a state into the hole that another left and holds on to both: with states of
-#: 2 MiB a reversible solve peaks at 50 MB and not at 74 MB, for a tenth of its time.
+#: Bytes of a state from which a frugal solve returns freed memory before each evaluation. The heap
+#: cannot reuse the gap of another tensor for a state and keeps both: with states of 2 MiB this
+#: lowers the peak of a reversible solve from 74 MB to 50 MB, for a tenth of its time.
 LARGE = 2**20
 
 #: The state of a generator on the CPU and, for CUDA states, of the one on the device.
@@ -30,11 +30,11 @@ def module_of(func: Any) -> nn.Module | None:
     return owner if isinstance(owner, nn.Module) else None
 
 
-class Observed:
-    """A field that remembers the random numbers each of its evaluations began with.
+class ReplayableField:
+    """A field that keeps the state of the random generators at each of its evaluations.
 
-    Whether it draws any at all is seen at its first evaluation: for the many that do not, nothing
-    is remembered. ``frugal`` evaluations begin with as little memory as can be.
+    The first evaluation shows whether the field draws random numbers; if it does not, no state is
+    kept. ``frugal`` returns freed memory to the system before each evaluation.
     """
 
     def __init__(self, func: Callable[..., Any], y0: Tensor, frugal: bool = False):
@@ -42,7 +42,7 @@ class Observed:
         self.tidies = frugal and y0.is_cpu and y0.nbytes >= LARGE
         self.draws: bool | None = None
         self.count = 0
-        #: What the graph of an evaluation holds, as far as it was recorded.
+        #: Bytes that the autograd graph of one evaluation keeps alive, where one was recorded.
         self.graph_bytes = 0
         self.states: list[RandomState] = []
 
@@ -66,7 +66,7 @@ class Observed:
 
     @contextmanager
     def _measured(self) -> Iterator[None]:
-        """Adds up the memory that the graph keeps alive, parameters excepted."""
+        """Adds up the memory that the autograd graph keeps alive, without parameters."""
         held: dict[int, int] = {}
 
         def pack(x: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class Observed:
         self.graph_bytes = sum(held.values())
 
     def replay(self, evaluation: int) -> None:
-        """Sets the generators to where they were at the beginning of an evaluation."""
+        """Sets the generators to their state at the beginning of an evaluation."""
         if self.draws and evaluation < len(self.states):
             set_random_state(self.states[evaluation], self.device)
 
@@ -97,7 +97,7 @@ def set_random_state(states: RandomState, device: torch.device) -> None:
 
 
 class Surroundings:
-    """What a field's evaluations depend on beside their arguments, as it was in the forward pass.
+    """What a field's evaluations depend on besides their arguments, as in the forward pass.
 
     Buffers of the module need not be restored afterwards: recomputation changes copies.
     """
@@ -112,8 +112,8 @@ class Surroundings:
         self.silent_hooks: set[int] = set()
 
     @contextmanager
-    def first(self) -> Iterator[None]:
-        """The forward pass, without a graph: notes which forward hooks only look on."""
+    def forward(self) -> Iterator[None]:
+        """The forward pass, without an autograd graph; finds forward hooks without effect."""
         active: set[int] = set()
         with ExitStack() as stack:
             self._autocast(stack, only_if_enabled=True)
@@ -128,7 +128,7 @@ class Surroundings:
         self.silent_hooks -= active
 
     @contextmanager
-    def again(self, draws: bool) -> Iterator[None]:
+    def recomputation(self, draws: bool) -> Iterator[None]:
         """Recomputation, anywhere in the backward pass."""
         with ExitStack() as stack:
             self._autocast(stack)
@@ -150,7 +150,7 @@ class Surroundings:
         return iter(()) if self.module is None else self.module.modules()
 
     def _autocast(self, stack: ExitStack, only_if_enabled: bool = False) -> None:
-        # Without its cache: what it keeps of a pass without a graph has no gradient.
+        # Without its cache: weights cached by a pass without an autograd graph have no gradient.
         for kind, enabled, dtype in self.autocast:
             if enabled or (not only_if_enabled and torch.is_autocast_enabled(kind)):
                 stack.enter_context(

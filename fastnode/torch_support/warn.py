@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 
-#: Code that stands between a program and the place of a warning.
+#: Packages whose frames are skipped to find the caller's line.
 BETWEEN = ("fastnode", "torch")
 
 

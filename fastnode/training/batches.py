@@ -1,7 +1,7 @@
 """Batches and random numbers as functions of the seed and the step alone.
 
-Nothing random is carried from one step to the next, so a run that was killed continues with the
-numbers that it would have drawn, and every process knows the batch without asking the others.
+No generator state is carried from step to step, so a run that was killed continues with the numbers
+that it would have drawn, and every process computes the batch by itself.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def derive_seed(seed: int, purpose: str, index: int, rank: int = 0) -> int:
 
 
 class Batches:
-    """Batch number `step`: a stretch of the endless row of shuffled epochs.
+    """Batch number `step`: a slice of the concatenation of all shuffled epochs.
 
     Batches always have `batch` rows; one that begins near the end of an epoch ends in the next.
     With `processes` of them, this one (`rank`) gets every `processes`-th row of the batch.

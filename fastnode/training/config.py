@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from fastnode.flow import get_path
@@ -22,12 +23,21 @@ REGULARIZERS = (
     "taynode",
 )
 PRECISIONS = ("float32", "float64")
-_LEAST = {"split": 0, "seed": 0, "steps": 1, "batch": 1, "eval_every": 1, "processes": 1}
+#: What a setting of each type may be; the last type is the one that the command line converts to.
+TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+}
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of a run; two runs with equal ones end with the same parameters on the CPU.
+
+    The command line makes an argument of each setting whose metadata has a help text; ``flag`` is
+    a switch that turns the setting off.
 
     Args:
         dataset: name as in `fastnode.datasets.NAMES`; split: its split.
@@ -45,65 +55,74 @@ class Config:
         regularizer_weight_end: the weight at the end of the run, to which it goes exponentially;
             None for a constant one.
         hold_k1: whether local regularisation holds the first slope constant.
-        recipe: name of the nets and their hyper-parameters; the data set's own if None.
+        recipe: name of the nets and their hyper-parameters; defaults to that of the data set.
         precision: `float32` or `float64`, of parameters and data.
-        tolerance: rtol and atol of `node`; the recipe's own if None.
-        zero_probability, label_noise, embedding: of `simfree`; label_noise the recipe's own if
-            None, embedding as in `fastnode.nn.Recipe.build_simfree`.
+        tolerance: rtol and atol of `node`; defaults to that of the recipe.
+        zero_probability, label_noise, embedding: of `simfree`; label_noise defaults to that of the
+            recipe, embedding as in `fastnode.nn.Recipe.build_simfree`.
 
     Raises:
         TypeError, ValueError: names the setting, what came and what was expected.
     """
 
-    dataset: str
-    method: str
-    steps: int
-    batch: int
-    lr: float
-    eval_every: int
-    path: str = "linear"
-    split: int = 0
-    seed: int = 0
-    processes: int = 1
-    regularizer: str = "none"
-    regularizer_weight: float | None = None
-    regularizer_weight_end: float | None = None
-    hold_k1: bool = True
-    recipe: str | None = None
-    precision: str = "float32"
-    tolerance: float | None = None
-    zero_probability: float = 0.1
-    label_noise: float | None = None
-    embedding: str = "learned"
+    dataset: str = field(
+        metadata={"help": "digits, diabetes, mnist, cifar10, physionet, spiral or uci/<name>"}
+    )
+    method: str = field(metadata={"help": "simfree or node, through the solver"})
+    steps: int = field(metadata={"help": "optimiser steps", "least": 1})
+    batch: int = field(metadata={"help": "samples per step, over all processes", "least": 1})
+    lr: float = field(metadata={"help": "learning rate", "positive": True})
+    eval_every: int = field(
+        metadata={"help": "steps between validations (default: an epoch, at least 50)", "least": 1}
+    )
+    path: str = field(default="linear", metadata={"help": "of simfree: linear, concave or convex"})
+    split: int = field(default=0, metadata={"help": "split of a UCI set", "least": 0})
+    seed: int = field(default=0, metadata={"help": "seed of everything random", "least": 0})
+    processes: int = field(default=1, metadata={"least": 1})
+    regularizer: str = field(default="none", metadata={"help": "of node", "choices": REGULARIZERS})
+    regularizer_weight: float | None = field(
+        default=None,
+        metadata={"help": "of the penalty, or b of steer (default: its own)", "least": 0},
+    )
+    regularizer_weight_end: float | None = field(
+        default=None,
+        metadata={"help": "reached exponentially at the end (default: constant)", "least": 0},
+    )
+    hold_k1: bool = field(
+        default=True,
+        metadata={
+            "help": "of local regularisers: the gradient of the first slope as well",
+            "flag": "--true-gradient",
+        },
+    )
+    recipe: str | None = field(
+        default=None,
+        metadata={"help": "mnist-ode, mnist-small, ... (default: that of the data set)"},
+    )
+    precision: str = field(
+        default="float32", metadata={"help": "of parameters and data", "choices": PRECISIONS}
+    )
+    tolerance: float | None = field(
+        default=None, metadata={"help": "rtol and atol of node", "positive": True}
+    )
+    zero_probability: float = field(
+        default=0.1, metadata={"help": "of simfree: share at t = 0", "least": 0, "most": 1}
+    )
+    label_noise: float | None = field(
+        default=None, metadata={"help": "of simfree: noise on embedded labels", "least": 0}
+    )
+    embedding: str = field(
+        default="learned", metadata={"help": "of simfree", "choices": EMBEDDINGS}
+    )
 
     def __post_init__(self) -> None:
-        for name in ("dataset", "method", "path"):
-            if not isinstance(getattr(self, name), str):
-                raise TypeError(f"{name} must be a str, got {getattr(self, name)!r}")
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} must be an int, got {value!r}")
-            if value < least:
-                raise ValueError(f"{name} must be {least} or more, got {value}")
-        if not isinstance(self.lr, (int, float)) or isinstance(self.lr, bool):
-            raise TypeError(f"lr must be a float, got {self.lr!r}")
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise ValueError(f"lr must be positive and finite, got {self.lr}")
+        for setting in fields(self):
+            value, annotation = getattr(self, setting.name), str(setting.type)
+            kind = annotation.removesuffix(" | None")
+            if value is not None or kind == annotation:
+                _check(setting.name, value, kind, setting.metadata)
         if self.method not in METHODS:
             raise ValueError(f"unknown method {self.method!r}; expected {' or '.join(METHODS)}")
-        if not isinstance(self.hold_k1, bool):
-            raise TypeError(f"hold_k1 must be a bool, got {self.hold_k1!r}")
-        if not isinstance(self.recipe, (str, type(None))):
-            raise TypeError(f"recipe must be a str, got {self.recipe!r}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be float32 or float64, got {self.precision!r}")
-        if self.embedding not in EMBEDDINGS:
-            known = ", ".join(EMBEDDINGS)
-            raise ValueError(f"embedding must be one of {known}, got {self.embedding!r}")
-        _check_number("tolerance", self.tolerance, above_zero=True)
-        _check_number("label_noise", self.label_noise)
-        _check_number("zero_probability", self.zero_probability, most=1.0)
         self._check_regularizer()
         get_path(self.path)
         if self.batch % self.processes:
@@ -112,17 +131,10 @@ class Config:
             )
 
     def _check_regularizer(self) -> None:
-        name = self.regularizer
-        if name not in REGULARIZERS:
-            raise ValueError(f"regularizer must be one of {', '.join(REGULARIZERS)}, got {name!r}")
+        name, first, last = self.regularizer, self.regularizer_weight, self.regularizer_weight_end
         if name != "none" and self.method != "node":
             raise ValueError(f"regularizer {name!r} needs method 'node', got {self.method!r}")
-        first, last = self.regularizer_weight, self.regularizer_weight_end
         for weight in (first, last):
-            if isinstance(weight, bool) or not isinstance(weight, (int, float, type(None))):
-                raise TypeError(f"regularizer_weight must be a float, got {weight!r}")
-            if weight is not None and not (weight >= 0 and math.isfinite(weight)):
-                raise ValueError(f"regularizer_weight must be at least 0, got {weight}")
             if weight is not None and name == "none":
                 raise ValueError(f"regularizer_weight needs a regularizer, got {weight} alone")
         if last is not None and (name == "steer" or not (first and last)):
@@ -139,7 +151,7 @@ class Config:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
         """The inverse of `asdict`; ValueError or TypeError for anything else."""
-        names = {field.name for field in fields(cls)}
+        names = {setting.name for setting in fields(cls)}
         if set(values) != names:
             odd = ", ".join(sorted(map(str, names ^ set(values))))
             raise ValueError(f"config has missing or unknown entries: {odd}")
@@ -155,13 +167,19 @@ class Config:
         )
 
 
-def _check_number(name: str, value: Any, above_zero: bool = False, most: float = math.inf) -> None:
-    """Raises TypeError or ValueError unless it is None or a finite number in its range."""
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a float, got {value!r}")
-    low = value > 0 if above_zero else value >= 0
-    if not (low and value <= most and math.isfinite(value)):
-        least = "positive" if above_zero else "at least 0"
-        raise ValueError(f"{name} must be {least} and at most {most:g}, got {value}")
+def _check(name: str, value: Any, kind: str, limits: Mapping[str, Any]) -> None:
+    """Raises TypeError or ValueError unless the value is one that the setting may have."""
+    if not isinstance(value, TYPES[kind]) or (isinstance(value, bool) and kind != "bool"):
+        raise TypeError(f"{name} must be a{'n' * (kind == 'int')} {kind}, got {value!r}")
+    choices = limits.get("choices", (value,))
+    if value not in choices:
+        known = " or ".join(choices) if len(choices) == 2 else f"one of {', '.join(choices)}"
+        raise ValueError(f"{name} must be {known}, got {value!r}")
+    if "positive" in limits and not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+    if "least" in limits:
+        least, most = limits["least"], limits.get("most", math.inf)
+        if not (least <= value <= most and math.isfinite(value)):
+            range_ = f"{least} or more" if kind == "int" else f"at least {least}"
+            limit = f" and at most {most:g}" if most < math.inf else ""
+            raise ValueError(f"{name} must be {range_}{limit}, got {value}")

@@ -1,4 +1,4 @@
-"""How well a trained model does, solver by solver."""
+"""Scores of a trained model, for each solver."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ROWS = 1024
 
 
 class Solver(NamedTuple):
-    """A way to solve; `steps` is for methods of fixed steps, `tolerance` for the others."""
+    """A method with its `steps` (of a fixed-step method) or `tolerance` (of the others)."""
 
     name: str
     method: str
@@ -31,7 +31,7 @@ SOLVERS = (EULER_1, *(Solver(f"euler-{n}", "euler", n) for n in (2, 10, 20)), DO
 
 
 def solvers_of(recipe: Recipe, tolerance: float | None = None) -> tuple[Solver, ...]:
-    """`SOLVERS` where training without simulation is possible; else the recipe's own one."""
+    """`SOLVERS` where training without simulation is possible; else that of the recipe."""
     if recipe.label_noise is not None:
         return SOLVERS
     tolerance = recipe.tolerance if tolerance is None else tolerance

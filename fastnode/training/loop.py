@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -109,7 +110,7 @@ class Trainer:
         report: Callable[[Progress], None] = lambda progress: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> dict[str, Any] | None:
-        """Trains to the end, or until `stop()`; both ways leave a checkpoint.
+        """Trains to the end, or until `stop()`; either leaves a checkpoint.
 
         Returns:
             At the end the test results, as `evaluate` gives them (metrics.json holds them too);
@@ -138,7 +139,7 @@ class Trainer:
         try:
             yield
         finally:
-            # It would keep gloo's threads alive until the interpreter ends, where they abort.
+            # Otherwise gloo's threads live until the interpreter exits, where they abort.
             self.objective = alone
             gc.collect()
 
@@ -154,7 +155,7 @@ class Trainer:
             self._advance(until, stop)
             self._check_loss()
             at_end = self.step == config.steps
-            if at_end or self.step % every == 0:
+            if self._interval["steps"] and (at_end or self.step % every == 0):
                 report(self._end_interval())
             if self.validates and (at_end or self.step % config.eval_every == 0):
                 self._validate()
@@ -210,8 +211,8 @@ class Trainer:
     def _validate(self) -> None:
         if self.rank != 0:
             return
-        # By the accurate solver: judged by one Euler step, a simulation-free model would be chosen
-        # for a lucky error of that step.
+        # With the accurate solver: by one Euler step a simulation-free model would be chosen for a
+        # chance error of that step.
         outputs, _ = predict(self.model, self.data.x_valid, solvers_of(self.recipe)[-1])
         value = score(self.data, self.data.y_valid, outputs)
         sign = 1 if self.data.task == "classification" else -1
@@ -255,23 +256,33 @@ class Trainer:
             if not resume:
                 raise ValueError(f"{self.out} holds a run already; resume it or choose another")
             self._restore(path)
-        # A folder that cannot be written is found out before the first step, not at a checkpoint.
+        # A folder that cannot be written is reported before the first step, not at a checkpoint.
         if self.rank == 0 and not self.finished:
             checkpoint.make_folder(self.out)
             self._write_metrics(None)
 
     def _restore(self, path: Path) -> None:
         state = checkpoint.load(path)
-        differences = config_of(path, state).differences(self.config)
-        if differences:
-            raise ValueError(f"{path} is of a run with other settings: {differences}")
-        for parameters in (state["best"]["model"] or state["model"], state["model"]):
-            load_parameters(path, self.model, parameters)
-        load_optimizer(path, self.optimizer, state["optimizer"])
-        self.step, self.best = state["step"], state["best"]
-        self.history, self.finished = state["history"], state["finished"]
-        self._interval = state["interval"]
-        self._losses = {name: value.to(self.device) for name, value in state["losses"].items()}
+        with checkpoint.named(path):
+            differences = config_of(path, state).differences(self.config)
+            if differences:
+                raise ValueError(f"{path} is of a run with other settings: {differences}")
+            for parameters in (state["best"]["model"] or state["model"], state["model"]):
+                load_parameters(path, self.model, parameters)
+            load_optimizer(path, self.optimizer, state["optimizer"])
+            self.step, self.finished = int(state["step"]), bool(state["finished"])
+            self.best, self.history = state["best"], list(state["history"])
+            self.best |= {"value": float(self.best["value"]), "step": int(self.best["step"])}
+            for name, kind in (("steps", int), ("seconds", float), ("nfe", int)):
+                self._interval[name] = kind(state["interval"][name])
+            if not 0 <= self._interval["steps"] <= self.step:
+                raise ValueError(f"{path} has an interval of {self._interval['steps']} steps")
+            self._losses = {
+                name: torch.as_tensor(value).reshape(()).to(self.device)
+                for name, value in state["losses"].items()
+            }
+            # A history that cannot be written to metrics.json is reported here, not in the run.
+            json.dumps(summary(self, None))
 
     def _save(self) -> None:
         if self.rank != 0:

@@ -1,4 +1,4 @@
-"""The nets of a run: built, wrapped in what is minimised, and read back from a checkpoint."""
+"""The nets of a run: built, wrapped in their loss, and read from a checkpoint."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STEER_WIDTH = 0.5
 
 #: Of the schedule "inverse", for each step.
 INVERSE_RATE = 1e-5
-#: What optimisers remember of each parameter, in its shape.
+#: The state that optimisers keep for each parameter, in its shape.
 MOMENTS = {
     torch.optim.AdamW: ("exp_avg", "exp_avg_sq"),
     torch.optim.Adamax: ("exp_avg", "exp_inf"),
@@ -92,7 +92,7 @@ def masked_mse(values: Tensor, series: Tensor) -> Tensor:
 
 
 def recipe_for(data: Dataset, name: str | None = None) -> Recipe:
-    """The nets and hyper-parameters of a name, or the data set's own.
+    """The nets and hyper-parameters of a name; the name defaults to that of the data set.
 
     Raises:
         ValueError: an unknown name, or a recipe for another data set.
@@ -234,11 +234,12 @@ def restore(path: Path, device: torch.device) -> Restored:
         OSError, ValueError: the checkpoint or its data set cannot be read, or do not fit.
     """
     state = checkpoint.load(path)
-    config = config_of(path, state)
+    with checkpoint.named(path):
+        config = config_of(path, state)
+        source = state["best"] if state["best"]["model"] else state
     data = load(config.dataset, config.split)
     recipe = recipe_for(data, config.recipe)
     model = build_model(config, recipe)
-    best = state["best"]
-    source = best if best["model"] else state
-    load_parameters(path, model, source["model"])
-    return Restored(config, source["step"], data, recipe, model.to(device))
+    with checkpoint.named(path):
+        load_parameters(path, model, source["model"])
+    return Restored(config, int(source["step"]), data, recipe, model.to(device))

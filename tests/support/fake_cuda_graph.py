@@ -30,11 +30,11 @@ class FakeRuntime:
     def ready(self):
         return None
 
-    def aside(self):
+    def uncaptured(self):
         return nullcontext()
 
     @contextmanager
-    def watched(self):
+    def forbidding_waits(self):
         yield
 
     def capture(self, function):
@@ -58,15 +58,15 @@ class FakeRuntime:
 
         return launch
 
-    def peek(self, flag):
+    def start_read(self, flag):
         self.peeks += 1
         value = bool(flag.item())
         return lambda: value
 
-    def enter(self, buffers):
+    def begin_use(self, buffers):
         pass
 
-    def leave(self):
+    def end_use(self):
         pass
 
 

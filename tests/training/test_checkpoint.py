@@ -17,7 +17,7 @@ def state(**changes):
         "model": {"weight": torch.arange(6.0).reshape(2, 3)},
         "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1}]},
         "best": {"value": 0.5, "step": 2, "model": {}},
-        "history": [dict.fromkeys(checkpoint.COLUMNS, 0.25)],
+        "history": [{"step": 3, "seconds": 0.25, "total": 0.25}],
         "interval": {"steps": 1, "seconds": 0.5, "nfe": 20},
         "losses": {"total": torch.tensor(0.5)},
     }
@@ -104,33 +104,11 @@ def test_flipped_bytes_give_a_checkpoint_or_one_kind_of_error(tmp_path):
     assert refused > 0
 
 
-@pytest.mark.parametrize(
-    ("changes", "match"),
-    [
-        ({"step": "3"}, "checkpoint.step is a str"),
-        ({"extra": 1}, "checkpoint has the entries .*extra"),
-        ({"model": {0: torch.ones(1)}}, "checkpoint.model has a key that is no str"),
-        ({"history": [{"step": None}]}, r"checkpoint.history\[\]\[\] is a NoneType"),
-        ({"history": {}}, "checkpoint.history is no list"),
-        ({"history": [{"step": 3, "total": 0.25}]}, "a row of checkpoint.history lacks columns"),
-        ({"best": {"value": 0.5}}, "checkpoint.best has the entries"),
-        ({"losses": {"total": 0.5}}, r"checkpoint.losses\[\] is a float"),
-        ({"losses": {"total": torch.zeros(2)}}, "checkpoint.losses must be numbers"),
-        ({"losses": {}}, "checkpoint.interval and checkpoint.losses contradict each other"),
-        ({"interval": {"steps": 4, "seconds": 0.5, "nfe": 20}}, "contradict each other"),
-        ({"interval": 3}, "checkpoint.interval is no dict"),
-        ({"step": 2**63}, "it holds a number of more than 64 bits"),
-        ({"model": {"w": torch.empty(2, device="meta")}}, "a tensor that is not a plain one"),
-        ({"model": {"w": torch.ones(2).to_sparse()}}, "a tensor that is not a plain one"),
-        ({"model": {"w": torch.float32}}, "it holds a dtype"),
-        ({"config": {"a": [[[[[0]]]]]}}, "it is nested more than 5 deep"),
-        ({"format": "other"}, "is not a fastnode training checkpoint, version 1"),
-    ],
-)
-def test_a_checkpoint_of_another_layout_is_refused(tmp_path, changes, match):
+@pytest.mark.parametrize("content", [[1], {"step": 3}, state(format="other")])
+def test_a_file_of_another_kind_is_refused(tmp_path, content):
     path = tmp_path / "checkpoint.pt"
-    torch.save({"format": checkpoint.FORMAT, **state(**changes)}, path)
-    with pytest.raises(ValueError, match=match):
+    torch.save(content, path)
+    with pytest.raises(ValueError, match="is not a fastnode training checkpoint, version 1"):
         checkpoint.load(path)
 
 

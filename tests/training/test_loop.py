@@ -178,6 +178,9 @@ def test_resuming_with_other_settings_names_them(tmp_path, run_parts):
         ("moments", "optimiser state that does not fit"),
         ("config", "holds no valid settings: config has missing or unknown entries: nets"),
         ("step", "is at step 13 of 12"),
+        ("losses", "is not a valid checkpoint: KeyError: 'losses'"),
+        ("history", "is not a valid checkpoint: KeyError: 'seconds'"),
+        ("interval", "is not a valid checkpoint: TypeError: "),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, run_parts, entry, match):
@@ -193,12 +196,25 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, run_parts, entry, m
         state["config"]["nets"] = "large"
     elif entry == "step":
         state["step"] = 13
+    elif entry == "losses":
+        del state["losses"]
+    elif entry == "history":
+        state["history"] = [{"step": 3}]
+    elif entry == "interval":
+        state["interval"] = 3
     else:
         model = state["model"] if entry == "model" else state["best"]["model"]
         model["decoder.bias"] = torch.zeros(7)
     checkpoint.save(tmp_path / CHECKPOINT, state)
     with pytest.raises(ValueError, match=match):
         Trainer(*parts, tmp_path, resume=True)
+
+
+def test_a_run_stopped_before_its_first_step_resumes(tmp_path, run_parts):
+    parts = run_parts("regression", "simfree")
+    run = Trainer(*parts, tmp_path)
+    assert run.run(stop=lambda: True) is None and run.step == 0
+    assert Trainer(*parts, tmp_path, resume=True).run() is not None
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path, run_parts):
@@ -266,4 +282,4 @@ def test_any_checkpoint_content_is_used_or_refused(tmp_path, run_parts):
                 trainer.run(stop=stop_at(trainer, 8))
             except (ValueError, FloatingPointError, SolverError):
                 refused += 1
-    assert refused > 0.8 * tried > 100
+    assert refused > 0.75 * tried > 100

@@ -9,7 +9,7 @@ times themselves have dL/dt_i = g_i^T f(t_i, y_i), and dL/dt_0 = -a(t_0)^T f(t_0
 Sources: R. T. Q. Chen et al., Neural ordinary differential equations, NeurIPS 2018, appendix B and
 algorithm 2; seminorm: P. Kidger, R. T. Q. Chen, T. Lyons, "Hey, that's not an ODE", ICML 2021.
 
-Only the output is kept of the forward solve. The gradient is that of the exact solution up to the
+Of the forward solve only the output is kept. The gradient is that of the exact solution up to the
 tolerances of both solves, not that of the numerical one.
 """
 
@@ -25,7 +25,7 @@ from fastnode.adjoints.continuous.adjoint_norm import AdjointNorm
 from fastnode.adjoints.continuous.backward_solve import BackwardSolve
 from fastnode.engines.methods import find_method, odeint_request
 from fastnode.problem.ivp import Problem, VectorField
-from fastnode.torch_support.partial_grad import Gates
+from fastnode.torch_support.partial_grad import PartialGradGates
 
 
 class Adjoint:
@@ -39,8 +39,8 @@ class Adjoint:
             each of params by default; "seminorm" for y and a alone; or a function of the scaled
             errors (t, *y, *a, *params), of which that of t, which is not integrated, is zero.
         state_norm: norm of y and of a; root mean square of each tensor if None.
-        again: solves the problem with a graph; needed for second derivatives, which are those of
-            that solve.
+        solve_with_graph: solves the problem under autograd; needed for second derivatives, which
+            are those of that solve.
 
     Raises:
         ValueError, TypeError: method, options or tolerances are wrong.
@@ -56,9 +56,9 @@ class Adjoint:
         atol: Any,
         options: Mapping[str, Any] | None = None,
         state_norm: Callable[[Any], Any] | None = None,
-        again: Callable[[Problem], Tensor] | None = None,
+        solve_with_graph: Callable[[Problem], Tensor] | None = None,
     ):
-        self.problem, self.params, self.again = problem, tuple(params), again
+        self.problem, self.params, self.solve_with_graph = problem, tuple(params), solve_with_graph
         find_method(method)
         chosen = dict(options or {})
         norm = chosen.pop("norm", None)
@@ -70,7 +70,7 @@ class Adjoint:
         self._autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
     def attach(self, solution: Tensor, t: Tensor | None = None) -> Tensor:
-        """``solution``, made without a graph, with its gradients.
+        """``solution``, which autograd has not recorded, with its gradients.
 
         Args:
             solution: packed states [T, *problem.y0.shape] at t.
@@ -145,18 +145,18 @@ class _Continuous(torch.autograd.Function):
 def _differentiable(
     adjoint: Adjoint, grad: Tensor, inputs: tuple[Tensor, ...]
 ) -> list[Tensor | None]:
-    """Gradients that have gradients: those of the steps of a further solve."""
-    if adjoint.again is None:
+    """Differentiable gradients: those of the steps of a second solve under autograd."""
+    if adjoint.solve_with_graph is None:
         raise RuntimeError(
             "the continuous adjoint has first derivatives only here; backprop has second ones"
         )
-    problem, field, gates = adjoint.problem, adjoint.problem.field, Gates()
+    problem, field, gates = adjoint.problem, adjoint.problem.field, PartialGradGates()
     with torch.enable_grad():
         args = {id(x): gates(x) for x in field.args}
         y0, t = map(gates, inputs[:2])
         given = tuple(args[id(x)] for x in field.args)
         own = VectorField(field.func, field.layout, y0, field.direction, given)
-        solution = adjoint.again(problem.with_(field=own, y0=y0, t=t))
+        solution = adjoint.solve_with_graph(problem.with_(field=own, y0=y0, t=t))
         # What func itself holds has no copy; no path goes on from a leaf.
         inputs = (y0, t, *(args.get(id(x), x) for x in adjoint.params))
         wanted = [each for each in inputs if each.requires_grad]

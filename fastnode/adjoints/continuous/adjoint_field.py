@@ -15,8 +15,8 @@ from fastnode.problem.ivp import Problem
 class AdjointField:
     """(f, -a^T df/dy) as a function of time and (*y, *a), tensor by tensor.
 
-    With a quadrature, -a^T df/dp comes out of the same call of autograd wherever that wants it.
-    With ``inside`` it is a further part of the result.
+    With a quadrature, the same call of autograd also gives -a^T df/dp where the quadrature needs
+    it. With ``inside``, -a^T df/dp is a further part of the result.
     """
 
     def __init__(self, problem: Problem, params: Sequence[Tensor], inside: bool = False):
@@ -82,5 +82,5 @@ def pull_back_reference(
     if not pairs:
         return [None] * len(inputs)
     roots, weights = zip(*pairs, strict=True)
-    # What f holds besides y may have a graph that the next evaluation needs again.
+    # Tensors that f holds may have an autograd graph that the next evaluation needs too.
     return torch.autograd.grad(roots, inputs, weights, retain_graph=True, allow_unused=True)

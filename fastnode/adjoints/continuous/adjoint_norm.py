@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastnode.adjoints.continuous.quadrature import Quadrature
-from fastnode.control.norms import ErrorNorm, check_tolerance, measured
+from fastnode.control.norms import ErrorNorm, check_tolerance, norm_value
 from fastnode.problem.ivp import Layout, Problem
 
 Norm = Callable[[Any], Any]
@@ -19,7 +19,7 @@ class AdjointNorm:
     """An ``ErrorNorm`` over (y, a) that knows the parameter gradients beside it.
 
     ``plain`` if kernels can measure y and a by themselves. The first step is chosen by y and a
-    alone; a norm of the caller's is given zeros for the rest there.
+    alone; a norm of the caller's then gets zeros for the rest.
 
     Attributes:
         layout: (*y, *a), tensor by tensor.
@@ -49,7 +49,7 @@ class AdjointNorm:
         def by_state(parts: tuple[Tensor, ...]) -> float:
             assert state_norm is not None
             halves = parts[:count], parts[count:]
-            return max(measured(state_norm, half[0] if lone else half) for half in halves)
+            return max(norm_value(state_norm, half[0] if lone else half) for half in halves)
 
         joint = by_state if state_norm is not None else None
         (rtol, of_params), (atol, also) = (self._split(each, problem) for each in (rtol, atol))
@@ -74,7 +74,7 @@ class AdjointNorm:
             for state, own in zip((self.rtol, self.atol), self._tolerances, strict=True)
         ]
         self.plain = self._state.plain
-        #: What else is measured where kernels measure y and a; None for nothing.
+        #: The norm of the parameter gradients where kernels measure y and a; None if unused.
         self.beside = self._of_params if self.uses_params else None
 
     def watch(self, quadrature: Quadrature | None) -> None:
@@ -123,6 +123,6 @@ class AdjointNorm:
             parts = 1 if shapes is None else len(shapes)
             return [y] * parts + [a] * parts, params
         state = [tolerance] if shapes is None else list(tolerance)
-        # Nobody said how exact they are to be: as exact as anything else.
+        # No tolerance was given for them: they get the tightest one of the state.
         tightest = min((float(torch.as_tensor(each).min()) for each in state), default=0.0)
         return state * 2, [tightest] * count

@@ -1,8 +1,8 @@
 """The solve of the continuous adjoint, interval by interval, by the engines of every other solve.
 
-Explicit Runge-Kutta methods carry (y, a), and their stages feed the parameter quadrature; so do the
-stages of implicit ones once they are solved. Adams methods, which need slopes of steps past, and
-SciPy carry the parameter gradients in the state.
+The state of explicit Runge-Kutta methods is (y, a), and their stages feed the parameter quadrature;
+so do the stages of implicit methods once they are solved. Adams methods, which need the derivatives
+of earlier steps, and SciPy integrate the parameter gradients as part of the state.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from fastnode.problem.ivp import (
     Time,
     VectorField,
     clock_dtype,
-    silent,
+    no_callback,
 )
 from fastnode.tableaus import IMPLICIT, METHODS
 
-Told = Callable[[Time, Tensor, Time], None]
+Callback = Callable[[Time, Tensor, Time], None]
 
 
 class Settings(Protocol):
-    """What a backward solve asks of an adjoint: how it was set up."""
+    """The settings of an adjoint that its backward solve reads."""
 
     problem: Problem
     params: tuple[Tensor, ...]
@@ -47,7 +47,7 @@ class Settings(Protocol):
 
 
 class BackwardSolve:
-    """One backward pass, asked for one interval after the other."""
+    """One backward pass, solved interval by interval."""
 
     def __init__(self, settings: Settings):
         self.settings, self.problem, self.norm = settings, settings.problem, settings.norm
@@ -104,15 +104,15 @@ class BackwardSolve:
 
     def _adaptive(self, problem: Problem) -> Tensor:
         self.quadrature.restart()
-        told = self._told(ADAPTIVE_CALLBACKS, clock_dtype(problem.field.device))
+        callbacks = self._adjoint_callbacks(ADAPTIVE_CALLBACKS, clock_dtype(problem.field.device))
         stepper = select.make_stepper(
             problem,
             self.request,
             norm=self.norm,
             callbacks=Callbacks(
-                _both(self._begin, told.step),
-                _both(told.accept, self._accept),
-                told.reject,
+                _in_sequence(self._begin, callbacks.step),
+                _in_sequence(callbacks.accept, self._accept),
+                callbacks.reject,
             ),
             # The steps of the interval before say more than the first slope of this one.
             first_step=self.request.first_step or self._h,
@@ -124,12 +124,12 @@ class BackwardSolve:
     def _fixed(self, problem: Problem) -> Tensor:
         rtol, atol = self._tolerances
         step = fixed_steps(problem, self.request.with_(rtol=rtol, atol=atol))
-        told = self._told(FIXED_CALLBACKS, self.problem.t.dtype)
+        callbacks = self._adjoint_callbacks(FIXED_CALLBACKS, self.problem.t.dtype)
         if isinstance(step, ImplicitSteps):
             step = self._with_parameters(step)
         elif not self.func.inside:
-            told = Callbacks(_both(self._next, told.step))
-        final = select.integrate_fixed(problem, self.request, step, told)[-1]
+            callbacks = Callbacks(_in_sequence(self._next, callbacks.step))
+        final = select.integrate_fixed(problem, self.request, step, callbacks)[-1]
         self.quadrature.accept()
         return final
 
@@ -147,7 +147,7 @@ class BackwardSolve:
         return step
 
     def _by_scipy(self, problem: Problem) -> Tensor:
-        self._told((), self.problem.t.dtype)
+        self._adjoint_callbacks((), self.problem.t.dtype)
         rtol, atol = self._tolerances
         norm = ErrorNorm(problem.layout, problem.y0, rtol, atol)
         return select.scipy_states(problem, self.request, norm)[-1]
@@ -162,14 +162,14 @@ class BackwardSolve:
         self.quadrature.begin(float(h))
 
     def _next(self, t: Time, y: Tensor, h: Time) -> None:
-        # Nobody says that a given step is accepted: it always is.
+        # Fixed steps have no callback for acceptance: every step is accepted.
         self.quadrature.accept()
         self.quadrature.begin(float(h))
 
     def _accept(self, t: Time, y: Tensor, h: Time) -> None:
         self.quadrature.accept()
 
-    def _told(self, supported: Sequence[str], dtype: torch.dtype) -> Callbacks:
+    def _adjoint_callbacks(self, supported: Sequence[str], dtype: torch.dtype) -> Callbacks:
         """The caller's callbacks, which see (gradient of time, y, a, *gradients of params)."""
         n, like = self.problem.y0.numel(), self.problem.y0
 
@@ -184,10 +184,10 @@ class BackwardSolve:
         return find_callbacks(self.problem, self.name, supported, dtype, "_adjoint", view)
 
 
-def _both(first: Told, second: Told) -> Told:
-    """One after the other; one alone where nobody listens to the other."""
-    if first is silent or second is silent:
-        return second if first is silent else first
+def _in_sequence(first: Callback, second: Callback) -> Callback:
+    """A callback that calls both; one of them alone where the other does nothing."""
+    if first is no_callback or second is no_callback:
+        return second if first is no_callback else first
 
     def call(t: Time, y: Tensor, h: Time) -> None:
         first(t, y, h)

@@ -1,12 +1,12 @@
 """Parameter gradients of the continuous adjoint, integrated beside its Runge-Kutta state.
 
-What the adjoint state (y, a) does never depends on the parameter gradient
+The adjoint state (y, a) does not depend on the parameter gradient
 
     g(t) = int a^T df/dp,
 
-so nothing needs its value at the stages: each stage adds its own integrand, times h b_i, to the
-end value of the step (and, times h e_i, to its embedded error), and is forgotten. A step that is
-rejected leaves the value at its start as it was.
+so its value at the stages is not needed: each stage adds its integrand, times h b_i, to the value
+at the end of the step (and, times h e_i, to its embedded error) and is then discarded. A rejected
+step leaves the value at its start unchanged.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _START, _IDLE = -2, -1
 class Quadrature:
     """The integrals of parameter gradients: ``totals``, one like each of ``params``.
 
-    ``follow`` has it go along with an explicit Runge-Kutta method, by the order of what happens
-    there: ``begin``, the stages, and ``accept`` or nothing. Other methods ``add``.
+    For an explicit Runge-Kutta method ``follow`` is called once, then for each step ``begin``, one
+    ``evaluated`` for each stage, and ``accept`` if it is accepted. Other methods call ``add``.
     """
 
     def __init__(self, params: Sequence[Tensor]):
@@ -42,7 +42,7 @@ class Quadrature:
         self._b: list[float] = []
         self._e: list[float] = []
         self._used: list[bool] = []
-        self._carries = False
+        self._reuses_last = False
         self._first: Integrand = ()
         self._kept: Integrand = ()
         self._h = 0.0
@@ -51,7 +51,7 @@ class Quadrature:
         self._fused = fused(self.totals)
 
     def follow(self, tableau: Tableau, errors: bool) -> None:
-        """Goes along with steps of this method; ``errors`` if their errors will be asked for."""
+        """Integrates over steps of this method; ``errors``: whether their errors are needed."""
         stages = len(tableau.a)
         self._trial = [torch.empty_like(total) for total in self.totals]
         self._errors = [torch.empty_like(total) for total in self.totals] if errors else None
@@ -59,12 +59,12 @@ class Quadrature:
         self._e = _dense(tableau.error_weights if errors else None, stages)
         self._used = [bool(b or e) for b, e in zip(self._b, self._e, strict=True)]
         # In an adaptive solve the last stage of a step is the first one of the next.
-        self._carries = tableau.error is not None
-        self._used[-1] |= self._carries and self._used[0]
+        self._reuses_last = tableau.error is not None
+        self._used[-1] |= self._reuses_last and self._used[0]
 
     @property
     def measurable(self) -> bool:
-        """Whether there is the error of a step that is tried."""
+        """Whether the attempted step has an error estimate."""
         return self._errors is not None and self._stage >= 0
 
     def add(self, integrand: Integrand, weight: float) -> None:
@@ -95,19 +95,19 @@ class Quadrature:
     def begin(self, h: float) -> None:
         """A step of signed length h is tried."""
         self._h, self._fresh, self._stage = h, True, 0
-        if self._carries:
+        if self._reuses_last:
             self._add(self._first)
             self._stage = 1
 
     def accept(self) -> None:
-        """The step counts; after a jump its first stage is evaluated once more."""
+        """The step is accepted; after a jump its first stage is evaluated once more."""
         if not self._fresh:
             self.totals, self._trial = self._trial, self.totals
             self._fresh = True
         self._first, self._stage = self._kept, _START
 
     def scaled_errors(self, rtol: Sequence[Tolerance], atol: Sequence[Tolerance]) -> list[Tensor]:
-        """The error of the step that is tried, over its tolerance."""
+        """The error of the attempted step over its tolerance."""
         return [scaled_error(*each) for each in self._measured(rtol, atol)]
 
     def error_norm(self, rtol: Sequence[Tolerance], atol: Sequence[Tolerance]) -> float:
@@ -120,10 +120,10 @@ class Quadrature:
 
     @property
     def _ends(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The values at the end of the step that is tried, and their errors."""
+        """The values at the end of the attempted step, and their errors."""
         assert self._errors is not None
         if self._fresh:
-            # No stage had anything to add.
+            # No stage has contributed.
             return self.totals, [error.zero_() for error in self._errors]
         return self._trial, self._errors
 

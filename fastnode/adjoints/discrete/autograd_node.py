@@ -1,4 +1,4 @@
-"""A solve as one node of the autograd graph, whose backward pass takes its steps again."""
+"""A solve as one node of the autograd graph, whose backward pass recomputes its steps."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fastnode.engines.reference.step import Step
 from fastnode.problem.ivp import Problem, VectorField
-from fastnode.torch_support.partial_grad import Gates
-from fastnode.torch_support.recompute import Observed, Surroundings
+from fastnode.torch_support.partial_grad import PartialGradGates
+from fastnode.torch_support.recompute import ReplayableField, Surroundings
 
 #: What one step begins with: its state, and what else the method takes over from the step before.
 State = tuple[Tensor, ...]
@@ -57,20 +57,20 @@ class Inputs:
 
 
 class Chain(Protocol):
-    """A solve whose steps can be taken again."""
+    """A solve whose steps can be recomputed."""
 
-    observed: Observed
+    observed: ReplayableField
     surroundings: Surroundings
 
     def run(self, inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]:
         """Solves; returns the outputs and the states that the backward pass needs."""
         ...
 
-    def again(self, inputs: Inputs) -> list[Tensor]:
+    def recompute(self, inputs: Inputs) -> list[Tensor]:
         """The outputs of the same steps, differentiable."""
         ...
 
-    def pull(
+    def vjp(
         self, inputs: Inputs, kept: Sequence[Tensor], cotangents: Cotangents
     ) -> list[Tensor | None]:
         """The gradients of ``inputs.flat()``."""
@@ -100,11 +100,11 @@ class _Solve(torch.autograd.Function):
         wanted = ctx.needs_input_grad[2:]
         if all(g is None for g in cotangents):
             return (None,) * (2 + ctx.count)
-        with chain.surroundings.again(bool(chain.observed.draws)):
+        with chain.surroundings.recomputation(bool(chain.observed.draws)):
             if torch.is_grad_enabled():
                 found = _differentiably(chain, inputs, wanted, cotangents)
             else:
-                found = chain.pull(inputs.detached(), saved[ctx.count :], cotangents)
+                found = chain.vjp(inputs.detached(), saved[ctx.count :], cotangents)
         gradients = zip(found, wanted, strict=True)
         return None, None, *(g if needed else None for g, needed in gradients)
 
@@ -113,11 +113,11 @@ def _differentiably(
     chain: Chain, inputs: Inputs, wanted: Sequence[bool], cotangents: Cotangents
 ) -> list[Tensor | None]:
     """Gradients that have gradients: all steps at once, each with its graph."""
-    gates = Gates()
+    gates = PartialGradGates()
     own = len(inputs.flat()) if inputs.handed else 3 + len(inputs.args)
     flat = [*map(gates, inputs.flat()[:own]), *inputs.flat()[own:]]
     inputs = inputs.like(flat)
-    pairs = zip(chain.again(inputs), cotangents, strict=True)
+    pairs = zip(chain.recompute(inputs), cotangents, strict=True)
     outputs, seeds = zip(*((x, g) for x, g in pairs if g is not None), strict=True)
     sources = [x for x, needed in zip(flat, wanted, strict=True) if needed and x is not None]
     found = torch.autograd.grad(outputs, sources, seeds, create_graph=True, allow_unused=True)
@@ -137,7 +137,7 @@ def solve_in_one_node(chain: Chain, inputs: Inputs) -> tuple[Tensor, ...]:
 
 
 def with_args(
-    problem: Problem, observed: Observed, needed: Sequence[int], inputs: Inputs
+    problem: Problem, observed: ReplayableField, needed: Sequence[int], inputs: Inputs
 ) -> VectorField:
     """The field of ``problem`` seen by ``observed``, the arguments ``needed`` being those of
     ``inputs``."""
@@ -152,7 +152,7 @@ def with_args(
 class Random:
     """Which evaluations of the forward pass belong to which step."""
 
-    observed: Observed
+    observed: ReplayableField
     #: For each step the evaluation of its first stage and that of its second.
     places: list[tuple[int, int]] = field(default_factory=list)
 
@@ -171,8 +171,8 @@ class Random:
         return set_generators
 
 
-class Watched:
-    """A stepper that tells when a step begins and shows it once it is accepted."""
+class NotifyingStepper:
+    """A stepper that calls ``begin`` before each step and ``visit`` with each accepted step."""
 
     def __init__(self, stepper: Any, begin: Callable[[], None], visit: Callable[[Step], None]):
         self._stepper, self._begin, self._visit = stepper, begin, visit

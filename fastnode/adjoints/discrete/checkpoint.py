@@ -3,7 +3,7 @@
 The forward pass runs without a graph and keeps the state at each accepted step (or some of them,
 see revolve.py); the backward pass takes the accepted steps again, the last one first, and
 differentiates each (backward_pass.py). Rejected steps cost nothing, and steps whose graph is small
-are not taken again (kept_graph.py). Source: A. Gholami, K. Keutzer, G. Biros, ANODE,
+are not recomputed (kept_graph.py). Source: A. Gholami, K. Keutzer, G. Biros, ANODE,
 IJCAI 2019, arXiv 1902.10298, section 4.
 """
 
@@ -20,18 +20,18 @@ from torch import Tensor
 from fastnode.adjoints.discrete.autograd_node import (
     Cotangents,
     Inputs,
+    NotifyingStepper,
     Random,
     State,
-    Watched,
     solve_in_one_node,
     with_args,
 )
-from fastnode.adjoints.discrete.retained_graph import KeptGraph
+from fastnode.adjoints.discrete.retained_graph import RetainedGraph
 from fastnode.adjoints.discrete.revolve import Keeper, reverse
 from fastnode.adjoints.discrete.step_transpose import (
     Gradients,
-    Place,
     Scheme,
+    StepStart,
     seeded,
     slopes_of,
     transpose,
@@ -41,7 +41,7 @@ from fastnode.extension import empty_cache
 from fastnode.problem.ivp import Problem, Time, VectorField, to_float
 from fastnode.recording.joint import Recording
 from fastnode.solution import Solution
-from fastnode.torch_support.recompute import LARGE, Observed, Surroundings
+from fastnode.torch_support.recompute import LARGE, ReplayableField, Surroundings
 
 #: Elements of a state below which a step is differentiated by one call of autograd and not by one
 #: for each stage: faster by the overhead of the calls, at the cost of memory that is small.
@@ -83,7 +83,7 @@ class BackwardPass:
         # What the forward pass had free is no longer of use. To do so at each step would cost a
         # tenth of the time (512 features, 1024 samples), in page faults.
         self._tidy(self.inputs.y0)
-        reverse(states, len(chain.edges) - 1, chain.slots, self._advance, self._pull)
+        reverse(states, len(chain.edges) - 1, chain.slots, self._advance, self._vjp)
         if first:
             y0 = self._through_graph(first)
         else:
@@ -101,7 +101,7 @@ class BackwardPass:
                 state = tuple(self.chain.take(self.field, i, state, edges[i], edges[i + 1], []))
         return state
 
-    def _pull(self, n: int, state: State) -> None:
+    def _vjp(self, n: int, state: State) -> None:
         chain = self.chain
         if chain.frugal:
             self._tidy(state[0])
@@ -130,15 +130,15 @@ class BackwardPass:
         for _, target, g in seeds:
             merged[target] = merged[target] + g if target in merged else g
         carried = upstream[1] if scheme.carries else None
-        place, before = Place(n, t, t1, *state), self.chain.random.before(n)
-        terms = seeded(scheme, place, list(merged.items()), carried)
+        start, before = StepStart(n, t, t1, *state), self.chain.random.before(n)
+        terms = seeded(scheme, start, list(merged.items()), carried)
         k = None
         if self.chain.frugal:
             with torch.no_grad():
                 earlier = scheme.needed(list(terms))[:-1]
-                k = slopes_of(self.field, scheme, place, earlier, before)
+                k = slopes_of(self.field, scheme, start, earlier, before)
         direct = list(merged.values())
-        found = transpose(self.field, scheme, place, terms, direct, self.sums, before, k)
+        found = transpose(self.field, scheme, start, terms, direct, self.sums, before, k)
         self.upstream = list(found[: len(upstream)])
 
     def _by_step(self, n: int, state: State, seeds: list[tuple[int, float, Tensor]]) -> None:
@@ -184,7 +184,7 @@ class BackwardPass:
         chain = self.chain
         slots = [slot for n in range(steps) for slot, _ in chain.outputs.get(n, ())]
         slots += [chain.carried[n] for n in range(steps) if n in chain.carried]
-        found = self.chain.graph.pull(slots, self.cotangents, self.upstream)
+        found = self.chain.graph.vjp(slots, self.cotangents, self.upstream)
         rest = len(self.sums.wanted)
         self.sums.add(found[len(found) - rest :])
         return found[0] if len(found) > rest else None
@@ -219,7 +219,7 @@ class StepChain:
         make_stepper: makes the stepper of an inner problem.
         throw: whether a solve that cannot go on raises.
         frugal: one stage's graph at a time.
-        keeps_graph: whether steps whose graph is small are not taken again (``KeptGraph``).
+        keeps_graph: whether steps whose graph is small are not recomputed (``RetainedGraph``).
     """
 
     def __init__(
@@ -238,10 +238,10 @@ class StepChain:
         self.record, self.make_stepper, self.throw = record, make_stepper, throw
         self.frugal = frugal
         device = problem.field.device
-        self.observed = Observed(problem.field.func, problem.y0, frugal)
+        self.observed = ReplayableField(problem.field.func, problem.y0, frugal)
         self.surroundings = Surroundings(problem.field.func, device)
         self.random = Random(self.observed)
-        self.graph = KeptGraph(self.observed, scheme, keeps_graph)
+        self.graph = RetainedGraph(self.observed, scheme, keeps_graph)
         self.recording: Recording | None = None
         self.edges: list[float] = []
         #: The steps of the kept states, and the outputs of each step: (place among all, time).
@@ -262,16 +262,16 @@ class StepChain:
 
         def make() -> Any:
             visit = partial(self._visit, keeper)
-            return Watched(self.make_stepper(inner), graph.begin, visit)
+            return NotifyingStepper(self.make_stepper(inner), graph.begin, visit)
 
-        with self.surroundings.first(), graph.recorded(inputs, self.problem.y0.requires_grad):
+        with self.surroundings.forward(), graph.recorded(inputs, self.problem.y0.requires_grad):
             recording.run(make, self.throw)
         self.steps_kept = list(keeper.kept)
         outputs = self._collect(recording)
         graph.keep(outputs)
         return outputs, [x.detach() for state in keeper.kept.values() for x in state]
 
-    def again(self, inputs: Inputs) -> list[Tensor]:
+    def recompute(self, inputs: Inputs) -> list[Tensor]:
         field = self.field(inputs)
         times, grid = inputs.ts, inputs.grid
         shift = _shift(times)
@@ -287,7 +287,7 @@ class StepChain:
             found.update(zip((slot for slot, _ in self.outputs.get(n, ())), outputs, strict=False))
         return [found[slot] for slot in range(len(found))]
 
-    def pull(
+    def vjp(
         self, inputs: Inputs, kept: Sequence[Tensor], cotangents: Cotangents
     ) -> list[Tensor | None]:
         return BackwardPass(self, inputs, cotangents).run(kept)
@@ -340,7 +340,7 @@ class StepChain:
             slopes = [outputs[slot] for slot in self.carried.values()]
             starts = enumerate(recording.states[: len(self.edges) - 1])
             recording.steps = [
-                _Again(self, inputs, n, (y, slopes[n - 1]) if n and slopes else (y,))
+                _RecomputedStep(self, inputs, n, (y, slopes[n - 1]) if n and slopes else (y,))
                 for n, y in starts
             ]
         return recording
@@ -349,7 +349,7 @@ class StepChain:
         """The solution at times inside step n, with its graph; ``state`` is what the step begins
         with, without the slope at the start of all steps."""
         field, ends = self.problem.field, self._ends(n, _shift(inputs.ts), inputs.grid)
-        with self.surroundings.again(bool(self.observed.draws)):
+        with self.surroundings.recomputation(bool(self.observed.draws)):
             if n == 0:
                 state = self.initial(field, inputs)
             return self.take(field, n, state, *ends, times)[1 : len(times) + 1]
@@ -374,8 +374,8 @@ class StepChain:
         self, field: VectorField, n: int, state: State, t: Time, t1: Time, targets: Sequence[Any]
     ) -> list[Tensor]:
         """The state after step n, the outputs at ``targets`` and what is carried on."""
-        place = Place(n, t, t1, *state)
-        return take_step(field, self.scheme, place, [None, *targets], self.random.before(n))
+        start = StepStart(n, t, t1, *state)
+        return take_step(field, self.scheme, start, [None, *targets], self.random.before(n))
 
     def _ends(self, n: int, shift: Any, grid: Tensor | None) -> tuple[Time, Time]:
         if grid is not None:
@@ -440,8 +440,8 @@ def _shift(ts: Tensor | None) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class _Again:
-    """A step whose slopes are evaluated anew each time that somebody looks inside it."""
+class _RecomputedStep:
+    """A step whose stages are recomputed each time that it is evaluated inside."""
 
     chain: StepChain
     inputs: Inputs

@@ -21,7 +21,7 @@ from fastnode.adjoints.discrete.autograd_node import Cotangents, Inputs
 from fastnode.adjoints.discrete.checkpoint import StepChain
 from fastnode.adjoints.discrete.step_transpose import Gradients, Scheme
 from fastnode.engines.cuda_graph import runtime as graph_runtime
-from fastnode.engines.cuda_graph.field import cannot
+from fastnode.engines.cuda_graph.field import cannot_capture
 from fastnode.engines.cuda_graph.plan import cached, no_autocast_cache
 from fastnode.engines.native import joint as native
 
@@ -66,16 +66,18 @@ class BackwardStep:
         self.runtime = graph_runtime.runtime_for(y.device)
         self.step.y.copy_(y)
         with no_autocast_cache():
-            with self.runtime.aside():
-                self._pull()
+            with self.runtime.uncaptured():
+                self._vjp()
             try:
-                self.captured = self.runtime.capture(self._pull)
+                self.captured = self.runtime.capture(self._vjp)
             except RuntimeError as error:
-                raise cannot(f"its gradient does what a graph cannot hold ({error})") from error
+                raise cannot_capture(
+                    f"its gradient does what a graph cannot hold ({error})"
+                ) from error
 
     def begin(self, args: Sequence[Any]) -> None:
         step = self.step
-        self.runtime.enter([step.y, self.numbers, self.cotangent, *self.sums.sums])
+        self.runtime.begin_use([step.y, self.numbers, self.cotangent, *self.sums.sums])
         self.cotangent.zero_()
         for each in self.sums.sums:
             each.zero_()
@@ -83,7 +85,7 @@ class BackwardStep:
             if isinstance(ours, Tensor):
                 ours.copy_(theirs)
 
-    def pull(self, y: Tensor, numbers: Tensor) -> None:
+    def vjp(self, y: Tensor, numbers: Tensor) -> None:
         """Takes ``cotangent`` from the end of a step to its beginning, where the state was y."""
         self.step.y.copy_(y)
         self.numbers.copy_(numbers)
@@ -91,10 +93,10 @@ class BackwardStep:
 
     def finish(self) -> tuple[Tensor, list[Tensor]]:
         found = self.cotangent.clone(), [each.clone() for each in self.sums.sums]
-        self.runtime.leave()
+        self.runtime.end_use()
         return found
 
-    def _pull(self) -> None:
+    def _vjp(self) -> None:
         step, scheme, func = self.step, self.scheme, self.func()
         weights = scheme.tableau.solution_weights
         step.place(self.numbers)
@@ -137,11 +139,11 @@ class BackwardStep:
 class CapturedChain(StepChain):
     """Steps of a solve that ran as a graph."""
 
-    def pull(
+    def vjp(
         self, inputs: Inputs, kept: Sequence[Tensor], cotangents: Cotangents
     ) -> list[Tensor | None]:
         if not self._simple(inputs):
-            return super().pull(inputs, kept, cotangents)
+            return super().vjp(inputs, kept, cotangents)
         field, edges = self.problem.field, self.edges
         func, y0 = self.observed.func, inputs.y0
         key = (self.scheme.tableau, field.direction, tuple(map(id, inputs.params)))
@@ -163,7 +165,7 @@ class CapturedChain(StepChain):
                         g = cotangents[slot]
                         if g is not None:
                             step.cotangent.add_(g)
-                    step.pull(states[n], numbers[n])
+                    step.vjp(states[n], numbers[n])
                 of_y0, of_params = step.finish()
         return [of_y0, None, None, *of_params]
 

@@ -1,7 +1,7 @@
-"""checkpoint.py where each sample has steps of its own.
+"""checkpoint.py for per-sample stepping.
 
-The backward pass takes the steps again wave by wave: wave w holds step w of every sample that took
-more than w, in one batch, whatever the times at which these steps were taken.
+The backward pass recomputes the steps in batches: batch w holds step w of each sample that took
+more than w steps, whatever the times of these steps.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from fastnode.control.request import SolveRequest
 from fastnode.engines import select
 from fastnode.engines.per_sample_trace import Trace, combine_rows, interpolate_rows
 from fastnode.problem.batch import SampleField, SampleProblem
-from fastnode.torch_support.recompute import Observed, Surroundings
+from fastnode.torch_support.recompute import ReplayableField, Surroundings
 
 
 @dataclass(eq=False)
-class Wave:
+class StepBatch:
     """Step w of the samples ``rows``, in the order of ``rows``.
 
     ``steps`` says which steps of the trace these are; output i of ``inner`` and ``columns`` is that
@@ -40,14 +40,14 @@ class Wave:
     columns: Tensor
 
 
-def find_waves(problem: SampleProblem, accepted: Tensor, step_ends: Tensor) -> list[Wave]:
+def batch_steps(problem: SampleProblem, accepted: Tensor, step_ends: Tensor) -> list[StepBatch]:
     """Sorts steps and output times by sample and by number; steps are those of a trace."""
     ts, direction = problem.ts.detach(), problem.direction
     counts = accepted.to(ts.device)
     first, start = counts.cumsum(0) - counts, ts[:, 0]
     ends = step_ends.detach().to(ts)
     # Which step each time lies in: the first whose end is at it or beyond.
-    waves: list[Wave] = []
+    batches: list[StepBatch] = []
     pending = torch.ones_like(ts, dtype=torch.bool)
     pending[:, 0] = False
     for w in range(int(counts.max()) if counts.numel() else 0):
@@ -57,10 +57,10 @@ def find_waves(problem: SampleProblem, accepted: Tensor, step_ends: Tensor) -> l
         due = pending[rows] & ((ts[rows] - t1[:, None]) * direction[rows, None] <= 0)
         inner, columns = due.nonzero().unbind(dim=1)
         pending[rows[inner], columns] = False
-        waves.append(Wave(w, rows, steps, start[rows], t1, inner, columns))
+        batches.append(StepBatch(w, rows, steps, start[rows], t1, inner, columns))
         start = start.clone()
         start[rows] = t1
-    return waves
+    return batches
 
 
 class SampleChain:
@@ -69,7 +69,7 @@ class SampleChain:
     Args:
         problem: the caller's.
         request: how it is solved; its slots are the states that the backward pass keeps, None for
-            those of all waves.
+            those of all batches.
         needed: positions among args of those that need a gradient.
     """
 
@@ -84,10 +84,10 @@ class SampleChain:
         self.tableau = request.tableau
         self.carries = not self.tableau.fsal
         device = problem.y0.device
-        self.observed = Observed(problem.field.func, problem.y0)
+        self.observed = ReplayableField(problem.field.func, problem.y0)
         self.surroundings = Surroundings(problem.field.func, device)
         self.trace: Trace | None = None
-        self.waves: list[Wave] = []
+        self.batches: list[StepBatch] = []
 
     def run(self, inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]:
         keeps, request = self.slots is None, self.request
@@ -97,14 +97,14 @@ class SampleChain:
         elif keeps and save == "times":
             save = "steps"
         inner = replace(self._problem(inputs), ts=self.problem.ts.detach())
-        with self.surroundings.first():
+        with self.surroundings.forward():
             trace = self.trace = select.solve_per_sample(inner, request.with_(save=save))
         if self.observed.draws:
             raise ValueError(
                 "func draws random numbers, which a per-sample solve cannot draw again for each "
                 "sample; use adjoint='backprop'"
             )
-        self.waves = find_waves(self.problem, trace.accepted, trace.t1)
+        self.batches = batch_steps(self.problem, trace.accepted, trace.t1)
         # Outputs are tensors of their own: the trace keeps those that nobody differentiates.
         outputs = [trace.ys]
         if self.request.keep_states and trace.states is not None:
@@ -112,28 +112,28 @@ class SampleChain:
         if self.request.keep_slopes and trace.slopes is not None:
             outputs.append(trace.slopes)
         kept = []
-        for before, wave in zip(self.waves, self.waves[1:], strict=False) if keeps else ():
+        for before, batch in zip(self.batches, self.batches[1:], strict=False) if keeps else ():
             assert trace.states is not None
-            going_on = torch.isin(before.rows, wave.rows)
+            going_on = torch.isin(before.rows, batch.rows)
             kept.append(trace.states[before.steps[going_on]])
             if self.carries:
                 assert trace.slopes is not None
-                kept.append(trace.slopes[0, wave.steps])
+                kept.append(trace.slopes[0, batch.steps])
         return outputs, kept
 
-    def again(self, inputs: Inputs) -> list[Tensor]:
+    def recompute(self, inputs: Inputs) -> list[Tensor]:
         problem = self._problem(inputs)
         state = self._initial(problem)
         slots, values = [torch.arange(len(inputs.y0), device=inputs.y0.device)], [inputs.y0]
         steps, states, slopes = [], [], []
-        for wave in self.waves:
-            y1, inside, k = self._take(problem, wave, state, inputs.ts)
-            slots.append(wave.columns * len(inputs.y0) + wave.rows[wave.inner])
+        for batch in self.batches:
+            y1, inside, k = self._take(problem, batch, state, inputs.ts)
+            slots.append(batch.columns * len(inputs.y0) + batch.rows[batch.inner])
             values.append(inside)
-            steps.append(wave.steps)
+            steps.append(batch.steps)
             states.append(y1)
             slopes.append(torch.stack(k))
-            state = self._next(wave, y1, k)
+            state = self._next(batch, y1, k)
         ys = torch.full_like(self.problem.y0.expand(self._shape), torch.nan).flatten(0, 1)
         outputs = [ys.index_copy(0, torch.cat(slots), torch.cat(values)).reshape(self._shape)]
         order = torch.cat(steps).argsort() if steps else slots[0][:0]
@@ -145,7 +145,7 @@ class SampleChain:
             outputs.append(torch.cat([none, *slopes], dim=1)[:, order])
         return outputs
 
-    def pull(
+    def vjp(
         self, inputs: Inputs, kept: Sequence[Tensor], cotangents: Cotangents
     ) -> list[Tensor | None]:
         for x in inputs.args:
@@ -157,55 +157,55 @@ class SampleChain:
         width = len(upstream)
         with torch.no_grad():
             states: dict[int, State] = {0: self._initial(problem)}
-        for w in range(1, len(self.waves)) if kept else ():
+        for w in range(1, len(self.batches)) if kept else ():
             states[w] = tuple(x.detach() for x in kept[(w - 1) * width : w * width])
 
         def advance(m: int, n: int, state: State) -> State:
             with torch.no_grad():
-                for wave in self.waves[m:n]:
-                    y1, _, k = self._take(problem, wave, state, None)
-                    state = self._next(wave, y1, k)
+                for batch in self.batches[m:n]:
+                    y1, _, k = self._take(problem, batch, state, None)
+                    state = self._next(batch, y1, k)
             return state
 
-        def pull(w: int, state: State) -> None:
-            self._pull(problem, self.waves[w], state, cotangents, upstream, sums, by_time)
+        def vjp(w: int, state: State) -> None:
+            self._vjp(problem, self.batches[w], state, cotangents, upstream, sums, by_time)
 
-        reverse(states, len(self.waves), self.slots, advance, pull)
+        reverse(states, len(self.batches), self.slots, advance, vjp)
         by_y0 = upstream[0]
         if cotangents[0] is not None:
             by_y0 = by_y0 + cotangents[0][0]
-        if self.carries and self.waves:
+        if self.carries and self.batches:
             by_y0 = by_y0 + self._through_first_slope(inputs, upstream[1], sums, by_time)
         return [by_y0, by_time, None, *sums.sums]
 
-    def _pull(
+    def _vjp(
         self,
         problem: SampleProblem,
-        wave: Wave,
+        batch: StepBatch,
         state: State,
         cotangents: Cotangents,
         upstream: list[Tensor],
         sums: Gradients,
         by_time: Tensor | None,
     ) -> None:
-        """From the cotangents of the states after a wave to those before it, in place."""
+        """From the cotangents of the states after a batch to those before it, in place."""
         leaves = [x.detach().requires_grad_() for x in state]
         ts = None if by_time is None else self.problem.ts.detach().requires_grad_()
         with torch.enable_grad():
-            y1, inside, k = self._take(problem, wave, tuple(leaves), ts)
+            y1, inside, k = self._take(problem, batch, tuple(leaves), ts)
         by_ys, *others = cotangents
-        pairs: list[tuple[Tensor, Tensor]] = [(y1, upstream[0][wave.rows])]
+        pairs: list[tuple[Tensor, Tensor]] = [(y1, upstream[0][batch.rows])]
         if self.carries:
             last = len(self.tableau.a) - 1
-            pairs.append((k[last], upstream[1][wave.rows]))
-        if by_ys is not None and wave.inner.numel():
-            pairs.append((inside, by_ys[wave.columns, wave.rows[wave.inner]]))
+            pairs.append((k[last], upstream[1][batch.rows]))
+        if by_ys is not None and batch.inner.numel():
+            pairs.append((inside, by_ys[batch.columns, batch.rows[batch.inner]]))
         if self.request.keep_states:
             g, *others = others
             if g is not None:
-                pairs.append((y1, g[wave.steps]))
+                pairs.append((y1, g[batch.steps]))
         if self.request.keep_slopes and others[0] is not None:
-            pairs += zip(k, others[0][:, wave.steps].unbind(), strict=True)
+            pairs += zip(k, others[0][:, batch.steps].unbind(), strict=True)
         pairs = [(x, g) for x, g in pairs if x.requires_grad]
         sources = [*leaves, *([] if ts is None else [ts])]
         found = torch.autograd.grad(
@@ -215,7 +215,7 @@ class SampleChain:
             allow_unused=True,
         )
         for into, g in zip(upstream, found, strict=False):
-            into[wave.rows] = 0 if g is None else g
+            into[batch.rows] = 0 if g is None else g
         if by_time is not None and found[len(leaves)] is not None:
             by_time += found[len(leaves)]
         sums.add(found[len(sources) :])
@@ -225,7 +225,7 @@ class SampleChain:
     ) -> Tensor:
         leaves, again = inputs.with_leaves()
         with torch.enable_grad():
-            rows, f0 = self.waves[0].rows, self._initial(self._problem(again))[1]
+            rows, f0 = self.batches[0].rows, self._initial(self._problem(again))[1]
         if not f0.requires_grad:
             return torch.zeros_like(inputs.y0)
         found = torch.autograd.grad(f0, [*leaves, *sums.wanted], cotangent[rows], allow_unused=True)
@@ -235,28 +235,28 @@ class SampleChain:
         return torch.zeros_like(inputs.y0) if found[0] is None else found[0]
 
     def _take(
-        self, problem: SampleProblem, wave: Wave, state: State, ts: Tensor | None
+        self, problem: SampleProblem, batch: StepBatch, state: State, ts: Tensor | None
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """The states at the end of a wave and at the times inside it, and all slopes."""
-        rows, tableau, field = wave.rows, self.tableau, problem.field
+        """The states at the end of a batch and at the times inside it, and all slopes."""
+        rows, tableau, field = batch.rows, self.tableau, problem.field
         args = problem.take_args(problem.args, rows)
         y, before = state[0], problem.direction[rows]
         shift = 0.0 if ts is None else (ts[:, 0] - ts[:, 0].detach())[rows]
-        t, t1 = wave.t + shift, wave.t1 + shift
+        t, t1 = batch.t + shift, batch.t1 + shift
         h = t1 - t
-        first = state[1] if self.carries else field(t, y, args, before if wave.w else None)
+        first = state[1] if self.carries else field(t, y, args, before if batch.w else None)
         k, stage = [first], y
         for c, weights in zip(tableau.stage_times[1:], tableau.stage_weights[1:], strict=True):
             stage = combine_rows(y, k, h, weights)
             k.append(field(t1, stage, args, before) if c == 1 else field(t + c * h, stage, args))
         y1 = stage if tableau.fsal else combine_rows(y, k, h, tableau.solution_weights)
-        if self.request.keep_slopes or wave.inner.numel():
+        if self.request.keep_slopes or batch.inner.numel():
             for c, weights in tableau.further_stages:
                 k.append(field(t + c * h, combine_rows(y, k, h, weights), args))
-        inner = wave.inner
+        inner = batch.inner
         if not inner.numel():
             return y1, y1[:0], k
-        times = (self.problem.ts.detach() if ts is None else ts)[rows[inner], wave.columns]
+        times = (self.problem.ts.detach() if ts is None else ts)[rows[inner], batch.columns]
         inside = interpolate_rows(
             tableau, y[inner], [x[inner] for x in k], h[inner], times - t[inner]
         )
@@ -264,18 +264,18 @@ class SampleChain:
             inside = torch.where((times == t1[inner])[:, None], y1[inner], inside)
         return y1, inside, k
 
-    def _next(self, wave: Wave, y1: Tensor, k: list[Tensor]) -> State:
-        """What the next wave begins with."""
-        if wave.w + 1 == len(self.waves):
+    def _next(self, batch: StepBatch, y1: Tensor, k: list[Tensor]) -> State:
+        """What the next batch begins with."""
+        if batch.w + 1 == len(self.batches):
             return ()
-        going_on = torch.isin(wave.rows, self.waves[wave.w + 1].rows)
+        going_on = torch.isin(batch.rows, self.batches[batch.w + 1].rows)
         carried = [k[len(self.tableau.a) - 1]] if self.carries else []
         return tuple(x[going_on] for x in (y1, *carried))
 
     def _initial(self, problem: SampleProblem) -> State:
-        if not self.waves:
+        if not self.batches:
             return ()
-        rows = self.waves[0].rows
+        rows = self.batches[0].rows
         y = problem.y0[rows]
         if not self.carries:
             return (y,)

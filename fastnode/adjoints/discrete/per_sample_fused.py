@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastnode.adjoints.discrete.autograd_node import Cotangents, Inputs, solve_in_one_node
-from fastnode.adjoints.discrete.per_sample import SampleChain, find_waves
+from fastnode.adjoints.discrete.per_sample import SampleChain, batch_steps
 from fastnode.control.request import SolveRequest
 from fastnode.engines import select
 from fastnode.engines.fused import per_sample as per_sample_fused
@@ -54,11 +54,11 @@ class FusedChain(SampleChain):
         del self.kept
         return [ys], [kept]
 
-    def again(self, inputs: Inputs) -> list[Tensor]:
-        self.waves = find_waves(self.problem, *self.steps)
-        return super().again(inputs)
+    def recompute(self, inputs: Inputs) -> list[Tensor]:
+        self.batches = batch_steps(self.problem, *self.steps)
+        return super().recompute(inputs)
 
-    def pull(
+    def vjp(
         self, inputs: Inputs, kept: Sequence[Tensor], cotangents: Cotangents
     ) -> list[Tensor | None]:
         of_ys = cotangents[0]

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from fastnode.adjoints.discrete.autograd_node import Cotangents, Inputs
 from fastnode.adjoints.discrete.step_transpose import Scheme
-from fastnode.torch_support.recompute import Observed
+from fastnode.torch_support.recompute import ReplayableField
 
 #: Bytes of a graph that one solve may keep. Where all of it fits a solve takes the time of
 #: backprop; to take the steps again makes it 1.75 times as long for 2 features and 32 samples.
 ROOM = 2**22
 
 
-class KeptGraph:
+class RetainedGraph:
     """Records steps for as long as there is room, from the first one on.
 
     Args:
@@ -27,7 +27,7 @@ class KeptGraph:
         wanted: whether there may be a graph at all.
     """
 
-    def __init__(self, observed: Observed, scheme: Scheme, wanted: bool):
+    def __init__(self, observed: ReplayableField, scheme: Scheme, wanted: bool):
         self.observed, self.scheme = observed, scheme
         #: Number of steps whose graph is there.
         self.steps = 0
@@ -66,7 +66,7 @@ class KeptGraph:
         """The outputs of the solve."""
         self._outputs = list(outputs) if self.steps else []
 
-    def pull(
+    def vjp(
         self, slots: Sequence[int], cotangents: Cotangents, upstream: Sequence[Tensor | None]
     ) -> list[Tensor | None]:
         """The gradients of the leaves: y0, if it needs one, args and params.

@@ -32,15 +32,16 @@ from torch import Tensor
 from fastnode.adjoints.discrete.autograd_node import (
     Cotangents,
     Inputs,
+    NotifyingStepper,
     solve_in_one_node,
     with_args,
 )
 from fastnode.adjoints.discrete.step_transpose import (
     Before,
     Gradients,
-    Place,
     Scheme,
-    nothing,
+    StepStart,
+    no_call,
     seeded,
     slopes_of,
     transpose,
@@ -57,18 +58,18 @@ from fastnode.problem.ivp import Problem, Time, VectorField, to_float
 from fastnode.recording.joint import Recording
 from fastnode.solution import Solution
 from fastnode.torch_support.grad_mode import recorded
-from fastnode.torch_support.recompute import Observed, Surroundings
+from fastnode.torch_support.recompute import ReplayableField, Surroundings
 
 #: L. The nearer to 1, the less do errors grow on the way back.
 COUPLING = 0.999
 
 
 def increment(
-    field: VectorField, scheme: Scheme, place: Place, base: Tensor, before: Before = nothing
+    field: VectorField, scheme: Scheme, start: StepStart, base: Tensor, before: Before = no_call
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """base + Psi, and the slopes."""
-    stages, weights = scheme.output(place.t, place.t1, None)
-    k = slopes_of(field, scheme, place, stages, before)
+    stages, weights = scheme.output(start.t, start.t1, None)
+    k = slopes_of(field, scheme, start, stages, before)
     return rk_stage(base, [k[i] for i in stages], weights), k
 
 
@@ -85,11 +86,11 @@ def partner(
     t1: Time,
     y1: Tensor,
     z: Tensor,
-    before: Before = nothing,
+    before: Before = no_call,
 ) -> Tensor:
     """z_{n+1} = z_n - Psi_{-h}(t_{n+1}, y_{n+1})."""
     stages, weights = scheme.output(t1, t, None)
-    k = slopes_of(field, scheme, Place(n, t1, t, y1), stages, before)
+    k = slopes_of(field, scheme, StepStart(n, t1, t, y1), stages, before)
     return rk_stage(z, [k[i] for i in stages], [-w for w in weights])
 
 
@@ -123,8 +124,8 @@ class ReversibleStepper(AdaptiveStepper):
         z, scheme = self.partner.z(), self.partner.scheme
         if self._begun:
             self.f, self._begun = self.field(self.t, z), False
-        place = Place(0, self.t, t1, z, self.f)
-        k = slopes_of(self.field, scheme, place, range(scheme.last + 1))
+        start = StepStart(0, self.t, t1, z, self.f)
+        k = slopes_of(self.field, scheme, start, range(scheme.last + 1))
         stages, weights = scheme.output(self.t, t1, None)
         y1 = rk_stage(mixed(self.y, z), [k[i] for i in stages], weights)
         return Step(self.field, self.tableau, self.t, t1, self.y, y1, list(k.values()))
@@ -144,7 +145,7 @@ class ReversibleSteps:
 
     def __call__(self, field: VectorField, t: Time, t1: Time, y: Tensor, perturb: bool) -> Step:
         z, scheme = self.partner.z(), self.partner.scheme
-        y1, k = increment(field, scheme, Place(0, t, t1, z), mixed(y, z))
+        y1, k = increment(field, scheme, StepStart(0, t, t1, z), mixed(y, z))
         self.partner.move(field, t, t1, y1)
         return Step(field, scheme.tableau, t, t1, y, y1, list(k.values()))
 
@@ -170,7 +171,7 @@ class ReversibleChain:
         self.scheme = Scheme(tableau, "cubic", perturb=False)
         self.grid = list(grid)
         device = problem.field.device
-        self.observed = Observed(problem.field.func, problem.y0, frugal=True)
+        self.observed = ReplayableField(problem.field.func, problem.y0, frugal=True)
         self.surroundings = Surroundings(problem.field.func, device)
         self.stages = self.scheme.needed(tableau.solution_weights.stages)
         self.recording: Recording | None = None
@@ -197,7 +198,7 @@ class ReversibleChain:
                     self.grid,
                     self.request.max_num_steps,
                 )
-                return _Noted(GridStepper(*grid), self)
+                return NotifyingStepper(GridStepper(*grid), lambda: None, self.note)
             adaptive = ReversibleStepper(
                 partner,
                 inner.field,
@@ -210,9 +211,9 @@ class ReversibleChain:
                 first_step=request.first_step,
                 norm=ErrorNorm(problem.layout, problem.y0, request.rtol, request.atol),
             )
-            return _Noted(adaptive, self)
+            return NotifyingStepper(adaptive, lambda: None, self.note)
 
-        with self.surroundings.first():
+        with self.surroundings.forward():
             recording.run(make, request.throw)
             z = partner.z()
         outputs = [recording.outputs[j] for j in range(1, len(recording.within) + 1)]
@@ -224,7 +225,7 @@ class ReversibleChain:
         y, self._last_state = self._last_state, None
         return outputs, [] if y is None else [y, z]
 
-    def again(self, inputs: Inputs) -> list[Tensor]:
+    def recompute(self, inputs: Inputs) -> list[Tensor]:
         field, edges = self.field(inputs), self.times(inputs.ts)
         y = z = inputs.y0
         found: dict[int, Tensor] = {}
@@ -233,16 +234,16 @@ class ReversibleChain:
             found.update((slot, y) for slot in self.outputs.get(n, ()))
         return [found[slot] for slot in range(len(found))]
 
-    def pull(
+    def vjp(
         self, inputs: Inputs, kept: Sequence[Tensor], cotangents: Cotangents
     ) -> list[Tensor | None]:
-        return Undoing(self, inputs, cotangents).run(kept)
+        return ReversibleBackwardPass(self, inputs, cotangents).run(kept)
 
     def take(
         self, field: VectorField, n: int, t: Time, t1: Time, y: Tensor, z: Tensor
     ) -> tuple[Tensor, Tensor]:
         there, back = self.before(n)
-        y1, _ = increment(field, self.scheme, Place(n, t, t1, z), mixed(y, z), there)
+        y1, _ = increment(field, self.scheme, StepStart(n, t, t1, z), mixed(y, z), there)
         return y1, partner(field, self.scheme, n, t, t1, y1, z, back)
 
     def times(self, ts: Tensor | None) -> list[Time]:
@@ -262,15 +263,15 @@ class ReversibleChain:
     def before(self, n: int) -> tuple[Before, Before]:
         """What to call before the stages of the step's two increments are evaluated again."""
         if not self.observed.draws:
-            return nothing, nothing
+            return no_call, no_call
         count, back = len(self.stages), self.evaluations[n]
         # In an adaptive solve the slope at which a step begins is evaluated once for all attempts.
         second = back - count if self.grid else back - self.scheme.last - 1
         first = second if self.grid else self.evaluations[n - 1] + count if n else 0
 
         def there(stage: int) -> None:
-            place = self.stages.index(stage) if self.grid else stage
-            self.observed.replay(second + place if stage else first)
+            position = self.stages.index(stage) if self.grid else stage
+            self.observed.replay(second + position if stage else first)
 
         return there, lambda stage: self.observed.replay(back + self.stages.index(stage))
 
@@ -318,23 +319,6 @@ def reversibly(
     return chain.rewrite(chain.run(inputs)[0]).solution()
 
 
-@dataclass(frozen=True, eq=False)
-class _Noted:
-    """A stepper whose steps a chain takes note of."""
-
-    stepper: Any
-    chain: ReversibleChain
-
-    def advance(self) -> Any:
-        step = self.stepper.advance()
-        self.chain.note(step)
-        return step
-
-    @property
-    def rejected(self) -> int:
-        return self.stepper.rejected
-
-
 @dataclass(eq=False)
 class _Point:
     """The two states and their cotangents."""
@@ -345,7 +329,7 @@ class _Point:
     by_z: Tensor
 
 
-class Undoing:
+class ReversibleBackwardPass:
     """One pass over the steps of a chain; the arguments are those of BackwardPass."""
 
     def __init__(self, chain: ReversibleChain, inputs: Inputs, cotangents: Cotangents):
@@ -389,23 +373,23 @@ class Undoing:
         chain, field, sums = self.chain, self.field, self.sums
         t, t1 = chain.edges[n : n + 2]
         there, back = chain.before(n)
-        place = Place(n, t1, t, at.y)
+        start = StepStart(n, t1, t, at.y)
         with torch.no_grad():
-            at.z, k = increment(field, chain.scheme, place, at.z, back)
-        terms = seeded(chain.scheme, place, [(None, at.by_z)], sign=-1.0)
-        by_y, _ = transpose(field, chain.scheme, place, terms, [at.by_y], sums, back, k)
+            at.z, k = increment(field, chain.scheme, start, at.z, back)
+        terms = seeded(chain.scheme, start, [(None, at.by_z)], sign=-1.0)
+        by_y, _ = transpose(field, chain.scheme, start, terms, [at.by_y], sums, back, k)
         assert by_y is not None
         at.by_y = by_y
-        place = Place(n, t, t1, at.z)
+        start = StepStart(n, t, t1, at.z)
         with torch.no_grad():
             stages, weights = chain.scheme.output(t, t1, None)
-            k = slopes_of(field, chain.scheme, place, stages, there)
+            k = slopes_of(field, chain.scheme, start, stages, there)
             rest = rk_stage(at.y - at.z, [k[i] for i in stages], [-w for w in weights])
             at.y = rest.div_(COUPLING).add_(at.z)
             del rest
-        terms = seeded(chain.scheme, place, [(None, by_y)])
+        terms = seeded(chain.scheme, start, [(None, by_y)])
         at.by_z = torch.add(at.by_z, by_y, alpha=1 - COUPLING)
-        by_z, _ = transpose(field, chain.scheme, place, terms, [at.by_z], sums, there, k)
+        by_z, _ = transpose(field, chain.scheme, start, terms, [at.by_z], sums, there, k)
         assert by_z is not None
         by_y.mul_(COUPLING)
         at.by_z = by_z
@@ -416,9 +400,9 @@ class Undoing:
         t, t1 = chain.edges[n : n + 2]
         there, back = chain.before(n)
         with torch.no_grad():
-            at.z, _ = increment(field, chain.scheme, Place(n, t1, t, at.y), at.z, back)
-            place = Place(n, t, t1, at.z)
-            step, _ = increment(field, chain.scheme, place, torch.zeros_like(at.z), there)
+            at.z, _ = increment(field, chain.scheme, StepStart(n, t1, t, at.y), at.z, back)
+            start = StepStart(n, t, t1, at.z)
+            step, _ = increment(field, chain.scheme, start, torch.zeros_like(at.z), there)
             at.y = at.z + (at.y - at.z - step) / COUPLING
         ends = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (t, t1)]
         leaves = [x.detach().requires_grad_() for x in (at.y, at.z)]

@@ -67,9 +67,9 @@ def reverse(
     steps: int,
     slots: int | None,
     advance: Callable[[int, int, State], State],
-    pull: Callable[[int, State], None],
+    vjp: Callable[[int, State], None],
 ) -> None:
-    """Calls pull(n, state) for the steps n = steps - 1, ..., 0.
+    """Calls vjp(n, state) for the steps n = steps - 1, ..., 0.
 
     Args:
         kept: states by step, that of step 0 included; given up from the last to the first.
@@ -80,26 +80,26 @@ def reverse(
         start = max(kept)
         state = kept.pop(start)
         free = end - start if slots is None else slots - max(0, len(kept) - 1) - (start > 0)
-        _reverse(start, end, state, free, advance, pull)
+        _reverse(start, end, state, free, advance, vjp)
         end = start
 
 
 def _reverse(
-    start: int, end: int, state: State, free: int, advance: Callable, pull: Callable
+    start: int, end: int, state: State, free: int, advance: Callable, vjp: Callable
 ) -> None:
     """From ``end`` to ``start``, whose state is there, with room for ``free`` more."""
     while end - start > 1:
         middle = start + split(end - start, free)
         later = advance(start, middle, state)
         if free:
-            _reverse(middle, end, later, free - 1, advance, pull)
+            _reverse(middle, end, later, free - 1, advance, vjp)
             del later
             end = middle
         else:
-            pull(middle, later)
+            vjp(middle, later)
             end = middle
     if end > start:
-        pull(start, state)
+        vjp(start, state)
 
 
 def split(length: int, free: int) -> int:

@@ -35,7 +35,7 @@ from fastnode.tableaus import Tableau, Weights
 Before = Callable[[int], None]
 
 
-def nothing(stage: int) -> None:
+def no_call(stage: int) -> None:
     """A ``Before`` that does nothing."""
 
 
@@ -117,7 +117,7 @@ class Scheme:
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class StepStart:
     """Step n from (t, y) to t1; ``f`` is its first slope, if the method carries it over."""
 
     n: int
@@ -130,38 +130,38 @@ class Place:
 def slopes_of(
     field: VectorField,
     scheme: Scheme,
-    place: Place,
+    start: StepStart,
     stages: Sequence[int],
-    before: Before = nothing,
+    before: Before = no_call,
 ) -> dict[int, Tensor]:
     """The slopes of ``stages`` and of those on which they depend."""
-    t, t1, y = place.t, place.t1, place.y
+    t, t1, y = start.t, start.t1, start.y
     k: dict[int, Tensor] = {}
     for i in scheme.needed(stages):
-        if i == 0 and place.f is not None:
-            k[0] = place.f
+        if i == 0 and start.f is not None:
+            k[0] = start.f
             continue
         row = scheme.rows[i]
         weights = [(t1 - t) * w for w in row.values]
         state = rk_stage(y, [k[j] for j in row.stages], weights) if i else y
         before(i)
-        k[i] = field(scheme.time(i, t, t1), state, scheme.side(i, place.n))
+        k[i] = field(scheme.time(i, t, t1), state, scheme.side(i, start.n))
     return k
 
 
 def take(
     field: VectorField,
     scheme: Scheme,
-    place: Place,
+    start: StepStart,
     targets: Sequence[Time | None],
-    before: Before = nothing,
+    before: Before = no_call,
 ) -> list[Tensor]:
     """The outputs at ``targets`` as autograd sees them, and the slope that is carried on."""
-    outputs = [scheme.output(place.t, place.t1, target) for target in targets]
+    outputs = [scheme.output(start.t, start.t1, target) for target in targets]
     carried = [scheme.last] if scheme.carries else []
     stages = [*carried, *(i for stages, _ in outputs for i in stages)]
-    k = slopes_of(field, scheme, place, stages, before)
-    values = [rk_stage(place.y, [k[i] for i in stages], weights) for stages, weights in outputs]
+    k = slopes_of(field, scheme, start, stages, before)
+    values = [rk_stage(start.y, [k[i] for i in stages], weights) for stages, weights in outputs]
     return values + [k[i] for i in carried]
 
 
@@ -186,7 +186,7 @@ Terms = dict[int, list[tuple[float, Tensor]]]
 
 def seeded(
     scheme: Scheme,
-    place: Place,
+    start: StepStart,
     seeds: Sequence[tuple[Time | None, Tensor]],
     carried: Tensor | None = None,
     sign: float = 1.0,
@@ -195,7 +195,7 @@ def seeded(
     on put on the stages. The times must be numbers."""
     terms: Terms = {}
     for target, g in seeds:
-        for i, w in zip(*scheme.output(place.t, place.t1, target), strict=True):
+        for i, w in zip(*scheme.output(start.t, start.t1, target), strict=True):
             terms.setdefault(i, []).append((sign * w, g))  # pyright: ignore[reportArgumentType]
     if carried is not None:
         terms.setdefault(scheme.last, []).append((1.0, carried))
@@ -205,14 +205,14 @@ def seeded(
 def transpose(
     field: VectorField,
     scheme: Scheme,
-    place: Place,
+    start: StepStart,
     terms: Terms,
     direct: Sequence[Tensor],
     sums: Gradients,
-    before: Before = nothing,
+    before: Before = no_call,
     k: dict[int, Tensor] | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The cotangents of y and of ``place.f``; those of ``sums.wanted`` are added to it.
+    """The cotangents of y and of ``start.f``; those of ``sums.wanted`` are added to it.
 
     Args:
         terms: what the outputs put on the stages (``seeded``); emptied.
@@ -220,7 +220,7 @@ def transpose(
         k: slopes of all needed stages but perhaps the last; emptied. Where they are known the graph
             of one stage is kept at a time, otherwise those of all.
     """
-    t, t1, y = place.t, place.t1, place.y
+    t, t1, y = start.t, start.t1, start.y
     h = t1 - t
     order = scheme.needed(list(terms))
     one_by_one, k = k is not None, {} if k is None else k
@@ -236,14 +236,14 @@ def transpose(
                 del k[j]
         before(i)
         with torch.enable_grad():
-            slope = field(scheme.time(i, t, t1), leaf, scheme.side(i, place.n))
+            slope = field(scheme.time(i, t, t1), leaf, scheme.side(i, start.n))
         if slope.requires_grad:
             graphs[i] = leaf, get_gradient_edge(slope)
         return slope.detach()
 
     if not one_by_one:
         for i in order:
-            k[i] = place.f if i == 0 and place.f is not None else record(i)
+            k[i] = start.f if i == 0 and start.f is not None else record(i)
     first, mus = None, []
     for i in reversed(order):
         k.pop(i, None)
@@ -251,7 +251,7 @@ def transpose(
             continue
         weights, cotangents = zip(*terms.pop(i), strict=True)
         cotangent = rk_adjoint(cotangents, weights)
-        if i == 0 and place.f is not None:
+        if i == 0 and start.f is not None:
             first = cotangent
             continue
         if one_by_one:

@@ -1,1 +1,1 @@
-"""A whole adaptive solve as one CUDA graph."""
+"""The whole adaptive solve as one CUDA graph."""

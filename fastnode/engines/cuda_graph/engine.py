@@ -1,9 +1,9 @@
-"""A whole adaptive solve in one CUDA graph (opt in: ``engine="graph"``).
+"""The whole adaptive solve in one CUDA graph (opt in: ``engine="graph"``).
 
-A step is captured once and repeated on the device, which decides over steps by itself; the host
-waits for the end of the solve and for nothing in between. Kernels and decisions are those of the
-native engine, and so are the numbers, bit for bit. The vector field must be pure: what Python does
-in it happens at the capture and never again.
+A step is captured once and repeated on the device, which accepts and rejects steps itself; the host
+waits only for the end of the solve. Kernels and decisions are those of the native engine, and so
+are the numbers, bit for bit. The vector field must be pure: its Python code runs at the capture
+only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from fastnode import extension
 from fastnode.control.request import SolveRequest
 from fastnode.control.stiffness import Stiffness
-from fastnode.engines.cuda_graph.field import Held
+from fastnode.engines.cuda_graph.field import HeldValues
 from fastnode.engines.cuda_graph.plan import Plan, Record, clear, plan_for
 from fastnode.engines.cuda_graph.program import Shape
 from fastnode.engines.methods import ADAPTIVE
@@ -30,7 +30,7 @@ from fastnode.errors import cannot_continue, not_finite_at_start
 from fastnode.ops.rk_stage import FLOATING
 from fastnode.problem.ivp import NO_CALLBACKS, Callbacks, Time, VectorField
 from fastnode.tableaus import Tableau
-from fastnode.torch_support.recompute import Observed
+from fastnode.torch_support.recompute import ReplayableField
 
 LIMITS = (
     "it takes methods with an error estimate, states of real floating tensors on one CUDA device "
@@ -60,8 +60,8 @@ def check(request: SolveRequest, per_sample: bool) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class TakenStep:
-    """A step of a solve that is over, with the outputs that it holds."""
+class RecordedStep:
+    """A step of a finished solve, with the outputs inside it."""
 
     t: float
     t1: float
@@ -70,7 +70,7 @@ class TakenStep:
     error: float
     stiffness: float
     outputs: dict[float, Tensor]
-    #: Slopes were not kept.
+    #: Stage derivatives are not kept.
     k: tuple[Tensor, ...] = ()
 
     def at(self, t: float) -> Tensor:
@@ -96,12 +96,12 @@ class GraphStepper:
     _outputs: Tensor | None = None
     _states: list[Tensor] = dataclasses.field(default_factory=list)
     _failure: Any = None
-    #: Steps and outputs that were handed out.
+    #: Steps and outputs returned so far.
     _taken: int = 0
     _given: int = 1
 
     def record(self, weights: Any) -> None:
-        """From now on stiffness is kept, as ends and errors are."""
+        """Stiffness is recorded too, besides ends and errors of steps."""
         self.shape = replace(self.shape, stiffness=weights)
 
     def integrate(self, times: Sequence[float], all_together: bool = False) -> Tensor:
@@ -113,11 +113,11 @@ class GraphStepper:
         return self.outputs()
 
     def outputs(self) -> Tensor:
-        """What of it is there."""
+        """The outputs so far."""
         return self.y.unsqueeze(0) if self._outputs is None else self._outputs
 
-    def advance(self) -> TakenStep:
-        """The next step of a solve that as a whole was made at the first call."""
+    def advance(self) -> RecordedStep:
+        """The next step; the first call runs the whole solve."""
         if self._outputs is None:
             weights = Stiffness(self.shape.tableau).weights
             shape = replace(self.shape, together=True, keeps_starts=True, stiffness=weights)
@@ -134,10 +134,10 @@ class GraphStepper:
             self._given += 1
         stiffness = self.stiffness[n] if self.stiffness else math.nan
         y, y1 = self._states[n : n + 2]
-        return TakenStep(t, t1, y, y1, self.errors[n], stiffness, inside)
+        return RecordedStep(t, t1, y, y1, self.errors[n], stiffness, inside)
 
     def _run(self, shape: Shape) -> None:
-        # What a plan keeps must be written again later, whatever the mode then.
+        # The memory of a plan is written by later solves too, which may not be in inference mode.
         with torch.inference_mode(False), torch.no_grad():
             plan = plan_for(self.func, self.field, self.y, self.times[0], shape)
             with plan.lock:
@@ -161,14 +161,14 @@ class GraphStepper:
         self._states += record.starts.unbind()
 
     def _why(self, plan: Plan, state: dict[str, Any]) -> Any:
-        """What raises the reason why the solve cannot go on."""
+        """A function that raises the reason why the solve cannot continue."""
         y, f = plan.program.step.y.clone(), plan.program.step.f.clone()
         t, h, ratio = state["t"], state["h"] * state["direction"], state["ratio"]
         if math.isnan(h):
             return lambda: not_finite_at_start(t, y, f)
         slopes: list[Tensor] = []
         if not math.isfinite(ratio):
-            # The last attempt once more: the graph may have gone over its slopes since.
+            # The last attempt is recomputed: the CUDA graph may have overwritten its stages.
             t1 = t + state["taken"] * state["direction"]
             bare = VectorField(
                 self.func, self.field.layout, y, self.field.direction, self.field.args
@@ -193,12 +193,12 @@ def make_stepper(
     callbacks: Callbacks = NO_CALLBACKS,
     outputs: Sequence[Time] = (),
 ) -> GraphStepper:
-    """As engines.adaptive.AdaptiveStepper; ``outputs`` are the times of outputs, t and end too.
+    """As engines.reference.adaptive.AdaptiveStepper; ``outputs`` are the times from t to end.
 
     Raises:
-        ValueError: the solve is none for this engine.
+        ValueError: this engine cannot run the solve.
     """
-    func = field.func.func if isinstance(field.func, Observed) else field.func
+    func = field.func.func if isinstance(field.func, ReplayableField) else field.func
     times = [float(time) for time in (outputs or (t, end)) if not isinstance(time, Tensor)]
     asked = {
         f"the extension is {extension.REASON}": not extension.AVAILABLE,
@@ -213,7 +213,7 @@ def make_stepper(
     for what in (what for what, wanted in asked.items() if wanted):
         raise refuse(what)
     if torch.is_grad_enabled():
-        known = {"y0": y, **Held.of(func).tensors}
+        known = {"y0": y, **HeldValues.of(func).tensors}
         known |= {f"args[{i}]": x for i, x in enumerate(field.args) if isinstance(x, Tensor)}
         for path in (path for path, x in known.items() if x.requires_grad):
             raise refuse(f"{path} needs a gradient and adjoint='backprop' has none here")

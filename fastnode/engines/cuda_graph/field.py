@@ -1,7 +1,7 @@
-"""What a CUDA graph may hold of a vector field: what its results depend on, and whether it is pure.
+"""The values that a vector field holds, and whether a CUDA graph may capture it.
 
-A graph repeats kernels on fixed memory. It sees what is written into the tensors that a field
-holds; it does not see another tensor in their place, another number, or anything that Python does.
+A CUDA graph repeats kernels on fixed memory. It sees new contents of the tensors that a field
+holds; it does not see another tensor in their place, another number, or anything Python does.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from torch import Tensor, nn
 
 from fastnode.torch_support.recompute import random_state
 
-#: What is compared by value.
+#: Types that are compared by value.
 NUMBERS = (bool, int, float, complex, str, torch.dtype, torch.device, type(None))
-#: Packages whose objects and functions are no part of a field, modules excepted.
+#: Packages whose objects and functions are not searched, except for modules.
 LIBRARIES = ("torch", "numpy", "triton")
-#: Longer collections are known by their identity and length alone.
+#: Longer collections are compared by identity and length only.
 LONG = 256
 
 
-def cannot(reason: str) -> ValueError:
+def cannot_capture(reason: str) -> ValueError:
     return ValueError(f"engine 'graph' cannot capture func: {reason}")
 
 
 @dataclass(eq=False)
-class Held:
-    """The tensors and numbers that a field holds, by the way that leads to them."""
+class HeldValues:
+    """The tensors and numbers that a field holds, by their path from it."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     numbers: dict[str, Hashable] = field(default_factory=dict)
     _seen: set[int] = field(default_factory=set)
 
     @classmethod
-    def of(cls, func: Any) -> Held:
+    def of(cls, func: Any) -> HeldValues:
         held = cls()
         held._visit("func", func)
         return held
 
     def key(self) -> Hashable:
-        """Equal as long as a graph captured with these may be used."""
+        """Equal as long as a CUDA graph captured with these values may be used."""
         places = tuple(
             (x.data_ptr(), x.shape, x.stride(), x.dtype, x.device) for x in self.tensors.values()
         )
@@ -69,7 +69,7 @@ class Held:
 
 
 def _inside(x: Any) -> Iterator[tuple[str, Any]]:
-    """What an object's calls may depend on."""
+    """The paths and objects that calls of an object may depend on."""
     if isinstance(x, nn.Module):
         for part in (x._parameters, x._buffers, x._modules):
             yield from ((f".{name}", value) for name, value in part.items())
@@ -102,13 +102,13 @@ def _of_a_library(x: Any) -> bool:
 
 
 def _ours(x: Any) -> bool:
-    """Whether it is worth a look: not a class, a library or a part of one."""
+    """Whether it may hold values: not a class, a library or a part of one."""
     kinds = (*NUMBERS, Tensor, nn.Module, list, tuple, dict, functools.partial)
     return isinstance(x, (*kinds, types.FunctionType, types.MethodType))
 
 
 def _version(x: Tensor) -> int:
-    """How often it was written to, as far as that is known."""
+    """Its version counter; inference tensors have none."""
     return 0 if x.is_inference() else x._version
 
 
@@ -119,8 +119,8 @@ def _filled(cell: Any) -> bool:
         return False
 
 
-def weakly(func: Any, forget: Callable[[Any], None]) -> Callable[[], Any]:
-    """A reference to func that does not keep it; strong where there are no others."""
+def weak_reference(func: Any, forget: Callable[[Any], None]) -> Callable[[], Any]:
+    """A weak reference to func; a strong one if it cannot be weakly referenced."""
     try:
         if isinstance(func, types.MethodType):
             return weakref.WeakMethod(func, forget)
@@ -130,46 +130,48 @@ def weakly(func: Any, forget: Callable[[Any], None]) -> Callable[[], Any]:
 
 
 def check_pure(
-    evaluate: Callable[[], Tensor], func: Any, y: Tensor, watched: Callable[[], Any]
+    evaluate: Callable[[], Tensor], func: Any, y: Tensor, forbidding_waits: Callable[[], Any]
 ) -> bool:
-    """Calls a field a few times and raises ValueError if a graph cannot do what it does.
+    """Calls a field a few times and raises ValueError if a CUDA graph cannot capture it.
 
     Args:
-        evaluate: calls func at y; returns its slope.
-        watched: a context in which whatever waits for the device raises RuntimeError.
+        evaluate: calls func at y; returns dy/dt.
+        forbidding_waits: a context in which whatever waits for the device raises RuntimeError.
 
     Returns:
         Whether two calls returned the same memory, which must then be copied.
     """
-    for path, x in Held.of(func).tensors.items():
+    for path, x in HeldValues.of(func).tensors.items():
         if x.device != y.device:
-            raise cannot(
+            raise cannot_capture(
                 f"it holds {path} on {x.device}, and the state is on {y.device}; a graph would "
                 "keep its value of today: move it"
             )
-    # Libraries start and kernels are compiled at a first call, which may wait for anything.
+    # The first call may initialise libraries and compile kernels, and synchronise for that.
     evaluate()
-    held = Held.of(func)
+    held = HeldValues.of(func)
     versions = {path: _version(x) for path, x in held.tensors.items()}
     version, before = y._version, random_state(y.device)
     try:
-        with watched():
+        with forbidding_waits():
             first, second = evaluate(), evaluate()
     except RuntimeError as error:
         if "synchronizing" not in str(error):
             raise
-        raise cannot(
+        raise cannot_capture(
             "it waits for the device, as .item(), .cpu(), copies from the host and tests of a "
             f"tensor's value do ({error})"
         ) from error
     if not all(map(torch.equal, before, random_state(y.device))):
-        raise cannot("it draws random numbers (dropout?), which would be the same at every step")
+        raise cannot_capture(
+            "it draws random numbers (dropout?), which would be the same at every step"
+        )
     if y._version != version:
-        raise cannot("it changes the state that it is given")
+        raise cannot_capture("it changes the state that it is given")
     for path, x in held.tensors.items():
         if _version(x) != versions[path]:
-            raise cannot(f"it changes {path}, a tensor that it holds")
-    for path, value in Held.of(func).numbers.items():
+            raise cannot_capture(f"it changes {path}, a tensor that it holds")
+    for path, value in HeldValues.of(func).numbers.items():
         if held.numbers.get(path, value) != value:
-            raise cannot(f"it changes {path}, which a graph does not know of")
+            raise cannot_capture(f"it changes {path}, which a graph does not know of")
     return first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()

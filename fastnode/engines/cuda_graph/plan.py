@@ -1,8 +1,8 @@
-"""A captured solve: one step over fixed memory, and what repeats it until the solve has ended.
+"""A captured solve: one step over fixed memory, repeated until the solve has ended.
 
-With conditional nodes (CUDA 12.4) the beginning and the loop over steps are one graph and one
-launch. Without, a graph of ``STEPS`` steps is launched again and again: a step after the last one
-changes nothing, and whether there is more to do is read while the next launch already runs.
+With conditional nodes (CUDA 12.4) the first evaluations and the loop over steps are one CUDA graph
+and one launch. Without them, a CUDA graph of ``STEPS`` steps is launched repeatedly: a step after
+the end changes nothing, and the flag of the end is read while the next launch already runs.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from fastnode.engines.cuda_graph import runtime as graph_runtime
-from fastnode.engines.cuda_graph.field import Held, cannot, check_pure, weakly
+from fastnode.engines.cuda_graph.field import HeldValues, cannot_capture, check_pure, weak_reference
 from fastnode.engines.cuda_graph.program import Program, Shape
 from fastnode.problem.ivp import VectorField
 
-#: Captured solves and backward passes that are kept for further ones.
-MOST = 16
-#: Steps whose records are read together with the decisions.
-READ = 256
+#: Captured solves and backward passes that are cached at most.
+MAX_CAPTURED = 16
+#: Steps whose records are copied to the host together with the state of the solve.
+FIRST_READ = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +43,9 @@ class Plan:
 
     Args:
         field: of the first one.
-        func: gives the caller's function, without keeping it.
-        y0, start: a state of that kind and a time, at which func is tried.
-        shape: what else is fixed.
+        func: returns the caller's function; a weak reference to it.
+        y0, start: a state of that kind and a time, at which func is evaluated for the checks.
+        shape: the other constants of the solve.
     """
 
     def __init__(
@@ -72,8 +72,10 @@ class Plan:
             return program.evaluate(0, step.y)
 
         with no_autocast_cache():
-            with runtime.aside():
-                program.copies = check_pure(evaluate, program.func(), step.y, runtime.watched)
+            with runtime.uncaptured():
+                program.copies = check_pure(
+                    evaluate, program.func(), step.y, runtime.forbidding_waits
+                )
             try:
                 self.first = runtime.capture(program.first)
                 self.body = runtime.capture(program.body)
@@ -81,8 +83,8 @@ class Plan:
                 if self._run is None:
                     self.body = runtime.capture(program.several)
             except RuntimeError as error:
-                raise cannot(f"it does what a CUDA graph cannot hold ({error})") from error
-        self._again: Callable[[], None] | None = None
+                raise cannot_capture(f"it does what a CUDA graph cannot hold ({error})") from error
+        self._resume: Callable[[], None] | None = None
 
     def _check_ready(self) -> None:
         reason = self.runtime.ready()
@@ -97,13 +99,13 @@ class Plan:
         first_step: float | None,
         take: Callable[[Record], None],
     ) -> Tensor:
-        """The outputs [T, ...]; where the solve stands afterwards is in ``state``, and ``take`` is
-        given the records of accepted steps. The device is read once, when all is done (and each
-        time that the records are full)."""
+        """The outputs [T, ...]; ``state`` is then the end of the solve, and ``take`` is called with
+        the records of accepted steps. The host waits for the device once, at the end (and
+        each time that the records are full)."""
         program, runtime = self.program, self.runtime
         self._check_ready()
         step = program.step
-        runtime.enter([step.memory, step.y, step.f, step.outputs, step.starts])
+        runtime.begin_use([step.memory, step.y, step.f, step.outputs, step.starts])
         image = step.image(first_step or 0.0, field.direction, times)
         step.memory.copy_(image, non_blocking=True)
         step.y.copy_(y0)
@@ -121,21 +123,21 @@ class Plan:
             step.begin()
             self._repeat()
         outputs = step.outputs[: state["next"]].clone()
-        runtime.leave()
+        runtime.end_use()
         return outputs
 
     def _read(self, take: Callable[[Record], None]) -> dict[str, Any]:
-        """Waits for the device; what it decided."""
+        """Waits for the device; the state of the solve."""
         step = self.program.step
         records = [step.ends, step.errors, step.stiffness]
-        parts = [step.memory, *(x[:READ].view(torch.uint8) for x in records)]
+        parts = [step.memory, *(x[:FIRST_READ].view(torch.uint8) for x in records)]
         memory, *heads = torch.cat(parts).cpu().split([x.numel() for x in parts])
         state = step.read(memory)
         noted = state["noted"]
         columns = [head.clone().view(torch.float64)[:noted].tolist() for head in heads]
-        if noted > READ:
+        if noted > FIRST_READ:
             columns = [
-                [*column, *x[READ:noted].tolist()] if x.numel() else []
+                [*column, *x[FIRST_READ:noted].tolist()] if x.numel() else []
                 for column, x in zip(columns, records, strict=True)
             ]
         starts = step.starts[:noted].clone() if self.program.shape.keeps_starts else step.starts
@@ -151,20 +153,20 @@ class Plan:
         self._poll()
 
     def _repeat(self) -> None:
-        """Goes on with a solve that stopped for want of room."""
+        """Continues a solve that stopped because its records were full."""
         if self._run is None:
             self._poll()
             return
-        if self._again is None:
-            self._again = self.runtime.loop(None, self.body, self.program.step.running)
-        assert self._again is not None
-        self._again()
+        if self._resume is None:
+            self._resume = self.runtime.loop(None, self.body, self.program.step.running)
+        assert self._resume is not None
+        self._resume()
 
     def _poll(self) -> None:
         before: Callable[[], bool] | None = None
         while True:
             self.runtime.replay(self.body)
-            flag = self.runtime.peek(self.program.step.running)
+            flag = self.runtime.start_read(self.program.step.running)
             if before is not None and not before():
                 return
             before = flag
@@ -172,7 +174,7 @@ class Plan:
 
 @contextmanager
 def no_autocast_cache() -> Iterator[None]:
-    """Autocast keeps copies of weights to the end of its context: shorter than a graph lives."""
+    """Autocast frees its copies of weights at its end, when a CUDA graph still needs them."""
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
@@ -181,7 +183,7 @@ def no_autocast_cache() -> Iterator[None]:
         torch.set_autocast_cache_enabled(before)
 
 
-_kept: OrderedDict[Hashable, tuple[Callable[[], Any], Any]] = OrderedDict()
+_captured: OrderedDict[Hashable, tuple[Callable[[], Any], Any]] = OrderedDict()
 _lock = threading.Lock()
 
 
@@ -192,8 +194,8 @@ def cached(
     kind: Hashable,
     make: Callable[[Callable[[], Any]], Any],
 ) -> Any:
-    """What was captured of func for states like y0, made at its first use by ``make``, which is
-    given a reference that does not keep func.
+    """What was captured of func for states like y0; at its first use ``make`` captures it, given a
+    weak reference to func.
 
     Raises:
         ValueError: func cannot be captured; it says why.
@@ -206,43 +208,43 @@ def cached(
     key = (
         id(getattr(func, "__self__", func)),
         id(getattr(func, "__func__", func)),
-        Held.of(func).key(),
+        HeldValues.of(func).key(),
         args,
         (y0.shape, y0.dtype, y0.device, field.layout.shapes),
         kind,
         _surroundings(y0.device),
     )
     with _lock:
-        known = _kept.get(key)
+        known = _captured.get(key)
         if known is not None and known[0]() is not None:
-            _kept.move_to_end(key)
+            _captured.move_to_end(key)
             return known[1]
-    reference = weakly(func, lambda _: _forget(key))
+    reference = weak_reference(func, lambda _: _forget(key))
     made = make(reference)
     with _lock:
-        _kept[key] = (reference, made)
-        while len(_kept) > MOST:
-            _kept.popitem(last=False)
+        _captured[key] = (reference, made)
+        while len(_captured) > MAX_CAPTURED:
+            _captured.popitem(last=False)
     return made
 
 
 def plan_for(func: Any, field: VectorField, y0: Tensor, start: float, shape: Shape) -> Plan:
-    """A plan for solves of func from states like y0, made at the first of them."""
+    """The plan for solves of func from states like y0, made at the first of them."""
     return cached(func, field, y0, shape, lambda weak: Plan(field, weak, y0, start, shape))
 
 
 def _forget(key: Hashable) -> None:
-    _kept.pop(key, None)
+    _captured.pop(key, None)
 
 
 def clear() -> None:
-    """Lets go of all graphs and of the memory that they hold."""
+    """Releases all CUDA graphs and the memory that they hold."""
     with _lock:
-        _kept.clear()
+        _captured.clear()
 
 
 def _surroundings(device: torch.device) -> Hashable:
-    """What decides which kernels a field launches."""
+    """The global settings that decide which kernels a field launches."""
     return (
         torch.is_autocast_enabled(device.type),
         torch.get_autocast_dtype(device.type),

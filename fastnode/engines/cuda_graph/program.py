@@ -1,4 +1,4 @@
-"""One adaptive step over fixed memory, in pieces that a graph can hold."""
+"""One adaptive step over fixed memory, in pieces that a CUDA graph can capture."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from fastnode.engines.native import joint as native
 from fastnode.problem.ivp import VectorField
 from fastnode.tableaus import Tableau
 
-#: Steps of one launch where the device cannot repeat by itself.
+#: Steps of one launch where CUDA has no conditional nodes.
 STEPS = 8
-#: Bytes of states that a plan keeps before it hands them on, and the number of steps noted at most.
-ROOM, NOTES = 2**28, 2**16
+#: Most bytes of states, and most steps, that a plan records before the host reads them.
+STATE_BYTES, MAX_RECORDS = 2**28, 2**16
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a solve is part of its graph, beside the field and the state."""
+    """The constants of a solve that its CUDA graph depends on, besides field and state."""
 
     tableau: Tableau
     control: tuple[float, ...]
@@ -42,9 +42,9 @@ class Program:
 
     def __init__(self, field: VectorField, func: Callable[[], Any], y0: Tensor, shape: Shape):
         bytes_each = max(1, y0.nbytes) if shape.keeps_starts else 1
-        capacity = min(NOTES, max(16, ROOM // bytes_each))
+        capacity = min(MAX_RECORDS, max(16, STATE_BYTES // bytes_each))
         self.shape, self.func = shape, func
-        # Only for its checks: it would keep func alive.
+        # For its checks only; with func it would keep that alive.
         self.form = VectorField(None, field.layout, y0, field.direction)  # pyright: ignore
         self.args = [x.detach().clone() if isinstance(x, Tensor) else x for x in field.args]
         self.step = extension.native().GraphStep(
@@ -67,7 +67,7 @@ class Program:
 
     @property
     def evaluations(self) -> tuple[int, int]:
-        """Of the beginning, and of each step."""
+        """Of the start, and of each step."""
         return 1 + self.shape.chooses_first, len(self.times) - 1
 
     def evaluate(self, i: int, state: Tensor) -> Tensor:

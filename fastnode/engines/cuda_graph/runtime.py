@@ -1,5 +1,4 @@
-"""The few calls of CUDA that the graph engine makes, behind an interface that tests can stand in
-for."""
+"""The CUDA calls of the graph engine, behind an interface that tests can replace."""
 
 from __future__ import annotations
 
@@ -15,46 +14,46 @@ from fastnode import extension
 
 
 class Runtime(Protocol):
-    """Captures functions of no arguments, which work on fixed memory, and repeats them."""
+    """Captures functions without arguments, which work on fixed memory, and replays them."""
 
     def ready(self) -> str | None:
         """Why nothing can be captured now, or None."""
         ...
 
-    def aside(self) -> Any:
-        """A context for the first calls of a field, whose work is not captured."""
+    def uncaptured(self) -> Any:
+        """A context for the first calls of a field, which are not captured."""
         ...
 
-    def watched(self) -> Any:
-        """A context in which what waits for the device raises RuntimeError."""
+    def forbidding_waits(self) -> Any:
+        """A context in which waiting for the device raises RuntimeError."""
         ...
 
     def capture(self, function: Callable[[], None]) -> Any:
-        """What ``replay`` repeats; ``function`` is called once."""
+        """What ``replay`` replays; ``function`` is called once."""
         ...
 
     def replay(self, captured: Any) -> None: ...
 
     def loop(self, first: Any | None, body: Any, running: Tensor) -> Callable[[], None] | None:
-        """Runs ``first`` and then ``body`` for as long as the flag ``running`` stands, at once;
-        None where there are no conditional nodes."""
+        """One launch that runs ``first`` and then ``body`` while the flag ``running`` is set; None
+        where there are no conditional nodes."""
         ...
 
-    def peek(self, flag: Tensor) -> Callable[[], bool]:
-        """Starts to read a flag; what is returned waits for it."""
+    def start_read(self, flag: Tensor) -> Callable[[], bool]:
+        """Starts to copy a flag to the host; the function that is returned waits for it."""
         ...
 
-    def enter(self, buffers: list[Tensor]) -> None:
-        """Before memory that an earlier launch uses is written: the current stream waits for it."""
+    def begin_use(self, buffers: list[Tensor]) -> None:
+        """Makes the current stream wait for the last launch that used these buffers."""
         ...
 
-    def leave(self) -> None:
-        """After a launch."""
+    def end_use(self) -> None:
+        """Marks the end of a launch for ``begin_use``."""
         ...
 
 
 class CudaRuntime:
-    """One for each plan: the graphs share their memory, as they never run at the same time."""
+    """One for each plan; its CUDA graphs share their memory, as they never run concurrently."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -70,7 +69,7 @@ class CudaRuntime:
         return None
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def uncaptured(self) -> Iterator[None]:
         side, current = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)
         side.wait_stream(current)
         with torch.cuda.stream(side):
@@ -78,10 +77,10 @@ class CudaRuntime:
         current.wait_stream(side)
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
+    def forbidding_waits(self) -> Iterator[None]:
         before = torch.cuda.get_sync_debug_mode()
         with warnings.catch_warnings():
-            # That it does not see everything; the capture does.
+            # The warning that the mode may miss some synchronisation; the capture finds it.
             warnings.simplefilter("ignore")
             torch.cuda.set_sync_debug_mode("error")
         try:
@@ -110,8 +109,8 @@ class CudaRuntime:
         made = native.GraphLoop(start, body.raw_cuda_graph(), running.data_ptr(), index)
         return made.launch
 
-    def peek(self, flag: Tensor) -> Callable[[], bool]:
-        # Two in turn: one is read while the next is on its way.
+    def start_read(self, flag: Tensor) -> Callable[[], bool]:
+        # Two buffers in turn: one is read while the other is being filled.
         if len(self._pinned) < 2:
             page = torch.empty(1, dtype=torch.uint8, pin_memory=True)
             self._pinned.append((page, torch.cuda.Event()))
@@ -126,14 +125,14 @@ class CudaRuntime:
 
         return read
 
-    def enter(self, buffers: list[Tensor]) -> None:
+    def begin_use(self, buffers: list[Tensor]) -> None:
         stream = torch.cuda.current_stream(self.device)
         stream.wait_event(self._done)
         if stream != self._home:
             for each in buffers:
                 each.record_stream(stream)
 
-    def leave(self) -> None:
+    def end_use(self) -> None:
         self._done.record(torch.cuda.current_stream(self.device))
 
 

@@ -21,7 +21,7 @@ from fastnode.engines.reference.step import Step, combine, take_step
 from fastnode.ops.rk_error import rk_error_reference
 from fastnode.problem.ivp import Time, to_float
 from fastnode.tableaus import METHODS, Tableau
-from fastnode.torch_support.partial_grad import Gates
+from fastnode.torch_support.partial_grad import PartialGradGates
 
 
 class PerceptronField:
@@ -71,7 +71,7 @@ def gradients(
     records of steps; None for what needs none. ``request`` is that of C++."""
     tableau, edges = METHODS[request.method], steps[0].tolist()
     rtol, atol, adaptive, perturb = request.rtol, request.atol, request.adaptive, request.perturb
-    gates = Gates()
+    gates = PartialGradGates()
     y0, t, *parameters = map(gates, (y0, t, *parameters))
     start: Any = edges[0]
     if t.requires_grad:

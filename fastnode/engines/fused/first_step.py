@@ -20,7 +20,7 @@ from fastnode.engines.fused.per_sample import tensors
 from fastnode.engines.reference.step import take_step
 from fastnode.ops.rk_error import rk_error_reference
 from fastnode.tableaus import METHODS, Tableau
-from fastnode.torch_support.partial_grad import Gates
+from fastnode.torch_support.partial_grad import PartialGradGates
 
 
 def first_step(
@@ -133,7 +133,7 @@ def _gradients_by_torch(
     rule: _Rule, kept: Tensor, parameters: Sequence[Tensor], upstream: Tensor
 ) -> list[Tensor | None]:
     """Gradients that have gradients themselves."""
-    gates = Gates()
+    gates = PartialGradGates()
     inputs = [gates(x) for x in parameters]
     wanted = [x for x in inputs if x.requires_grad]
     error = rule.error_by_torch(kept, inputs)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastnode import extension
 from fastnode.ops.dispatch import transformed
-from fastnode.problem.ivp import NO_CALLBACKS, Callbacks, Time, VectorField, silent
+from fastnode.problem.ivp import NO_CALLBACKS, Callbacks, Time, VectorField, no_callback
 from fastnode.tableaus import Tableau
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def control_numbers(c: Controller) -> tuple[float, ...]:
 
 
 def _or_none(callback: Any) -> Any:
-    return None if callback is silent else callback
+    return None if callback is no_callback else callback
 
 
 @cache

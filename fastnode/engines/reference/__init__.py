@@ -1,1 +1,1 @@
-"""The loops in pure PyTorch: the definition of right."""
+"""The loops in pure PyTorch, which define the right result."""

@@ -1,4 +1,4 @@
-"""Adams steps in pure PyTorch: multistep methods that use the slopes of the steps before."""
+"""Adams steps in pure PyTorch: multistep methods, which use the derivatives of earlier steps."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from fastnode.tableaus import RK4
 from fastnode.tableaus.adams import adams_bashforth, adams_moulton, uneven_weights
 from fastnode.torch_support.warn import warn
 
-#: Fewest slopes a multistep step uses; before there are so many, steps are those of rk4.
+#: Fewest derivatives that a multistep step uses; until there are so many, steps are those of rk4.
 FEWEST = 3
 
 
 class AdamsSteps:
-    """Steps of an Adams method, for one solve: it remembers the slopes.
+    """Steps of an Adams method, for one solve: it keeps the derivatives of earlier steps.
 
-    As in torchdiffeq, ``max_order - 1`` slopes are kept: the explicit method (Adams-Bashforth) is
+    As in torchdiffeq, ``max_order - 1`` of them are kept: the explicit method (Adams-Bashforth) is
     of order ``max_order - 1`` and the implicit one (Adams-Bashforth-Moulton) of order
     ``max_order``. The order grows with each step from the fourth on; the first steps are those of
     rk4. Weights are those of the steps' own lengths, so the order also holds on uneven grids.
@@ -66,7 +66,7 @@ class AdamsSteps:
         assert self.corrector is not None
         newest, *others = [h * w for w in _weights(times[0], h, times, implicit=True)]
         known = rk_stage(torch.zeros_like(y), slopes, others)
-        # Transforms let no decision depend on values: all iterations are done.
+        # Under transforms no decision may depend on values: all iterations are done.
         blind = transformed()
         for _ in range(self.max_iters):
             before = rise
@@ -75,7 +75,7 @@ class AdamsSteps:
                 return rise
         if blind:
             return rise
-        # One text for all steps, so that it is shown once.
+        # The same text at every step, so that Python shows it once.
         warn(
             f"the corrector did not converge in {self.max_iters} iterations (max_iters): the "
             "solution may be wrong; a smaller step or a larger tolerance helps"

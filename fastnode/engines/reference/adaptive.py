@@ -1,4 +1,4 @@
-"""The adaptive loop in pure PyTorch: the definition of right, on any device, differentiable."""
+"""The adaptive loop in pure PyTorch, differentiable, on any device: the reference engine."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class AdaptiveStepper:
         first_step: size of the first step tried, or None to choose one at the cost of one
             evaluation.
         max_num_steps: steps tried before ``attempts`` is set back to 0.
-        stops: times strictly between t and end, in the order they are met.
-        callbacks: told of each step.
+        stops: times strictly between t and end, in the order of the solve.
+        callbacks: called for each step.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class AdaptiveStepper:
             direction, end = self.field.direction, self._stops[0] if self._stops else None
             limit = self.end if end is None else end.time
             room = abs(to_float(limit) - to_float(self.t))
-            # Not |t1 - t|, which t's rounding can hold fast while h keeps shrinking.
+            # Not |t1 - t|: rounding of t can keep that constant while h shrinks.
             taken = min(self.h, room)
             t1 = self._end_of_step(limit, self.h < room)
             h = t1 - self.t
@@ -93,7 +93,7 @@ class AdaptiveStepper:
                 self.callbacks.accept(self.t, self.y, h)
                 self._history = (ratio, self._history[0])
                 self._stuck = False
-                # A step cut short says little of what the next one may be.
+                # A truncated step says little about the size of the next one.
                 self.h = max(following, self.h) if taken < self.h else following
                 self.t, self.y, self.f = t1, trial.y1, self._next_slope(trial)
                 if end is not None and reached(t1, end.time, direction):
@@ -110,11 +110,11 @@ class AdaptiveStepper:
         return take_step(self.field, self.tableau, self.t, t1, self.y, self.f, perturb=True)
 
     def _next_slope(self, accepted: Step) -> Tensor:
-        """The slope with which the step after one begins."""
+        """The derivative at which the next step begins."""
         return accepted.k[-1]
 
     def _end_of_step(self, limit: Time, inside: bool) -> Time:
-        """t + h on the way to ``limit``, and not beyond it."""
+        """t + h, at most ``limit``."""
         if inside:
             return self.t + self.h * self.field.direction
         if isinstance(self.t, Tensor):
@@ -130,7 +130,7 @@ class AdaptiveStepper:
 
 
 def integrate_adaptive(stepper: AdaptiveStepper, times: Sequence[Time]) -> Tensor:
-    """The solution [T, ...] at ``times``, of which the stepper stands at the first."""
+    """The solution [T, ...] at ``times``, the stepper being at the first of them."""
     outputs = [stepper.y]
     step = None
     for target in times[1:]:

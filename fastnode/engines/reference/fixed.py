@@ -1,9 +1,9 @@
-"""The loop over a given grid of steps, in pure PyTorch."""
+"""The loop over fixed steps, in pure PyTorch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -11,7 +11,37 @@ from torch import Tensor
 
 from fastnode.engines.reference.step import Step, StepFunction
 from fastnode.errors import MaxStepsExceeded
+from fastnode.ops.rk_stage import rk_stage
 from fastnode.problem.ivp import NO_CALLBACKS, Callbacks, Time, VectorField, reached, to_float
+
+
+class GridStep:
+    """A step of a fixed-step method from (t, y) to (t1, y1). Inside it the solution is a straight
+    line, or the cubic with the values and derivatives at both ends; derivatives that the method has
+    not evaluated are evaluated when they are first needed."""
+
+    error = math.nan
+
+    def __init__(self, step: Step, interp: str = "cubic", perturb: bool = False):
+        self.field, self.t, self.t1 = step.field, step.t, step.t1
+        self.y, self.y1, self.k = step.y, step.y1, step.k
+        self.slope_at_end: Tensor | None = None
+        self._interp, self._perturb = interp, perturb
+
+    def at(self, t: Time) -> Tensor:
+        if to_float(t) == to_float(self.t1):
+            return self.y1
+        h = self.t1 - self.t
+        x = (t - self.t) / h
+        if self._interp == "linear":
+            return self.y + x * (self.y1 - self.y)
+        if not self.k:
+            self.k.append(self.field(self.t, self.y, int(self._perturb)))
+        if self.slope_at_end is None:
+            self.slope_at_end = self.field(self.t1, self.y1)
+        rise, square = x * x * (3 - 2 * x), x * (1 - x)
+        slopes = [self.y1 - self.y, self.k[0], self.slope_at_end]
+        return rk_stage(self.y, slopes, [rise, h * square * (1 - x), -h * square * x])
 
 
 def integrate_fixed(
@@ -34,52 +64,14 @@ def integrate_fixed(
         if grid is times:
             outputs.append(y)
             continue
-        inside = continuation(made, interp, perturb)
+        inside = GridStep(made, interp, perturb)
         while len(outputs) < len(times) and reached(t1, times[len(outputs)], field.direction):
-            target = times[len(outputs)]
-            outputs.append(made.y1 if to_float(target) == to_float(t1) else inside(target))
+            outputs.append(inside.at(times[len(outputs)]))
     return torch.stack(outputs)
 
 
-def continuation(step: Step, interp: str, perturb: bool) -> Callable[[Time], Tensor]:
-    """The solution inside a step; slopes that a cubic needs are evaluated at its first use."""
-    slopes: list[Tensor] = []
-
-    def cubic(t: Time) -> Tensor:
-        if not step.k:
-            step.k.append(step.field(step.t, step.y, int(perturb)))
-        if not slopes:
-            slopes.append(step.field(step.t1, step.y1))
-        return step.cubic_at(t, slopes[0])
-
-    return step.linear_at if interp == "linear" else cubic
-
-
-class GridStep:
-    """A step from (t, y) to (t1, y1), continued inside by the cubic with the values and slopes of
-    both ends, or by a straight line. Slopes that nobody has are evaluated when they are needed."""
-
-    error = math.nan
-
-    def __init__(self, step: Step, interp: str = "cubic", perturb: bool = False):
-        self.t, self.t1, self.y, self.y1, self.k = step.t, step.t1, step.y, step.y1, step.k
-        self.slope_at_end: Tensor | None = None
-        self._step, self._interp, self._perturb = step, interp, perturb
-
-    def at(self, t: Time) -> Tensor:
-        if to_float(t) == to_float(self.t1):
-            return self.y1
-        if self._interp == "linear":
-            return self._step.linear_at(t)
-        if not self.k:
-            self.k.append(self._step.field(self.t, self.y, int(self._perturb)))
-        if self.slope_at_end is None:
-            self.slope_at_end = self._step.field(self.t1, self.y1)
-        return self._step.cubic_at(t, self.slope_at_end)
-
-
 class GridStepper:
-    """Steps of a method from point to point of ``grid``."""
+    """Steps of a method along ``grid``."""
 
     def __init__(
         self,
@@ -118,7 +110,7 @@ class GridStepper:
             self.step(self.field, t, t1, self.y, self.perturb), self.interp, self.perturb
         )
         if self._last is not None and made.k:
-            # The slope at which this step begins is that at which the one before ends.
+            # The derivative at the start of this step is that at the end of the one before.
             self._last.slope_at_end = made.k[0]
         self._last = made
         self.t, self.y = t1, made.y1

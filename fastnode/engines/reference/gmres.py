@@ -1,4 +1,4 @@
-"""Linear systems known only by products with their matrix."""
+"""GMRES: linear systems given by products with their matrix."""
 
 from __future__ import annotations
 

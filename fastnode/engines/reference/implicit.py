@@ -19,12 +19,12 @@ from fastnode.tableaus import ImplicitTableau, Weights
 
 
 class ImplicitSteps:
-    """Steps of an implicit method, for one solve: it remembers slopes and Newton matrices.
+    """Steps of an implicit method, for one solve: it keeps stage derivatives and Newton matrices.
 
-    Methods whose stages depend on no later one are solved stage by stage, the others all at once.
+    Methods whose stages do not depend on later ones are solved stage by stage, the others at once.
     Gradients are those of the exact solution of the stage equations (``ImplicitSlopes``), first
-    derivatives only; so are those of torch.func transforms, inside of which a step that Newton's
-    method does not solve is NaN instead of an error.
+    derivatives only; so are those of torch.func transforms, where a step that Newton's method does
+    not solve is NaN instead of an error.
 
     Args:
         tableau: the method.
@@ -135,7 +135,7 @@ class ImplicitSteps:
         if self._differentiable and torch.is_grad_enabled():
             leaf = k.clone().requires_grad_()
             image = StageEquations(field, points, real, h, solver.a)(leaf)
-            # A field that autograd does not see is a constant to it.
+            # To autograd, a field that it cannot differentiate is a constant.
             k = ImplicitSlopes.apply(image, leaf) if image.requires_grad else k
             assert isinstance(k, Tensor)
         return self._shaped(k, real[0], y)

@@ -1,6 +1,6 @@
 """Newton's method for the stage equations of implicit Runge-Kutta methods, and its derivative.
 
-The unknowns are the slopes K [m, n] of m stages over a state of n real numbers:
+The unknowns are the derivatives K [m, n] of m stages over a state of n real numbers:
 
     K_i = F_i(K) = f(t_i, base_i + h sum_j a_ij K_j).
 
@@ -24,10 +24,10 @@ from fastnode.problem.ivp import Time, VectorField
 
 #: Most unknowns for which the Newton matrix is formed: 2 MB, and 1 to 10 ms to factorise.
 DENSE_LIMIT = 512
-#: Newton iterations inside torch.func transforms, where none can be told to be enough; from a guess
-#: that converges at all, they double the digits each time.
+#: Newton iterations inside torch.func transforms, where convergence cannot be tested; from a guess
+#: that converges, each iteration doubles the digits.
 TRANSFORMED_ITERS = 10
-#: A contraction slower than this has the Newton matrix formed anew.
+#: The Newton matrix is recomputed if the contraction is slower than this.
 SLOW = 0.2
 
 
@@ -62,8 +62,8 @@ class StageEquations:
         return torch.stack(rows).to(k.dtype)
 
     def jacobians(self, k: Tensor, differences: bool) -> Tensor:
-        """df/dy at each stage, [m, n, n]; by differences if asked to, or if autograd does not see
-        through f."""
+        """df/dy at each stage, [m, n, n]; by differences if asked to, or if autograd cannot
+        differentiate f."""
         found = []
         for i in range(len(self.points)):
             state = self.state(i, k)
@@ -90,11 +90,11 @@ class StageEquations:
 
 
 def dense_jacobian(image: Tensor, leaf: Tensor) -> Tensor:
-    """d image / d leaf, [image.numel(), leaf.numel()]; keeps the graph."""
+    """d image / d leaf, [image.numel(), leaf.numel()]; retains the autograd graph."""
     rows = torch.eye(image.numel(), dtype=image.dtype, device=image.device)
     rows = rows.reshape(-1, *image.shape)
 
-    def pulled(row: Tensor, batched: bool) -> Tensor:
+    def vjp(row: Tensor, batched: bool) -> Tensor:
         (grad,) = torch.autograd.grad(
             image, leaf, row, retain_graph=True, allow_unused=True, is_grads_batched=batched
         )
@@ -102,10 +102,10 @@ def dense_jacobian(image: Tensor, leaf: Tensor) -> Tensor:
         return image.new_zeros(size) if grad is None else grad.detach().reshape(size)
 
     try:
-        return pulled(rows, True)
+        return vjp(rows, True)
     except RuntimeError:
         # The backward of some operation in f cannot be batched.
-        return torch.stack([pulled(row, False) for row in rows])
+        return torch.stack([vjp(row, False) for row in rows])
 
 
 class NewtonSolver:
@@ -132,10 +132,10 @@ class NewtonSolver:
         """
         found = self._iterate(equations, h, k, size, eps)
         if found is None:
-            # The slopes of the step before may have been too far away.
+            # The derivatives of the step before may have been too poor a guess.
             found = self._iterate(equations, h, equations(torch.zeros_like(k)), size, eps)
         if found is None and not self._differences and k.numel() <= DENSE_LIMIT:
-            # f may have shown autograd a derivative that is not its own.
+            # autograd's derivative of f may be wrong (a custom backward).
             self._differences, self._jacobians = True, None
             found = self._iterate(equations, h, equations(torch.zeros_like(k)), size, eps)
         return found
@@ -165,7 +165,7 @@ class NewtonSolver:
                 return k
             if rate > SLOW:
                 if change <= 1e3 * eps * scale and rate > 0.5:
-                    # What is left is the rounding of f itself.
+                    # The rest is rounding of f itself.
                     return k
                 fresh = True
             previous = change
@@ -199,8 +199,8 @@ class NewtonSolver:
 def solve_transformed(equations: StageEquations, like: Tensor, size: Tensor, eps: float) -> Tensor:
     """K [m, n] by operations that torch.func transforms and forward-mode differentiation follow.
 
-    A fixed number of full Newton iterations; K is NaN where they did not converge, as a transform
-    lets no error depend on values. First derivatives are exact: the last iteration is
+    A fixed number of full Newton iterations; K is NaN where they did not converge, as no exception
+    may depend on values under a transform. First derivatives are exact: the last iteration is
     differentiated with its matrix held fixed.
     """
     m, n = like.shape
@@ -214,7 +214,7 @@ def solve_transformed(equations: StageEquations, like: Tensor, size: Tensor, eps
     def update(k: Tensor, matrix: Tensor) -> Tensor:
         return torch.linalg.solve(matrix, (equations(k) - k).reshape(m * n)).reshape(m, n)
 
-    # no_grad alone does not hold back forward-mode differentiation.
+    # no_grad alone does not stop forward-mode differentiation.
     with torch.no_grad(), torch.autograd.forward_ad._set_fwd_grad_enabled(False):
         k = equations(torch.zeros_like(like))
         change = torch.zeros_like(k)
@@ -236,8 +236,8 @@ def _largest(x: Tensor) -> float:
 class ImplicitSlopes(torch.autograd.Function):
     """K where K = F(K), with the derivative of the implicit function theorem.
 
-    ``image`` is F at ``leaf``, the converged K, in a graph that reaches leaf and whatever else F
-    depends on: dK = (I - dF/dK)^-1 dF. First derivatives only.
+    ``image`` is F at ``leaf``, the converged K, in an autograd graph that reaches leaf and all else
+    that F depends on: dK = (I - dF/dK)^-1 dF. First derivatives only.
     """
 
     @staticmethod
@@ -249,13 +249,13 @@ class ImplicitSlopes(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         image, leaf = ctx.saved_tensors
         with torch.no_grad():
-            solution = ImplicitSlopes._pull(image, leaf, grad)
-        return OnceOnly.apply(
+            solution = ImplicitSlopes._vjp(image, leaf, grad)
+        return FirstDerivativeOnly.apply(
             solution.requires_grad_()
         ) if torch.is_grad_enabled() else solution, None
 
     @staticmethod
-    def _pull(image: Tensor, leaf: Tensor, grad: Tensor) -> Tensor:
+    def _vjp(image: Tensor, leaf: Tensor, grad: Tensor) -> Tensor:
         """(I - dF/dK)^-T grad."""
         if leaf.numel() <= DENSE_LIMIT:
             jacobian = dense_jacobian(image, leaf)
@@ -263,8 +263,8 @@ class ImplicitSlopes(torch.autograd.Function):
             return torch.linalg.solve(matrix.T, grad.reshape(-1)).reshape(grad.shape)
 
         def transposed(v: Tensor) -> Tensor:
-            (pulled,) = torch.autograd.grad(image, leaf, v, retain_graph=True, allow_unused=True)
-            return v if pulled is None else v - pulled
+            (vjp,) = torch.autograd.grad(image, leaf, v, retain_graph=True, allow_unused=True)
+            return v if vjp is None else v - vjp
 
         solution, reached = gmres(transposed, grad, 1e2 * torch.finfo(grad.dtype).eps)
         if not reached:
@@ -275,8 +275,8 @@ class ImplicitSlopes(torch.autograd.Function):
         return solution
 
 
-class OnceOnly(torch.autograd.Function):
-    """x, which must not be differentiated: its derivative is not known, and not zero."""
+class FirstDerivativeOnly(torch.autograd.Function):
+    """x; differentiating it raises, as its derivative is not implemented and not zero."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:

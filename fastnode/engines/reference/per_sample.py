@@ -1,10 +1,10 @@
-"""Per-sample adaptive stepping in pure PyTorch: the definition of right, differentiable.
+"""Per-sample adaptive stepping in pure PyTorch: the reference for all engines, differentiable.
 
-All samples that still run try a step at once, each of its own size; who is rejected stays where it
-is. Finished samples leave the batch as soon as they are an eighth of it or more: then at most an
-eighth of the evaluations is wasted, and since the batch shrinks by that factor each time, it is
-copied O(log B) times, at most 8 B rows in all. Until they leave they stand still: the field sees
-them at the end of their interval and nowhere else.
+All running samples try a step at once, each with its step size; rejected samples keep their state.
+Finished samples leave the batch as soon as they are an eighth of it or more: then at most an eighth
+of the evaluations is wasted, and since the batch shrinks by that factor each time, it is copied
+O(log B) times, at most 8 B rows in all. Until they leave, the field is evaluated for them at the
+end of their interval only.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ COMPACTION = 8
 
 @dataclass(eq=False)
 class _Log:
-    """Lists of pieces that become a Trace."""
+    """The parts of a Trace, collected step by step."""
 
     slots: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
@@ -102,8 +102,8 @@ class PerSampleSolve:
         batch, tableau, controller = self.batch, self.tableau, self.request.controller
         room = (batch.end - batch.t).detach().abs() * batch.running
         taken = torch.minimum(batch.h, room)
-        # At the end of the interval the value is that of the end; the gradient is that of t, as
-        # the sizes of steps are constants.
+        # At the end of the interval the value is that of the end and the gradient that of t: step
+        # sizes are constants.
         limit = batch.end.detach() + (batch.t - batch.t.detach())
         t1 = torch.where(batch.h < room, batch.t + batch.h * batch.direction, limit)
         t1 = torch.where(batch.running, t1, batch.t)
@@ -141,7 +141,7 @@ class PerSampleSolve:
         self._check_progress(stuck, ratio, k)
 
     def stages(self, batch: Batch, t1: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The state after the step and all its slopes."""
+        """The state after the step and all stage derivatives."""
         h = t1 - batch.t
         k, stage = [batch.f], batch.y
         for c, weights in zip(
@@ -160,8 +160,8 @@ class PerSampleSolve:
     def _without(
         self, rejected: Tensor, t1: Tensor, y1: Tensor, k: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """The step again without rejected samples: theirs was not finite, and a gradient of zero
-        times infinity would reach the parameters as NaN."""
+        """The step recomputed without the rejected samples: theirs is not finite, and zero times
+        infinity would reach the gradients of the parameters as NaN."""
         rows = (~rejected).nonzero()[:, 0]
         again, slopes = self.stages(self.batch.take(rows, self.problem), t1[rows])
 
@@ -174,7 +174,7 @@ class PerSampleSolve:
     def _record(self, rows: Tensor, t1: Tensor, y1: Tensor, k: list[Tensor], ratio: Tensor) -> None:
         if rows.numel() == 0:
             return
-        stiffness = self.stiffness.rows(k)
+        stiffness = self.stiffness.per_sample(k)
         parts = (self.batch.index, t1, ratio, stiffness.to(ratio))
         self.log.steps.append(tuple(part[rows] for part in parts))
         if self.request.keep_states:
@@ -192,7 +192,7 @@ class PerSampleSolve:
         return due
 
     def _further(self, accepted: Tensor, due: Tensor, t1: Tensor, k: list[Tensor]) -> list[Tensor]:
-        """The slopes with those that dense output needs beside them, where it is needed."""
+        """The stage derivatives, with the further ones of dense output where it is needed."""
         batch = self.batch
         if not self.tableau.further:
             return k
@@ -214,7 +214,7 @@ class PerSampleSolve:
             return
         times, start, end = batch.ts[rows, columns], batch.t[rows], t1[rows]
         values = y1[rows]
-        # At the end of a step only the polynomial knows the slope, for the gradient of the time.
+        # At the end of a step only the polynomial has a derivative, for the gradient of the time.
         if times.requires_grad or bool((times != end).any()):
             slopes = [x[rows] for x in k]
             inside = interpolate_rows(
@@ -279,7 +279,7 @@ class PerSampleSolve:
         log, y0 = self.log, self.problem.y0
         count, width = self.problem.ts.shape[1] * y0.shape[0], y0.shape[1]
         slots = torch.cat(log.slots)
-        # Each slot is filled once; those of samples that failed point at a row of NaN.
+        # Each output is written once; those of samples that failed index a row of NaN.
         place = torch.full((count,), slots.numel(), device=y0.device)
         place[slots] = torch.arange(slots.numel(), device=y0.device)
         values = torch.cat([*log.values, torch.full_like(y0[:1], math.nan)])

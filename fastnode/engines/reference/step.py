@@ -1,7 +1,7 @@
-"""One step in pure PyTorch, differentiable by autograd, and what lies inside it.
+"""One step in pure PyTorch, differentiable by autograd, and its dense output.
 
-Times are Python floats. Where the caller wants gradients for times they are 0-dim tensors instead;
-then rk_stage runs on plain tensor arithmetic, which knows their gradients.
+Times are Python floats, or 0-dim tensors where the caller wants their gradients; rk_stage then uses
+plain tensor arithmetic, which autograd differentiates.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fastnode.ops.rk_stage import rk_stage
-from fastnode.problem.ivp import Time, VectorField, to_float
+from fastnode.problem.ivp import Time, VectorField
 from fastnode.tableaus import Tableau, Weights
 
 
@@ -25,9 +25,9 @@ def combine(y: Tensor, k: Sequence[Tensor], h: Time, weights: Weights) -> Tensor
 class Step:
     """A step from (t, y) to (t1, y1).
 
-    ``k`` begins with the slope at (t, y), where the method knows it, followed by the further stages
-    of an explicit Runge-Kutta method; ``tableau`` is None for other methods. ``error`` is the norm
-    of the local error relative to the tolerances, where there is one.
+    ``k`` are the stage derivatives of an explicit Runge-Kutta method; for other methods it holds
+    the derivative at (t, y), if they evaluate it, and ``tableau`` is None. ``error`` is the norm of
+    the local error relative to the tolerances, where there is an estimate.
     """
 
     field: VectorField
@@ -54,19 +54,6 @@ class Step:
         slopes = [self.k[i] for i, _ in rows]
         return rk_stage(self.y, slopes, [h * polynomial(row, x) for _, row in rows])
 
-    def linear_at(self, t: Time) -> Tensor:
-        if to_float(t) == to_float(self.t1):
-            return self.y1
-        return self.y + (t - self.t) / (self.t1 - self.t) * (self.y1 - self.y)
-
-    def cubic_at(self, t: Time, f1: Tensor) -> Tensor:
-        """The cubic with the values and slopes of both ends."""
-        h = self.t1 - self.t
-        x = (t - self.t) / h
-        rise, square = x * x * (3 - 2 * x), x * (1 - x)
-        slopes = [self.y1 - self.y, self.k[0], f1]
-        return rk_stage(self.y, slopes, [rise, h * square * (1 - x), -h * square * x])
-
 
 def polynomial(coefficients: Sequence[float], x: Time) -> Time:
     """sum_p coefficients_p x^(p + 1)."""
@@ -86,7 +73,7 @@ def take_step(
     perturb: bool,
 ) -> Step:
     """One step of a method. ``f`` is the field at (t, y); ``perturb`` has stages at the end of the
-    step evaluated just before it, on this side of a jump there."""
+    step evaluated just before it, on the near side of a jump there."""
     h = t1 - t
     k = [f]
     stage = y
@@ -97,8 +84,8 @@ def take_step(
     return Step(field, tableau, t, t1, y, y1, k)
 
 
-#: (field, t, t1, y, perturb) -> a step of a method for given steps; made anew for each solve, as it
-#: may remember the steps before.
+#: (field, t, t1, y, perturb) -> a step of a fixed-step method; one for each solve, as a multistep
+#: method keeps earlier steps.
 StepFunction = Callable[[VectorField, Time, Time, Tensor, bool], Step]
 
 

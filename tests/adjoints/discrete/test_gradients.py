@@ -63,8 +63,8 @@ def test_only_a_small_graph_is_kept(make_net, monkeypatch):
     made = []
     monkeypatch.setattr(
         checkpoint,
-        "KeptGraph",
-        lambda *args: made.append(retained_graph.KeptGraph(*args)) or made[-1],
+        "RetainedGraph",
+        lambda *args: made.append(retained_graph.RetainedGraph(*args)) or made[-1],
     )
     net = make_net()
     for rows in (5, 50):

@@ -110,12 +110,12 @@ def test_a_second_solve_uses_the_first_one_s_graph(loops):
     for scale in (1.0, 0.5, 2.0):
         field.net[0].weight.mul_(scale)
         assert_same(*both(field, scale * start(), torch.tensor([0.0, scale])))
-    assert len(plan._kept) == 1
+    assert len(plan._captured) == 1
 
 
 @torch.no_grad()
 def test_full_records_are_emptied_on_the_way(loops, monkeypatch):
-    monkeypatch.setattr(program, "NOTES", 5)
+    monkeypatch.setattr(program, "MAX_RECORDS", 5)
     for save in ("times", "steps"):
         runs = both(Field(), start(), torch.tensor([0.0, 5.0]), rtol=1e-7, atol=1e-7, save=save)
         assert runs[1].accepted > 20

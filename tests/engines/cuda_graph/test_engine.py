@@ -185,7 +185,7 @@ def test_cuda_graph_errors_match_the_native_engine(runtimes, field, error):
 def test_full_records_are_emptied_on_the_way(runtimes, monkeypatch):
     ts = torch.tensor([0.0, 0.5, 3.0])
     options = {"rtol": 1e-8, "atol": 1e-8}
-    monkeypatch.setattr(program, "NOTES", 5)
+    monkeypatch.setattr(program, "MAX_RECORDS", 5)
     for save in ("times", "steps"):
         native, graph = both(wave, start(), ts, save=save, **options)
         assert graph.accepted > 40

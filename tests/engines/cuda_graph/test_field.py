@@ -8,7 +8,7 @@ import gc
 import pytest
 import torch
 
-from fastnode.engines.cuda_graph.field import LONG, Held, weakly
+from fastnode.engines.cuda_graph.field import LONG, HeldValues, weak_reference
 
 
 class Field:
@@ -40,50 +40,50 @@ def closing_over(x):
     ],
 )
 def test_changed_numbers_and_moved_tensors_change_the_key(make):
-    assert Held.of(make(2.0)).key() == Held.of(make(2.0)).key()
-    assert Held.of(make(2.0)).key() != Held.of(make(3.0)).key()
+    assert HeldValues.of(make(2.0)).key() == HeldValues.of(make(2.0)).key()
+    assert HeldValues.of(make(2.0)).key() != HeldValues.of(make(3.0)).key()
     tensor, other = torch.ones(3), torch.ones(3)
-    assert Held.of(make(tensor)).key() == Held.of(make(tensor)).key()
-    assert Held.of(make(tensor)).key() != Held.of(make(other)).key()
-    assert list(Held.of(make(tensor)).tensors.values())[-1] is tensor
+    assert HeldValues.of(make(tensor)).key() == HeldValues.of(make(tensor)).key()
+    assert HeldValues.of(make(tensor)).key() != HeldValues.of(make(other)).key()
+    assert list(HeldValues.of(make(tensor)).tensors.values())[-1] is tensor
 
 
 def test_long_lists_are_compared_by_identity_and_length():
     long = [0.0] * (LONG + 1)
     field = Field(table=long)
-    before = Held.of(field).key()
+    before = HeldValues.of(field).key()
     long.append(1.0)
-    assert Held.of(field).key() != before
-    assert Held.of(Field(table=list(long))).key() != Held.of(field).key()
+    assert HeldValues.of(field).key() != before
+    assert HeldValues.of(Field(table=list(long))).key() != HeldValues.of(field).key()
 
 
 def test_a_variable_that_is_not_there_yet_is_passed_over():
     def field(t, y):
         return late * y
 
-    assert not Held.of(field).numbers
+    assert not HeldValues.of(field).numbers
     late = 2.0
-    assert list(Held.of(field).numbers.values()) == [2.0]
+    assert list(HeldValues.of(field).numbers.values()) == [2.0]
 
 
 def test_an_object_that_refers_to_itself_is_visited_once():
     field = Field(rate=2.0, table=[])
     field.table.append(field)
     field.again = field.method
-    assert list(Held.of(field).numbers.values()) == [2.0]
+    assert list(HeldValues.of(field).numbers.values()) == [2.0]
 
 
 def test_fields_are_held_by_weak_references():
     forgotten = []
     for make in (lambda: closing_over(2.0), Field):
         func = make()
-        reference = weakly(func, lambda _: forgotten.append(0))
+        reference = weak_reference(func, lambda _: forgotten.append(0))
         assert reference() is func
         del func
         gc.collect()
         assert reference() is None
     owner = Field()
-    assert weakly(owner.method, forgotten.append)() == owner.method
+    assert weak_reference(owner.method, forgotten.append)() == owner.method
     assert len(forgotten) == 2
 
 
@@ -95,4 +95,4 @@ def test_a_field_that_cannot_be_referred_to_weakly_is_kept():
             return y
 
     func = Slotted()
-    assert weakly(func, print)() is func
+    assert weak_reference(func, print)() is func

@@ -160,17 +160,17 @@ class Holder:
 def test_a_graph_goes_with_its_field(runtimes):
     field = Turning()
     run(field)
-    assert len(plan._kept) == 1
+    assert len(plan._captured) == 1
     del field
     gc.collect()
-    assert not plan._kept
+    assert not plan._captured
 
 
 def test_no_more_than_so_many_graphs_are_kept(runtimes):
-    fields = [Turning() for _ in range(plan.MOST + 3)]
+    fields = [Turning() for _ in range(plan.MAX_CAPTURED + 3)]
     for field in fields:
         run(field)
-    assert len(plan._kept) == plan.MOST
+    assert len(plan._captured) == plan.MAX_CAPTURED
     run(fields[-1])
     assert len(runtimes) == len(fields)
     run(fields[0])

@@ -69,11 +69,11 @@ def test_a_field_that_is_not_pure_is_refused_with_the_reason(runtimes, field, re
 
 def test_fields_that_synchronise_are_refused(runtimes, monkeypatch):
     @contextmanager
-    def watched(self):
+    def forbidding_waits(self):
         yield
         raise RuntimeError("called a synchronizing CUDA operation")
 
-    monkeypatch.setattr(FakeRuntime, "watched", watched)
+    monkeypatch.setattr(FakeRuntime, "forbidding_waits", forbidding_waits)
     with pytest.raises(ValueError, match=r"cannot capture func: it waits for the device.*\.item"):
         run(Turning())
 
@@ -85,7 +85,7 @@ def test_a_capture_that_fails_is_refused_with_the_reason(runtimes, monkeypatch):
     monkeypatch.setattr(FakeRuntime, "capture", capture)
     with pytest.raises(ValueError, match="cannot capture func: .*not permitted when stream is"):
         run(Turning())
-    assert not plan._kept
+    assert not plan._captured
 
 
 def test_errors_of_the_field_itself_stay_what_they_are(runtimes):
