@@ -1,8 +1,8 @@
 """Gradients of per-sample solves of perceptrons, by the fused engine itself.
 
 It keeps the state and the slope at which each accepted step of each sample begins, and follows the
-steps backwards in tiles as it took them (csrc/mlp/cpu/adjoint_per_sample_worker.h). A gradient that is to have
-gradients is made by torch, wave by wave.
+steps backwards in tiles as it took them (csrc/mlp/cpu/adjoint_per_sample.cpp). A gradient that is
+to have gradients is made by torch, wave by wave.
 """
 
 from __future__ import annotations
