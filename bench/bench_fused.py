@@ -20,10 +20,12 @@ from rivals import absent, with_diffrax
 
 import fastnode
 from fastnode import extension
+from fastnode.engines import select
 from fastnode.engines.fused import joint as fused
 from fastnode.engines.fused.mlp import ACTIVATIONS
+from fastnode.engines.methods import odeint_request
 from fastnode.nn import MLPField
-from fastnode.tableaus import METHODS
+from fastnode.problem.ivp import make_problem
 
 SIZES = [(2, 16, 1), (2, 64, 32), (16, 64, 128), (64, 128, 128), (64, 128, 1024), (512, 512, 1024)]
 PARTS = ["forward", "forward + backward"]
@@ -210,20 +212,12 @@ def test_op_alone(benchmark, size):
     state, hidden, batch = size
     module, y0 = Field(state, hidden), initial(state, batch)
     field = fastnode.fuse(module)
-    found = fused.perceptron(field)
-    assert found is not None
-    tableau, tolerances = METHODS["dopri5"], (TOLERANCE["rtol"], TOLERANCE["atol"])
+    problem = make_problem(field, y0, TIMES)
+    request = odeint_request("dopri5", TOLERANCE["rtol"], TOLERANCE["atol"], None)
+    assert select.choose(problem, request) == "fused"
 
     def own():
-        return fused.run(
-            found,
-            y0,
-            TIMES,
-            tableau,
-            *tolerances,
-            fused._DEFAULT_CONTROL,
-            max_num_steps=1000,
-        )
+        return fused.integrate(problem, request)
 
     def other():
         return torchdiffeq.odeint(module, y0, TIMES, method="dopri5", **TOLERANCE)

@@ -25,10 +25,10 @@ triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402, F401 (the interpreter looks for it)
 
 import fastnode  # noqa: E402
-from fastnode.engines.per_sample_trace import SampleOptions, Trace  # noqa: E402
+from fastnode.control.request import SolveRequest  # noqa: E402
+from fastnode.engines.per_sample_trace import Trace  # noqa: E402
 from fastnode.engines.select import solve_per_sample  # noqa: E402
-from fastnode.problem.batch import Tolerances, make_samples  # noqa: E402
-from fastnode.tableaus import TSIT5  # noqa: E402
+from fastnode.problem.batch import make_samples  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = pytest.mark.skipif(
@@ -58,10 +58,15 @@ def problem(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 def with_torch(tolerance: float, dtype: torch.dtype) -> Trace:
     # Not fastnode.solve, which makes a record of the steps of each sample, a Python object each.
     y0, ts, rho = problem(dtype)
-    options = SampleOptions(
-        TSIT5, fastnode.Controller(), Tolerances(tolerance, tolerance), first_step=1e-3
+    request = SolveRequest(
+        "tsit5",
+        tolerance,
+        tolerance,
+        "reference",
+        controller=fastnode.Controller(),
+        first_step=1e-3,
     )
-    return solve_per_sample("reference", make_samples(lorenz_in_torch, y0, ts, (rho,)), options)
+    return solve_per_sample(make_samples(lorenz_in_torch, y0, ts, (rho,)), request)
 
 
 @torch.no_grad()

@@ -14,8 +14,7 @@ from ratio import compare
 
 import fastnode
 from fastnode.control.controllers import find_controller
-from fastnode.engines.methods import ADAPTIVE
-from fastnode.engines.per_sample_trace import SampleOptions
+from fastnode.control.request import SolveRequest
 from fastnode.engines.select import NAMES, solve_per_sample
 from fastnode.problem.batch import make_samples, sample_tolerances
 
@@ -155,8 +154,10 @@ def test_a_million_trajectories(benchmark):
         # What fastnode.solve does before it makes a list of a million records.
         problem = make_samples(field, y0, times, ())
         tolerances = sample_tolerances(1e-5, 1e-5, problem.y0)
-        options = SampleOptions(ADAPTIVE["tsit5"], control, tolerances)
-        return solve_per_sample(engine, problem, options)
+        request = SolveRequest(
+            "tsit5", tolerances.rtol, tolerances.atol, engine, controller=control
+        )
+        return solve_per_sample(problem, request)
 
     found, wanted = solve("fused"), solve("native")
     torch.testing.assert_close(found.ys, wanted.ys, rtol=1e-3, atol=1e-3)

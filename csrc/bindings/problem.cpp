@@ -18,8 +18,8 @@ py::object check_problem(py::handle y0, py::handle t) {
   const at::Tensor &state = THPVariable_Unpack(y0.ptr()), &times = THPVariable_Unpack(t.ptr());
   const auto dtype = times.scalar_type();
   if (!(at::isFloatingType(state.scalar_type()) || at::isComplexType(state.scalar_type())) ||
-      !times.is_cpu() || times.layout() != at::kStrided || times.dim() != 1 || times.numel() == 0 ||
-      (dtype != at::kFloat && dtype != at::kDouble)) {
+      !times.is_cpu() || !times.has_storage() || times.layout() != at::kStrided ||
+      times.dim() != 1 || times.numel() == 0 || (dtype != at::kFloat && dtype != at::kDouble)) {
     return py::none();
   }
   const int64_t count = times.size(0), stride = times.stride(0);

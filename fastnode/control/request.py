@@ -15,10 +15,6 @@ from fastnode.problem.batch import Tolerances
 from fastnode.problem.ivp import Problem, Time, as_times
 from fastnode.tableaus import METHODS, Tableau
 
-#: Step control of ``odeint``: a step never shrinks after an accepted one.
-KEEPS_ACCEPTED = Controller(keeps_accepted=True)
-
-
 def no_stops(start: float, end: float, direction: float) -> Sequence[Stop]:
     return ()
 
@@ -54,7 +50,7 @@ class SolveRequest:
     adjoint: str = "backprop"
     slots: int | None = None
     adjoint_params: tuple[Tensor, ...] | None = None
-    controller: Controller = KEEPS_ACCEPTED
+    controller: Controller | None = None
     first_step: Any = None
     max_num_steps: int = 2**31 - 1
     all_together: bool = False

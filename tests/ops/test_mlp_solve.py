@@ -6,17 +6,35 @@ import torch
 import fastnode
 from fastnode import extension
 from fastnode.engines.fused import joint as fused
+from fastnode.engines.fused.mlp import perceptron
 from fastnode.nn import MLPField
 from fastnode.ops.mlp_solve import mlp_solve
 
 pytestmark = pytest.mark.skipif(not extension.AVAILABLE, reason=extension.REASON)
 CONTROL = (0.9, 10.0, 0.2, 1.0, 0.0, float("inf"), 1.0, 0.0, 0.0)
+#: Places of the op's arguments.
+Y0, TIMES, GRID, PARAMETERS, LAYOUT, ACTIVATION, METHOD, NUMBERS, SETTINGS = range(9)
+
+
+def request(method="dopri5", controller=CONTROL, max_num_steps=1000, slots=None, **options):
+    made = extension.native().MlpRequest(
+        method=method,
+        rtol=1e-4,
+        atol=1e-5,
+        controller=list(controller),
+        max_num_steps=max_num_steps,
+        record=True,
+        adjoint="backprop" if slots is None else "revolve",
+        slots=slots,
+        **{"instructions": fused._INSTRUCTIONS, **options},
+    )
+    return [method, made.numbers(), made.settings()]
 
 
 def arguments(adaptive=True, requires_grad=True, bias=True, slots=None):
     torch.manual_seed(0)
     field = MLPField(3, [7, 5], None, "tanh", "once", bias).double()
-    layers, activation = fused.perceptron(field)
+    layers, activation = perceptron(field)
     parameters, layout = [], []
     for weight, offset, column in layers:
         given = [weight] if offset is None else [weight, offset]
@@ -25,9 +43,8 @@ def arguments(adaptive=True, requires_grad=True, bias=True, slots=None):
     y0 = torch.randn(4, 3, dtype=torch.float64, requires_grad=requires_grad)
     t = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
     grid = None if adaptive else torch.linspace(0, 1, 6, dtype=torch.float64)
-    control, method = (CONTROL, "dopri5") if adaptive else ((), "rk4")
-    solve = [y0, t, parameters, layout, activation, method, 1e-4, 1e-5, control]
-    return [*solve, None, 1000, True, grid, False, True, False, True, slots, fused._INSTRUCTIONS]
+    packed = request(slots=slots) if adaptive else request("rk4", (), slots=slots)
+    return [y0, t, grid, parameters, layout, activation, *packed]
 
 
 @pytest.mark.parametrize("adaptive", [True, False])
@@ -44,7 +61,7 @@ def test_results_have_the_sizes_that_the_solve_found():
     taken = steps.shape[1] - 1
     assert steps[0, 0] == 0 and steps[0, -1] == 1 and (steps[1, 1:] > 0).all()
     assert kept.shape == (taken, 2, 4, 3) and not kept.requires_grad
-    torch.testing.assert_close(kept[0, 0], given[0])
+    torch.testing.assert_close(kept[0, 0], given[Y0])
     evaluations, rejected = counts.tolist()
     assert evaluations == 2 + 6 * (taken + rejected)
     with torch.no_grad():
@@ -59,7 +76,7 @@ def test_gradients_with_few_states_are_those_with_all_of_them(adaptive):
         ys, steps, _, kept = mlp_solve(*given)
         assert (kept.shape[0] == 0) == (slots is not None)
         loss = ys.square().sum() + (steps[1].sum() if adaptive else 0)
-        found.append(torch.autograd.grad(loss, [given[0], *given[2]]))
+        found.append(torch.autograd.grad(loss, [given[Y0], *given[PARAMETERS]]))
     for each in found[1:]:
         assert all(map(torch.equal, each, found[0]))
 
@@ -67,27 +84,29 @@ def test_gradients_with_few_states_are_those_with_all_of_them(adaptive):
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (0, torch.randn(4, 2, dtype=torch.float64), "y0 and parameters"),
-        (0, torch.randn(4, 3), "y0 and parameters"),
-        (1, torch.tensor([0.0, 1.0, 0.5]), "strictly"),
-        (3, [3, 1], "parameters must have"),
-        (4, 99, "activation"),
-        (5, "gl4", "explicit Runge-Kutta"),
-        (8, (1.0, 2.0), "nine numbers"),
-        (8, (), "grid"),
-        (18, 7, "instruction set"),
+        (Y0, torch.randn(4, 2, dtype=torch.float64), "y0 and parameters"),
+        (Y0, torch.randn(4, 3), "y0 and parameters"),
+        (TIMES, torch.tensor([0.0, 1.0, 0.5]), "strictly"),
+        (LAYOUT, [3, 1], "parameters must have"),
+        (ACTIVATION, 99, "activation"),
+        (METHOD, "gl4", "explicit Runge-Kutta"),
+        (METHOD, "rk4", "no error estimate"),
+        (NUMBERS, (1e-4, 1e-4, 1.0, 2.0), "nine numbers"),
+        (NUMBERS, (1e-4, 1e-4, 1.0), "grid"),
+        (SETTINGS, (1, 2), "settings"),
+        (SETTINGS, (1000, 0, 0, 0, 0, 3, 0, 0), "unknown adjoint"),
+        (SETTINGS, (1000, 0, 0, 0, 0, 0, 0, 7), "instruction set"),
     ],
 )
-def test_bad_arguments_are_named(place, value, message):
+def test_mlp_solve_names_bad_arguments(place, value, message):
     given = arguments(requires_grad=False)
     given[place] = value
     with pytest.raises(ValueError, match=message):
         mlp_solve(*given)
 
 
-def test_failures_raise_the_errors_of_the_library():
-    given = arguments(requires_grad=False)
-    given[10] = 1
+def test_mlp_solve_raises_the_errors_of_the_library():
+    given = [*arguments(requires_grad=False)[:METHOD], *request(max_num_steps=1)]
     with pytest.raises(fastnode.MaxStepsExceeded):
         mlp_solve(*given)
 

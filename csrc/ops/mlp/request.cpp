@@ -101,7 +101,7 @@ MlpOptions mlp_options(const MlpRequest& request, std::vector<double> times,
   options.atol = request.atol;
   options.first_step = request.first_step;
   options.max_num_steps = request.max_num_steps;
-  options.counted_anew = !request.all_together;
+  options.all_together = request.all_together;
   if (request.record) options.pair = with.pair;
   options.perturb = request.perturb;
   options.keep_states = request.keep;

@@ -7,8 +7,8 @@ import torch
 
 import fastnode
 from fastnode.adjoints.continuous.adjoint import Adjoint
-from fastnode.api.odeint import solve_packed
-from fastnode.engines.methods import ADAPTIVE, NAMES
+from fastnode.engines import select
+from fastnode.engines.methods import ADAPTIVE, NAMES, odeint_request
 from fastnode.problem.ivp import make_problem
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-10}
@@ -224,7 +224,7 @@ def test_any_solution_can_be_given_its_adjoint():
     problem = make_problem(net, y0, T)
     adjoint = Adjoint(problem, tuple(net.parameters()), method="tsit5", **TIGHT)
     with torch.no_grad():
-        solution = solve_packed(problem, "dopri5", None, 1e-9, 1e-10)
+        solution = select.integrate(problem, odeint_request("dopri5", 1e-9, 1e-10, None))
     found = torch.autograd.grad(adjoint.attach(solution)[-1].sum(), (y0, *net.parameters()))
     exact = fastnode.odeint(net, y0, T, **TIGHT)[-1].sum()
     torch.testing.assert_close(found, torch.autograd.grad(exact, (y0, *net.parameters())))

@@ -10,13 +10,13 @@ import torch
 import fastnode
 from fastnode import extension
 from fastnode.control.controllers import Controller
-from fastnode.control.norms import ErrorNorm
-from fastnode.control.options import Stop
+from fastnode.control.options import FixedOptions, Stop
+from fastnode.control.request import SolveRequest
 from fastnode.engines import select
 from fastnode.engines.methods import ADAPTIVE
 from fastnode.engines.reference.step import ExplicitSteps
 from fastnode.errors import MaxStepsExceeded, NonFiniteState, StepSizeUnderflow
-from fastnode.problem.ivp import Callbacks, as_times, make_problem
+from fastnode.problem.ivp import NO_CALLBACKS, Callbacks, make_problem
 from fastnode.tableaus import METHODS
 
 pytestmark = pytest.mark.skipif(not extension.AVAILABLE, reason=extension.REASON)
@@ -28,17 +28,10 @@ def wave(t, y):
 
 def stepper(engine, field, y0, *, method="dopri5", span=(0.0, 2.0), tolerance=1e-6, **options):
     problem = make_problem(field, y0, torch.tensor(span, dtype=torch.float64))
-    return select.make_stepper(
-        engine,
-        problem.field,
-        ADAPTIVE[method],
-        span[0],
-        problem.y0,
-        end=span[1],
-        controller=options.pop("controller", Controller()),
-        norm=ErrorNorm(problem.layout, problem.y0, tolerance, tolerance, options.pop("norm", None)),
-        **options,
-    )
+    callbacks, stops = options.pop("callbacks", None), options.pop("stops", ())
+    options = {"controller": Controller(), "stops": lambda *_: stops, **options}
+    request = SolveRequest(method, tolerance, tolerance, engine, **options)
+    return select.make_stepper(problem, request, callbacks=callbacks)
 
 
 def record(stepper, end):
@@ -95,14 +88,12 @@ def test_native_options_match_the_reference(options):
 @pytest.mark.parametrize("method", ["euler", "midpoint", "heun2", "heun3", "rk4"])
 def test_fixed_steps_agree_with_the_reference(method, interp, perturb):
     times, steps = torch.tensor([0.0, 0.21, 0.5, 1.0]).double(), ExplicitSteps(METHODS[method])
-    grid = as_times(torch.linspace(0, 1, 6).double())
+    fixed = FixedOptions(0.2, interp=interp, perturb=perturb)
     results = []
     for engine in ("reference", "native"):
         problem = make_problem(wave, start(), times)
-        solution = select.integrate_fixed(
-            engine, problem.field, steps, problem.y0, problem.times, grid,
-            interp=interp, perturb=perturb,
-        )  # fmt: skip
+        request = SolveRequest(method, engine=engine, fixed=fixed)
+        solution = select.integrate_fixed(problem, request, steps, NO_CALLBACKS)
         results.append((solution, problem.field.evaluations))
     torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-14, atol=1e-14)
     assert results[0][1] == results[1][1]
@@ -114,7 +105,10 @@ def test_fixed_steps_on_several_threads_match_reference(size):
     times = torch.tensor([0.0, 0.5, 1.0])
     ours, theirs = (
         select.integrate_fixed(
-            engine, problem.field, ExplicitSteps(METHODS["rk4"]), y0, problem.times, problem.times
+            problem,
+            SolveRequest("rk4", engine=engine, fixed=FixedOptions()),
+            ExplicitSteps(METHODS["rk4"]),
+            NO_CALLBACKS,
         )
         for engine in ("native", "reference")
         for problem in [make_problem(wave, y0, times)]
@@ -222,8 +216,8 @@ def test_wrong_results_of_the_field_are_refused_with_their_form():
 
 def test_engine_is_chosen_by_name():
     with pytest.raises(ValueError, match="engine must be one of"):
-        select.is_native("quick", start(), [0.0])
+        select.stepping_engine("quick", start(), [0.0])
     with pytest.raises(ValueError, match="cannot run this solve"):
-        select.is_native("native", start(), [torch.tensor(0.0, requires_grad=True)])
-    assert select.is_native("auto", start(), [0.0])
-    assert not select.is_native("reference", start(), [0.0])
+        select.stepping_engine("native", start(), [torch.tensor(0.0, requires_grad=True)])
+    assert select.stepping_engine("auto", start(), [0.0]) == "native"
+    assert select.stepping_engine("reference", start(), [0.0]) == "reference"

@@ -40,9 +40,15 @@ def by_cpu(field, of_ys, times, kept, edges, method, kind=JOINT, perturb=False):
     steps = torch.zeros(3, len(edges), dtype=torch.float64)
     steps[0] = torch.tensor(edges, dtype=torch.float64)
     t, adaptive = torch.tensor(times, dtype=torch.float64), kind != FIXED
-    options = (method, 0.0, 0.0, adaptive, perturb, True, adaptive, None, fused._INSTRUCTIONS)
+    request = extension.native().MlpRequest(
+        method=method,
+        controller=[1.0] * 9 if adaptive else [],
+        perturb=perturb,
+        instructions=fused._INSTRUCTIONS,
+    )
+    packed = (method, request.numbers(), request.settings(), True, adaptive)
     return torch.ops.fastnode.mlp_solve_backward(
-        of_ys, None, kept, steps, t, parameters, layout, activation, *options
+        of_ys, None, kept, steps, t, parameters, layout, activation, *packed
     )
 
 
