@@ -1,10 +1,10 @@
 """A small residual network of ODE blocks on CIFAR10, trained in the memory of one step.
 
 Each block takes four steps of Heun's method through two convolutions. It is trained twice from the
-same start: once with the graph of all steps in memory (backprop), once with ``checkpoint``, which
-keeps the states between steps and recomputes each step in the backward pass, as ANODE does
-(arXiv 1902.10298). Prints the largest difference of the two networks' parameters after training,
-their accuracy, and time and peak memory of both, each in a separate process.
+same start: once with the autograd graph of all steps in memory (backprop), once with
+``checkpoint``, which keeps the states between steps and recomputes each step in the backward pass,
+as ANODE does (arXiv 1902.10298). Prints the largest difference of the two networks' parameters
+after training, their accuracy, and time and peak memory of both, each in a separate process.
 
 Data: CIFAR10 or a part of it in the folder that FASTNODE_DATA names; scikit-learn's digits
 otherwise, or with --data digits.

@@ -1,6 +1,6 @@
 """What slows a pendulum down? Its friction, learnt from the times at which it passes a light gate.
 
-The gate stands at the lowest point and notes when the pendulum passes, and nothing else. The model
+A gate at the lowest point records when the pendulum passes, and nothing else. The model
 is theta'' = -rate sin(theta) - friction(theta'), friction being a small odd network; an event of
 ``fastnode.solve`` finds the passages, and their times have gradients by the implicit function
 theorem, so that L-BFGS fits the model to the times. The truth is a drag that grows with

@@ -1,12 +1,12 @@
-"""Is my problem stiff? Van der Pol's oscillator, asked through ``Solution.stats``.
+"""Is my problem stiff? ``Solution.stats`` answers for Van der Pol's oscillator.
 
 Where accuracy limits the step, the step shrinks as the tolerance does. Where stability limits it,
 it does not: looser tolerances save nothing, and an explicit method creeps. ``steps.stiffness``
 estimates h |lambda| over the size of the method's stability region for every step: near 1 says
 stability. Then an implicit method takes far fewer evaluations.
 
-The same holds for a trained neural ODE: see docs/regularization.md for how to train
-one that is not stiff.
+The same holds for a trained neural ODE: docs/regularization.md shows how to train one that is not
+stiff.
 """
 
 from __future__ import annotations

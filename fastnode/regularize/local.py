@@ -48,7 +48,7 @@ class Local(Regularizer):
             estimate sum to 0, so a change of func that is the same at all stages does not change
             the error; with a constant first slope it seems to, and that makes most of the
             gradient. False takes the gradient of the error itself, at the cost of a seventh
-            evaluation with a graph.
+            evaluation under autograd.
         generator: source of t_r.
 
     Raises:

@@ -62,7 +62,7 @@ def _dopri5() -> Tableau:
 
 def _bosh3() -> Tableau:
     """P. Bogacki, L. F. Shampine, A 3(2) pair of Runge-Kutta formulas, Appl. Math. Lett. 2 (1989);
-    its dense output is the cubic with the values and slopes of both ends.
+    its dense output is the cubic with the values and derivatives at both ends.
     """
     b = exact("2/9", "1/3", "4/9")
     weights = (*b, Fraction(0))
@@ -83,8 +83,8 @@ def _bosh3() -> Tableau:
 
 
 # E. Fehlberg, Low-order classical Runge-Kutta formulas with stepsize control, NASA TR R-315 (1969),
-# RK1(2), here carried on with the solution of order 2, as torchdiffeq does. The quadratic of its
-# dense output has the slope k_1 at the start of the step and the value y_1 at its end.
+# RK1(2), here continued with the solution of order 2, as torchdiffeq does. The quadratic of its
+# dense output has the derivative k_1 at the start of the step and the value y_1 at its end.
 FEHLBERG2 = Tableau(
     "fehlberg2",
     2,

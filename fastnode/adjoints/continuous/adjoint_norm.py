@@ -16,7 +16,7 @@ Norm = Callable[[Any], Any]
 
 
 class AdjointNorm:
-    """An ``ErrorNorm`` over (y, a) that knows the parameter gradients beside it.
+    """An ``ErrorNorm`` over (y, a) that also measures the parameter gradients.
 
     ``plain`` if kernels can measure y and a by themselves. The first step is chosen by y and a
     alone; a norm of the caller's then gets zeros for the rest.

@@ -29,13 +29,13 @@ class Field(nn.Module):
 def pulls(monkeypatch):
     """How many steps captured backward passes have taken."""
     found = []
-    pull = BackwardStep.pull
+    vjp = BackwardStep.vjp
 
     def counted(self, *arguments):
         found.append(self)
-        return pull(self, *arguments)
+        return vjp(self, *arguments)
 
-    monkeypatch.setattr(BackwardStep, "pull", counted)
+    monkeypatch.setattr(BackwardStep, "vjp", counted)
     return found
 
 
