@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from fastnode.control.options import AdaptiveOptions, FixedOptions, ScipyOptions
 from fastnode.problem.batch import Tolerances
 from fastnode.problem.ivp import Problem, Time, as_times
 from fastnode.tableaus import METHODS, Tableau
+
 
 def no_stops(start: float, end: float, direction: float) -> Sequence[Stop]:
     return ()
@@ -50,7 +51,8 @@ class SolveRequest:
     adjoint: str = "backprop"
     slots: int | None = None
     adjoint_params: tuple[Tensor, ...] | None = None
-    controller: Controller | None = None
+    # Only of methods that choose their steps: torch.compile can trace no request with a default.
+    controller: Controller = cast(Controller, None)
     first_step: Any = None
     max_num_steps: int = 2**31 - 1
     all_together: bool = False

@@ -10,7 +10,9 @@ import torch
 import fastnode
 from fastnode import extension
 from fastnode.control.controllers import CONTROLLERS
+from fastnode.control.request import SolveRequest
 from fastnode.engines import select
+from fastnode.problem.ivp import make_problem
 
 
 class Halving(fastnode.Controller):
@@ -119,6 +121,8 @@ def test_engines_that_take_numbers_only_refuse_it(engine, per_sample):
         fastnode.solve(field, Y0, TIMES, controller=Halving(), engine=engine, per_sample=per_sample)
 
 
-def test_the_graph_engine_refuses_them():
+def test_graph_engine_refuses_controllers_with_own_rules():
+    problem = make_problem(lambda t, y: -y, Y0, TIMES)
+    request = SolveRequest("dopri5", engine="graph", controller=Halving())
     with pytest.raises(ValueError, match="engine 'graph'.*Halving needs engine='reference'"):
-        select.by_own_rules("graph", Halving())
+        select.make_stepper(problem, request)

@@ -97,7 +97,7 @@ def steps(monkeypatch):
         return original(field, tableau, t, t1, y, f, perturb)
 
     monkeypatch.setattr(adaptive, "take_step", recorded)
-    monkeypatch.setattr(fastnode.engines.native.joint, "available", lambda y, times: False)
+    monkeypatch.setattr(fastnode.engines.native.joint, "refusal", lambda y, times: "it is off")
     return tried
 
 
