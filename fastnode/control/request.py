@@ -99,15 +99,19 @@ class SolveRequest:
         """Where fixed steps begin and end; the problem's own times if each step leads from one of
         them to the next."""
         assert self.fixed is not None
+        if self.steps is None and self.fixed.steps_between_times:
+            return problem.times
+        return as_times(self.grid_tensor(problem))
+
+    def grid_tensor(self, problem: Problem) -> Tensor:
+        """The same as a tensor on the CPU."""
+        assert self.fixed is not None
         if self.steps is not None:
             t = problem.t.double()
             even = torch.linspace(0, 1, self.steps + 1, dtype=torch.float64)
             # Both ends exactly: 1 - x and x, not a sum of rounded steps.
-            return as_times(t[0] * (1 - even) + t[-1] * even)
-        if self.fixed.steps_between_times:
-            return problem.times
-        state = problem.layout.unpack(problem.y0)
-        return as_times(self.fixed.grid(problem.func, state, problem.t))
+            return t[0] * (1 - even) + t[-1] * even
+        return self.fixed.grid(problem.func, problem.layout.unpack(problem.y0), problem.t)
 
 
 def adaptive_request(

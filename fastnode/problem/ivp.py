@@ -292,7 +292,7 @@ def _check_state(y0: State) -> Layout:
     dtype = functools.reduce(torch.promote_types, (part.dtype for part in parts))
     if not (dtype.is_floating_point or dtype.is_complex):
         raise TypeError(f"y0 must be floating or complex, got {dtype}")
-    return Layout(tuple(part.shape for part in parts) if isinstance(y0, tuple) else None)
+    return Layout(tuple(part.shape for part in parts)) if isinstance(y0, tuple) else LONE
 
 
 def check_times(name: str, t: Any) -> float:

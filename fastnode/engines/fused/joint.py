@@ -148,7 +148,7 @@ def integrate(problem: Problem, request: SolveRequest) -> Any:
     where each step begins the state and of adaptive ones the slope."""
     grid = None
     if request.fixed is not None:
-        grid = torch.as_tensor(request.grid(problem), dtype=torch.float64)
+        grid = request.grid_tensor(problem).detach().double()
     layers, activation = problem.mlp
     if torch.compiler.is_compiling():
         numbers, settings = _packed(request)

@@ -148,7 +148,7 @@ def test_gradients_agree_with_the_reference(monkeypatch):
         net.zero_grad()
         solve(lambda t, y: net(y) * t, y0).square().sum().backward()
         grads.append([y0.grad, *(p.grad.clone() for p in net.parameters())])
-        monkeypatch.setattr(select.native, "available", lambda y, times: False)
+        monkeypatch.setattr(select.native, "refusal", lambda y, times: "it is off")
     for ours, theirs in zip(*grads, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
