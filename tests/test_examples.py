@@ -12,12 +12,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 #: demo.py has no short form; `make demo` runs it.
 NEEDS = {"with_accelerate.py": ["accelerate"]}
+#: What `make test` runs.
+QUICKEST = {"classifier.py", "cnf.py"}
 SCRIPTS = sorted(
     path.name for path in (ROOT / "examples").glob("*.py") if "--quick" in path.read_text()
 )
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+def case(script: str):
+    return pytest.param(script, marks=[] if script in QUICKEST else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("script", map(case, SCRIPTS))
 def test_example_runs_with_quick(script, tmp_path):
     for package in ("sklearn", *NEEDS.get(script, ())):
         pytest.importorskip(package)

@@ -89,6 +89,7 @@ def whole_run(tmp_path_factory):
     return parameters(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_killed_run_resumes_to_the_same_parameters(tmp_path, whole_run, kind, code):
     arguments = ("train", *DIGITS, "--steps", 600, "--out", tmp_path, "--resume")
@@ -111,6 +112,7 @@ def test_a_killed_run_resumes_to_the_same_parameters(tmp_path, whole_run, kind, 
     assert all(torch.equal(found[name], whole_run[name]) for name in found)
 
 
+@pytest.mark.slow
 def test_torchrun_shares_each_batch_between_two_processes(tmp_path):
     shared = ("train", "diabetes", "--method", "node", "--device", "cpu", "--steps", 8)
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")

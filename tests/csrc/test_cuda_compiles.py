@@ -65,6 +65,8 @@ _WIDE = re.compile(
 )
 #: Sources whose layers may go to tensor cores, by both instructions.
 TENSOR = {"backward", "solve_fixed", "solve_joint", "solve_per_sample"}
+#: Those that nvcc needs ten seconds and more for.
+LONGEST = TENSOR | {"rk_error_cuda"}
 _MMA = re.compile(r"mma\.sync\.aligned\.(m8n8k4\.row\.col\.f64|m16n8k8\.row\.col\.f32\.tf32)")
 _ENTRY = re.compile(r"\.entry (\w+)\((.*?)\n\}", re.DOTALL)
 _LOAD = re.compile(r"ld\.global(?:\.nc)?\.(?:v4\.[bfu]32|v2\.[bfu]64)")
@@ -85,7 +87,13 @@ def compiled(source, folder):
 
 
 @pytest.mark.skipif(NVCC is None, reason="nvcc not found")
-@pytest.mark.parametrize("source", sorted(CSRC.glob("**/*.cu")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem in LONGEST else [])
+        for path in sorted(CSRC.glob("**/*.cu"))
+    ],
+)
 def test_compiles_for_sm80_and_sm90_within_its_budget(source):
     inputs = [Path(__file__), *with_headers([source], [CSRC])]
     folder = built(

@@ -62,9 +62,10 @@ def assert_same(batch, b, one):
 @pytest.mark.parametrize("save", ["times", "dense"])
 @pytest.mark.parametrize("method", ADAPTIVE)
 def test_each_sample_is_solved_as_if_alone(method, save, engine):
-    if method == "dopri8":
-        engine = "auto"
     changes = {"method": method, "save": save, "rtol": 1e-2 if "heun" in method else 1e-5}
+    if method == "dopri8":
+        # The error of the step that it would begin with is rounding, which decides on the next.
+        engine, changes["first_step"] = "auto", 0.2
     batch = solve(engine=engine, **changes)
     for b in range(7):
         assert_same(batch, b, alone(b, **changes))

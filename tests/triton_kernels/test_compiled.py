@@ -13,9 +13,13 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from fastnode.triton_kernels import flow_loss, interpolant, tiling  # noqa: E402
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter takes the compiler's place"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") == "1",
+        reason="the interpreter takes the compiler's place",
+    ),
+]
 on_both_parts = pytest.mark.parametrize("capability", [80, 90], ids=["sm_80", "sm_90"])
 
 SCALARS = {"sign", "grad_scale", "loss_scale", "zero_probability"}

@@ -10,9 +10,7 @@ from fastnode.ops import dispatch  # noqa: E402
 from fastnode.triton_kernels.interpolant import (  # noqa: E402
     interpolant,
     interpolant_backward,
-)
-from fastnode.triton_kernels.interpolant import (
-    interpolant as sampled_interpolant,
+    sampled_interpolant,
 )
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

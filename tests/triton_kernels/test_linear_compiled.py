@@ -11,9 +11,13 @@ triton = pytest.importorskip("triton")
 
 from fastnode.triton_kernels import linear_flow_loss as module  # noqa: E402
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter takes the compiler's place"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") == "1",
+        reason="the interpreter takes the compiler's place",
+    ),
+]
 SHAPE = (65536, 512, 2048)
 UNITS = {80: "HMMA", 90: "HGMMA"}
 

