@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "bindings/bindings.h"
+#include "bindings/read_tableau.h"
 #include "driver/cuda_graph_step.h"
 #include "kernels/cuda_graph/loop.h"
 #include "ops/cuda_stream.h"
@@ -14,29 +15,20 @@
 namespace fastnode {
 namespace {
 
-using Row = std::pair<std::vector<int>, std::vector<double>>;
-
 std::unique_ptr<GraphStep> make_step(at::Tensor y, std::shared_ptr<Tableau> tableau,
                                      const std::array<double, 9>& numbers,
                                      std::vector<int64_t> sizes, std::vector<double> rtol,
                                      std::vector<double> atol, int64_t output_count,
                                      int64_t max_num_steps, bool all_together, int64_t capacity,
-                                     bool keeps_starts,
-                                     const std::optional<std::tuple<Row, Row, double>>& stiffness) {
+                                     bool keeps_starts, const StiffnessRows& stiffness) {
   const auto [safety, ifactor, dfactor, smallest, min_step, max_step, b1, b2, b3] = numbers;
   const Controller controller{safety,   ifactor, dfactor, smallest, min_step,
                               max_step, b1,      b2,      b3,       tableau->order};
-  std::optional<StiffnessWeights> weights;
-  if (stiffness) {
-    const auto& [slopes, states, stability] = *stiffness;
-    weights =
-        StiffnessWeights{{slopes.first, slopes.second}, {states.first, states.second}, stability};
-  }
   return std::make_unique<GraphStep>(
       std::move(y), std::move(tableau), controller,
       GraphStep::Parts{std::move(sizes), std::move(rtol), std::move(atol)},
       GraphStep::Limits{output_count, max_num_steps, all_together, capacity, keeps_starts},
-      std::move(weights));
+      read_pair(stiffness));
 }
 
 // What a copy of GraphStep::memory says.

@@ -10,6 +10,7 @@
 
 #include "bindings/bindings.h"
 #include "bindings/read_layers.h"
+#include "bindings/read_tableau.h"
 #include "driver/handle.h"
 #include "driver/python_calls.h"
 #include "driver/rows.h"
@@ -36,17 +37,9 @@ void raise_failure(const MlpTrace& trace, const Tensor& y0, int64_t max_num_step
                                  slopes);
 }
 
-using Row = std::pair<std::vector<int>, std::vector<double>>;
-
 void register_method(const std::string& name, std::shared_ptr<Tableau> tableau,
-                     const std::optional<std::tuple<Row, Row, double>>& pair) {
-  MlpMethod method{std::move(tableau), {}};
-  if (pair) {
-    const auto& [slopes, states, stability] = *pair;
-    method.pair =
-        StiffnessPair{{slopes.first, slopes.second}, {states.first, states.second}, stability};
-  }
-  register_mlp_method(name, std::move(method));
+                     const StiffnessRows& pair) {
+  register_mlp_method(name, {std::move(tableau), read_pair(pair)});
 }
 
 py::object wrap_or_none(const Tensor& x) { return x.defined() ? wrap(x) : py::none(); }

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "bindings/bindings.h"
+#include "bindings/read_tableau.h"
 #include "driver/adaptive.h"
 #include "driver/adjoint.h"
 #include "driver/fixed.h"
@@ -11,10 +12,6 @@
 
 namespace fastnode {
 namespace {
-
-using Row = std::pair<std::vector<int>, std::vector<double>>;
-
-Weights weights(const Row& row) { return {row.first, row.second}; }
 
 std::shared_ptr<Tableau> make_tableau(int order, bool fsal, std::vector<double> times,
                                       const std::vector<Row>& stages, const Row& solution,
@@ -25,13 +22,13 @@ std::shared_ptr<Tableau> make_tableau(int order, bool fsal, std::vector<double> 
   tableau->order = order;
   tableau->fsal = fsal;
   tableau->times = std::move(times);
-  for (const Row& row : stages) tableau->stages.push_back(weights(row));
-  tableau->solution = weights(solution);
-  if (error) tableau->error = weights(*error);
+  for (const Row& row : stages) tableau->stages.push_back(read_weights(row));
+  tableau->solution = read_weights(solution);
+  if (error) tableau->error = read_weights(*error);
   for (const auto& [stage, coefficients] : dense) tableau->dense.push_back({stage, coefficients});
   for (const auto& [time, row] : further) {
     tableau->further_times.push_back(time);
-    tableau->further.push_back(weights(row));
+    tableau->further.push_back(read_weights(row));
   }
   return tableau;
 }
@@ -69,18 +66,13 @@ py::object solve_per_sample(py::object problem, const at::Tensor& y0, const at::
                             const at::Tensor& ts, const at::Tensor& direction,
                             const at::Tensor& rtol, const at::Tensor& atol,
                             std::shared_ptr<Tableau> tableau,
-                            const std::array<double, 9>& controller,
-                            const std::optional<std::tuple<Row, Row, double>>& pair,
+                            const std::array<double, 9>& controller, const StiffnessRows& pair,
                             std::optional<at::Tensor> first_step, int64_t max_num_steps,
                             bool keep_states, bool keep_slopes, bool throws) {
-  SampleOptions options{tableau,       make_controller(controller, tableau->order),
-                        std::nullopt,  std::move(first_step),
-                        max_num_steps, keep_states,
-                        keep_slopes,   throws};
-  if (pair) {
-    const auto& [slopes, states, stability] = *pair;
-    options.pair = StagePair{weights(slopes), weights(states), stability};
-  }
+  SampleOptions options{tableau,         make_controller(controller, tableau->order),
+                        read_pair(pair), std::move(first_step),
+                        max_num_steps,   keep_states,
+                        keep_slopes,     throws};
   SampleTrace trace;
   try {
     PerSampleSolve solve(problem, y0, f0, ts, direction, rtol, atol, std::move(options));
@@ -143,11 +135,8 @@ void bind_driver(py::module_& m) {
            py::arg("all_together") = false)
       .def("outputs", &AdaptiveStepper::outputs)
       .def("record",
-           [](AdaptiveStepper& self,
-              const std::optional<std::tuple<Row, Row, double>>& stiffness_weights) {
-             if (!stiffness_weights) return self.record(std::nullopt);
-             const auto& [slopes, states, stability] = *stiffness_weights;
-             self.record(StiffnessWeights{weights(slopes), weights(states), stability});
+           [](AdaptiveStepper& self, const StiffnessRows& stiffness_weights) {
+             self.record(read_pair(stiffness_weights));
            })
       .def_readonly("ends", &AdaptiveStepper::ends)
       .def_readonly("errors", &AdaptiveStepper::errors)

@@ -5,5 +5,6 @@ namespace fastnode {
 
 // The order of fastnode.engines.failures.Failure; zero is none.
 enum class Failure : int { kNone, kNotFinite, kUnderflow, kTooManySteps };
+constexpr int kFailures = 4;
 
 }  // namespace fastnode

@@ -2,8 +2,9 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
 #include <vector>
+
+#include "common/polynomial.h"
 
 namespace fastnode {
 
@@ -19,10 +20,18 @@ struct Polynomial {
   std::vector<double> coefficients;
 
   double at(double x) const {
-    double total = coefficients.back() * x;
-    for (size_t p = coefficients.size() - 1; p-- > 0;) total = (total + coefficients[p]) * x;
-    return total;
+    return polynomial_at(coefficients.data(), int(coefficients.size()), x);
   }
+  double derivative_at(double x) const {
+    return polynomial_derivative_at(coefficients.data(), int(coefficients.size()), x);
+  }
+};
+
+// The estimate of stiffness of fastnode.control.stiffness: weights of the stages in the difference
+// of two stage derivatives and in that of the states at which they were taken.
+struct StiffnessPair {
+  Weights slopes, states;
+  double stability;
 };
 
 struct Tableau {

@@ -7,16 +7,13 @@
 #include <cmath>
 
 #include "driver/python_calls.h"
+#include "step_control/stiffness.h"
 
 namespace fastnode {
 namespace {
 
 void tell(const py::object& callback, double t, const at::Tensor& y, double h) {
   if (!callback.is_none()) callback(t, wrap(y), h);
-}
-
-double stiffness_of(double slopes, double states, double stability) {
-  return slopes == 0 ? 0 : slopes / states / stability;
 }
 
 }  // namespace
@@ -108,9 +105,9 @@ void AdaptiveStepper::advance() {
 void AdaptiveStepper::keep_record() {
   ends.push_back(course_.t);
   errors.push_back(course_.before);
-  if (!stiffness_weights_) return;
+  if (!stiffness_pair_) return;
   // The states differ by h times the second norm: the size of the step cancels.
-  const auto& [slopes, states, stability] = *stiffness_weights_;
+  const auto& [slopes, states, stability] = *stiffness_pair_;
   if (!y_.tensor().is_cpu()) {
     stiffness_norms_.push_back(rms_on_gpu(k_, slopes));
     stiffness_norms_.push_back(rms_on_gpu(k_, states));
@@ -125,7 +122,7 @@ std::vector<double> AdaptiveStepper::stiffness() const {
   const at::Tensor norms = at::stack(stiffness_norms_).to(at::kCPU, at::kDouble);
   const double* values = norms.const_data_ptr<double>();
   for (int64_t i = 0; i < norms.numel(); i += 2) {
-    all.push_back(stiffness_of(values[i], values[i + 1], stiffness_weights_->stability));
+    all.push_back(stiffness_of(values[i], values[i + 1], stiffness_pair_->stability));
   }
   return all;
 }

@@ -16,13 +16,6 @@ struct Callbacks {
   py::object step, accept, reject;
 };
 
-// fastnode.control.stiffness.Stiffness: weights in the stages of two slopes' difference and of
-// their states'.
-struct StiffnessWeights {
-  Weights slopes, states;
-  double stability;
-};
-
 class AdaptiveStepper {
  public:
   AdaptiveStepper(py::object field, std::shared_ptr<const Tableau> tableau, double t, at::Tensor y,
@@ -40,9 +33,9 @@ class AdaptiveStepper {
   // What of it is there, also when it did not come to its end.
   at::Tensor outputs() const { return outputs_ ? outputs_->finish() : y_.tensor().unsqueeze(0); }
   // From now on keeps of each accepted step its end, its error and, given weights, its stiffness.
-  void record(std::optional<StiffnessWeights> weights) {
+  void record(std::optional<StiffnessPair> pair) {
     recording_ = true;
-    stiffness_weights_ = std::move(weights);
+    stiffness_pair_ = std::move(pair);
   }
 
   double t() const { return course_.t; }
@@ -80,7 +73,7 @@ class AdaptiveStepper {
   at::Tensor f_;
   Slopes k_;
   bool recording_ = false;
-  std::optional<StiffnessWeights> stiffness_weights_;
+  std::optional<StiffnessPair> stiffness_pair_;
   std::vector<double> stiffness_;
   // On a GPU two norms a step, which are read in the end.
   std::vector<at::Tensor> stiffness_norms_;

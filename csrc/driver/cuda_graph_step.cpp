@@ -31,13 +31,13 @@ at::Tensor rows_like(const at::Tensor& like, int64_t rows) {
 
 GraphStep::GraphStep(at::Tensor state, std::shared_ptr<const Tableau> tableau,
                      Controller controller, Parts parts, Limits limits,
-                     std::optional<StiffnessWeights> stiffness_weights)
+                     std::optional<StiffnessPair> stiffness_pair)
     : y(std::move(state)),
       tableau_(std::move(tableau)),
       controller_(controller),
       parts_(std::move(parts)),
       limits_(limits),
-      stiffness_weights_(std::move(stiffness_weights)) {
+      stiffness_pair_(std::move(stiffness_pair)) {
   const c10::DeviceGuard guard(y.device());
   const size_t further = inside() ? tableau_->further.size() : 0;
   memory = at::empty({kControlBytes + 8 * limits_.output_count}, y.options().dtype(at::kByte));
@@ -47,7 +47,7 @@ GraphStep::GraphStep(at::Tensor state, std::shared_ptr<const Tableau> tableau,
   outputs = rows_like(y, limits_.output_count);
   ends = of_doubles(y, limits_.capacity);
   errors = of_doubles(y, limits_.capacity);
-  stiffness = of_doubles(y, stiffness_weights_ ? limits_.capacity : 0);
+  stiffness = of_doubles(y, stiffness_pair_ ? limits_.capacity : 0);
   starts = rows_like(y, limits_.keeps_starts ? limits_.capacity : 0);
   norms_ = at::empty({3 * this->parts() + 2}, y.options().dtype(accumulate_type(y.scalar_type())));
   with_kernels(y, [&]<class K>(const K&) { partial_ = of_doubles(y, K::partials(y.numel())); });
@@ -164,14 +164,14 @@ void GraphStep::conclude(const Slopes& k, const at::Tensor& y1) {
     using A = acc_t<T>;
     kernels.control(control(), span(), data<A>(norms_), int(count),
                     stage_times<T>(*tableau_, times));
-    if (!stiffness_weights_) return;
+    if (!stiffness_pair_) return;
     A* const both = mutable_data<A>(norms_) + 3 * count;
-    for (const Weights* weights : {&stiffness_weights_->slopes, &stiffness_weights_->states}) {
+    for (const Weights* weights : {&stiffness_pair_->slopes, &stiffness_pair_->states}) {
       kernels.error(data<T>(k[0]), data<T>(k[0]), step_terms<T>(k, *weights, control()), false, 0.0,
-                    1.0, y.numel(), both + (weights == &stiffness_weights_->states),
+                    1.0, y.numel(), both + (weights == &stiffness_pair_->states),
                     mutable_data<double>(partial_));
     }
-    kernels.note(control(), both, stiffness_weights_->stability, mutable_data<double>(stiffness));
+    kernels.note(control(), both, stiffness_pair_->stability, mutable_data<double>(stiffness));
   });
 }
 

@@ -27,7 +27,7 @@ class GraphStep {
 
   // `y` is the memory in which the state lies from step to step.
   GraphStep(at::Tensor y, std::shared_ptr<const Tableau> tableau, Controller controller,
-            Parts parts, Limits limits, std::optional<StiffnessWeights> stiffness);
+            Parts parts, Limits limits, std::optional<StiffnessPair> stiffness);
 
   // What `memory` is to hold where a solve from times[0] begins, on the host; `h` is the size of
   // its first step, zero if try_first and choose_first find it.
@@ -76,7 +76,7 @@ class GraphStep {
   Controller controller_;
   Parts parts_;
   Limits limits_;
-  std::optional<StiffnessWeights> stiffness_weights_;
+  std::optional<StiffnessPair> stiffness_pair_;
   at::Tensor norms_, partial_, zero_;
 };
 

@@ -36,13 +36,7 @@ PerSampleSolve::PerSampleSolve(py::object problem, const at::Tensor& y0, const a
       bytes_(width_ * y0.element_size()),
       ts_(ts),
       dtype_(y0.scalar_type()),
-      pending_(batch_, 1),
-      attempts_(batch_, 0),
-      running_(batch_, 1),
-      h_(batch_, 0.0),
       direction_(numbers(direction)),
-      before_(batch_, 1.0),
-      earlier_(batch_, 1.0),
       rtol_(numbers(rtol)),
       atol_(numbers(atol)),
       y_(y0.detach().clone(at::MemoryFormat::Contiguous)),
@@ -50,9 +44,9 @@ PerSampleSolve::PerSampleSolve(py::object problem, const at::Tensor& y0, const a
   k_[0] = f0.detach().clone(at::MemoryFormat::Contiguous);
   const double* times = ts_.const_data_ptr<double>();
   for (int64_t b = 0; b < batch_; ++b) {
-    index_.push_back(b);
-    t_.push_back(times[b * outputs_]);
-    end_.push_back(times[(b + 1) * outputs_ - 1]);
+    SampleCourse& each = samples_.emplace_back(SampleCourse{b, times[(b + 1) * outputs_ - 1], {}});
+    each.course.t = times[b * outputs_];
+    each.course.direction = direction_[size_t(b)];
   }
   std::vector<int64_t> shape = y0.sizes().vec();
   shape.insert(shape.begin(), outputs_);
@@ -66,30 +60,34 @@ PerSampleSolve::PerSampleSolve(py::object problem, const at::Tensor& y0, const a
 }
 
 bool PerSampleSolve::any_running() const {
-  for (char each : running_) {
-    if (each) return true;
+  for (const SampleCourse& each : samples_) {
+    if (each.running) return true;
   }
   return false;
 }
 
 SampleTrace PerSampleSolve::run() {
-  std::vector<char> broken(batch_, 0);
+  std::vector<int64_t> broken;
   dispatch_real(dtype_, [&]<class T>(T*) {
     const T *y = y_.const_data_ptr<T>(), *f = k_[0].const_data_ptr<T>();
-    for (int64_t i = 0; i < batch_ * width_; ++i) {
-      if (!std::isfinite(y[i]) || !std::isfinite(f[i])) broken[i / width_] = 1;
+    for (int64_t b = 0; b < batch_; ++b) {
+      for (int64_t i = b * width_; i < (b + 1) * width_; ++i) {
+        if (std::isfinite(y[i]) && std::isfinite(f[i])) continue;
+        broken.push_back(b);
+        break;
+      }
     }
   });
   fail(Failure::kNotFinite, broken);
   if (any_running()) {
     if (options_.first_step) {
-      h_ = numbers(*options_.first_step);
+      const double* h = options_.first_step->const_data_ptr<double>();
+      for (SampleCourse& each : samples_) each.course.h = h[each.sample];
     } else {
       initial_steps();
     }
-    for (double& h : h_) h = options_.controller.clip(h);
-    ratio_.assign(batch_, 0.0);
-    check_progress(std::vector<char>(batch_, 0));
+    for (auto& each : samples_) each.course.h = options_.controller.clip(each.course.h);
+    check_progress();
   }
   while (any_running()) {
     compact();
@@ -101,15 +99,12 @@ SampleTrace PerSampleSolve::run() {
 void PerSampleSolve::compact() {
   std::vector<int64_t> left;
   for (int64_t r = 0; r < rows(); ++r) {
-    if (running_[r]) left.push_back(r);
+    if (samples_[r].running) left.push_back(r);
   }
   const int64_t finished = rows() - int64_t(left.size());
   if (finished == 0 || kCompaction * finished < rows()) return;
-  for (auto* each : {&index_, &pending_, &attempts_}) keep(*each, left);
-  for (auto* each : {&t_, &end_, &h_, &direction_, &before_, &earlier_, &rtol_, &atol_}) {
-    keep(*each, left);
-  }
-  keep(running_, left);
+  keep(samples_, left);
+  for (auto* each : {&direction_, &rtol_, &atol_}) keep(*each, left);
   y_ = take_rows(y_, left);
   k_[0] = take_rows(k_[0], left);
   const at::Tensor kept = at::empty({int64_t(left.size())}, at::kLong);
@@ -125,48 +120,42 @@ void PerSampleSolve::initial_steps() {
   times_.resize(rows());
   step_.resize(rows());
   for (int64_t r = 0; r < rows(); ++r) {
-    h0[r] = running_[r] ? Controller::trial_step(d0[r], d1[r], std::abs(end_[r] - t_[r])) : 0;
-    step_[r] = h0[r] * direction_[r];
-    times_[r] = t_[r] + step_[r];
-    if (running_[r]) ++trace_.nfe[index_[r]];
+    const SampleCourse& each = samples_[r];
+    const Course& course = each.course;
+    const double span = std::abs(each.end - course.t);
+    h0[r] = each.running ? Controller::trial_step(d0[r], d1[r], span) : 0;
+    step_[r] = h0[r] * course.direction;
+    times_[r] = course.t + step_[r];
+    if (each.running) ++trace_.nfe[each.sample];
   }
   combine({{0}, {1.0}}, step_, stage_);
   at::Tensor f1;
   field_(times_, nullptr, stage_, f1);
   norm_rows(y_, y_, {f1, k_[0]}, {{0, 1}, {1.0, -1.0}}, one, rtol_, atol_, d2);
   for (int64_t r = 0; r < rows(); ++r) {
-    h_[r] = options_.controller.first_step(h0[r], d1[r], d2[r], LibraryPower());
+    samples_[r].course.h = options_.controller.first_step(h0[r], d1[r], d2[r], LibraryPower());
   }
 }
 
-void PerSampleSolve::check_progress(const std::vector<char>& stuck) {
-  std::vector<char> broken(rows(), 0), held(rows(), 0), exhausted(rows(), 0);
+void PerSampleSolve::check_progress() {
+  std::vector<int64_t> failed[kFailures];
   for (int64_t r = 0; r < rows(); ++r) {
-    if (!running_[r]) continue;
-    if (stuck[r] || t_[r] + h_[r] * direction_[r] == t_[r]) {
-      (std::isfinite(ratio_[r]) ? held : broken)[r] = 1;
-    } else if (attempts_[r] >= options_.max_num_steps) {
-      exhausted[r] = 1;
-    }
+    if (!samples_[r].running) continue;
+    failed[int(failure_of(samples_[r].course, options_.max_num_steps))].push_back(r);
   }
-  fail(Failure::kNotFinite, broken);
-  fail(Failure::kUnderflow, held);
-  fail(Failure::kTooManySteps, exhausted);
+  for (int each = 1; each < kFailures; ++each) fail(Failure(each), failed[each]);
 }
 
-void PerSampleSolve::fail(Failure failure, const std::vector<char>& which) {
-  std::vector<int64_t> chosen;
-  for (int64_t r = 0; r < rows(); ++r) {
-    if (which[r]) chosen.push_back(r);
-  }
+void PerSampleSolve::fail(Failure failure, const std::vector<int64_t>& chosen) {
   if (chosen.empty()) return;
   if (options_.throws) {
     std::vector<int64_t> samples;
     std::vector<double> times, steps;
     for (int64_t r : chosen) {
-      samples.push_back(index_[r]);
-      times.push_back(t_[r]);
-      steps.push_back(h_[r] * direction_[r]);
+      const Course& course = samples_[r].course;
+      samples.push_back(samples_[r].sample);
+      times.push_back(course.t);
+      steps.push_back(course.h * course.direction);
     }
     py::list slopes;
     for (const at::Tensor& each : k_) {
@@ -178,8 +167,8 @@ void PerSampleSolve::fail(Failure failure, const std::vector<char>& which) {
                                  options_.max_num_steps);
   }
   for (int64_t r : chosen) {
-    trace_.status[index_[r]] = int64_t(failure);
-    running_[r] = 0;
+    trace_.status[samples_[r].sample] = int64_t(failure);
+    samples_[r].running = false;
   }
 }
 

@@ -8,20 +8,14 @@
 #include "common/failure.h"
 #include "driver/rows.h"
 #include "driver/sample_field.h"
-#include "step_control/controller.h"
+#include "step_control/rk_control.h"
 
 namespace fastnode {
-
-// The weights of an estimate of stiffness, where a method has one (fastnode/control/stiffness.py).
-struct StagePair {
-  Weights slopes, states;
-  double stability;
-};
 
 struct SampleOptions {
   std::shared_ptr<const Tableau> tableau;
   Controller controller;
-  std::optional<StagePair> pair;
+  std::optional<StiffnessPair> pair;
   std::optional<at::Tensor> first_step;  // [B]
   int64_t max_num_steps;
   bool keep_states, keep_slopes, throws;
@@ -39,6 +33,16 @@ struct SampleTrace {
   std::vector<SampleSteps> steps;                        // [B]
 };
 
+// Where a sample of the batch stands.
+struct SampleCourse {
+  int64_t sample;
+  double end;
+  Course course;
+  int64_t next = 1;  // the output to come
+  bool running = true;
+  bool accepted = false;  // the step that was tried last
+};
+
 class PerSampleSolve {
  public:
   // ts [B, T], direction, rtol and atol [B] in float64; f0 is the field at y0 [B, ...].
@@ -50,20 +54,20 @@ class PerSampleSolve {
   SampleTrace run();
 
  private:
-  int64_t rows() const { return int64_t(index_.size()); }
+  int64_t rows() const { return int64_t(samples_.size()); }
   bool any_running() const;
   void compact();
   void attempt();
   void plan();
   void take_stages();
   void measure();
-  void decide(std::vector<char>& accepted, std::vector<char>& stuck);
+  void decide();
   void record(int64_t row);
   void interpolate(int64_t row);
-  void move(const std::vector<char>& accepted);
+  void move();
   void initial_steps();
-  void check_progress(const std::vector<char>& stuck);
-  void fail(Failure failure, const std::vector<char>& which);
+  void check_progress();
+  void fail(Failure failure, const std::vector<int64_t>& chosen);
 
   void combine(const Weights& weights, const std::vector<double>& h, Handle& out);
 
@@ -74,14 +78,13 @@ class PerSampleSolve {
   const at::Tensor ts_;
   const at::ScalarType dtype_;
 
-  // One entry for each row of the batch: row r is sample index_[r].
-  std::vector<int64_t> index_, pending_, attempts_;
-  std::vector<char> running_;
-  std::vector<double> t_, end_, h_, direction_, before_, earlier_, rtol_, atol_;
+  // One entry for each row of the batch that is left.
+  std::vector<SampleCourse> samples_;
+  std::vector<double> direction_, rtol_, atol_;
   at::Tensor y_;
   Slopes k_;  // k_[0] is the field at (t, y)
   // Of the step that is tried.
-  std::vector<double> t1_, step_, taken_, ratio_, stiffness_, times_, zero_, one_;
+  std::vector<double> step_, ratio_, stiffness_, times_, zero_, one_;
   Weights dense_;
   Handle stage_, solution_;
   const Handle* y1_ = nullptr;

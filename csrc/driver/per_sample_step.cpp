@@ -5,6 +5,8 @@
 
 #include "driver/per_sample.h"
 #include "kernels/rk/rk_stage.h"
+#include "step_control/dense_output.h"
+#include "step_control/stiffness.h"
 
 namespace fastnode {
 namespace {
@@ -22,12 +24,15 @@ void PerSampleSolve::combine(const Weights& weights, const std::vector<double>& 
 }
 
 void PerSampleSolve::plan() {
-  for (auto* each : {&t1_, &step_, &taken_, &times_}) each->resize(rows());
+  for (auto* each : {&step_, &times_}) each->resize(rows());
   for (int64_t r = 0; r < rows(); ++r) {
-    const double room = running_[r] ? std::abs(end_[r] - t_[r]) : 0;
-    taken_[r] = std::min(h_[r], room);
-    t1_[r] = !running_[r] ? t_[r] : h_[r] < room ? t_[r] + h_[r] * direction_[r] : end_[r];
-    step_[r] = t1_[r] - t_[r];
+    Course& course = samples_[r].course;
+    if (samples_[r].running) {
+      fastnode::plan(course, samples_[r].end);
+    } else {
+      rest(course);
+    }
+    step_[r] = course.step;
   }
 }
 
@@ -36,7 +41,10 @@ void PerSampleSolve::take_stages() {
   for (size_t i = 1; i < k_.size(); ++i) {
     combine(tableau.stages[i], step_, stage_);
     const double c = tableau.times[i];
-    for (int64_t r = 0; r < rows(); ++r) times_[r] = c == 1 ? t1_[r] : t_[r] + c * step_[r];
+    for (int64_t r = 0; r < rows(); ++r) {
+      const Course& course = samples_[r].course;
+      times_[r] = c == 1 ? course.t1 : course.t + c * course.step;
+    }
     field_(times_, c == 1 ? &direction_ : nullptr, stage_, k_[i]);
   }
   y1_ = &stage_;
@@ -44,8 +52,8 @@ void PerSampleSolve::take_stages() {
     combine(tableau.solution, step_, solution_);
     y1_ = &solution_;
   }
-  for (int64_t r = 0; r < rows(); ++r) {
-    if (running_[r]) trace_.nfe[index_[r]] += int64_t(k_.size()) - 1;
+  for (const SampleCourse& each : samples_) {
+    if (each.running) trace_.nfe[each.sample] += int64_t(k_.size()) - 1;
   }
 }
 
@@ -59,33 +67,22 @@ void PerSampleSolve::measure() {
   norm_rows(y_, y_, k_, options_.pair->slopes, one_, zero_, one_, stiffness_);
   norm_rows(y_, y_, k_, options_.pair->states, one_, zero_, one_, states);
   for (int64_t r = 0; r < rows(); ++r) {
-    if (stiffness_[r] != 0) stiffness_[r] /= states[r] * options_.pair->stability;
+    stiffness_[r] = stiffness_of(stiffness_[r], states[r], options_.pair->stability);
   }
 }
 
-void PerSampleSolve::decide(std::vector<char>& accepted, std::vector<char>& stuck) {
-  const Controller& controller = options_.controller;
+void PerSampleSolve::decide() {
   for (int64_t r = 0; r < rows(); ++r) {
-    if (!running_[r]) continue;
-    ++attempts_[r];
-    const double following = controller.next_step(taken_[r], ratio_[r], before_[r], earlier_[r]);
-    accepted[r] = controller.accepts(taken_[r], ratio_[r]);
-    if (!accepted[r]) {
-      ++trace_.rejected[index_[r]];
-      stuck[r] = following >= taken_[r];
-      h_[r] = following;
-      continue;
-    }
-    ++trace_.accepted[index_[r]];
-    h_[r] = taken_[r] < h_[r] ? std::max(following, h_[r]) : following;
-    earlier_[r] = before_[r];
-    before_[r] = ratio_[r];
+    SampleCourse& each = samples_[r];
+    each.accepted =
+        each.running && settle(each.course, options_.controller, ratio_[r], LibraryPower());
+    if (each.running) ++(each.accepted ? trace_.accepted : trace_.rejected)[each.sample];
   }
 }
 
 void PerSampleSolve::record(int64_t row) {
-  SampleSteps& steps = trace_.steps[index_[row]];
-  steps.t1.push_back(t1_[row]);
+  SampleSteps& steps = trace_.steps[samples_[row].sample];
+  steps.t1.push_back(samples_[row].course.t);
   steps.error.push_back(ratio_[row]);
   steps.stiffness.push_back(stiffness_[row]);
   const int64_t offset = row * bytes_;
@@ -96,23 +93,24 @@ void PerSampleSolve::record(int64_t row) {
 }
 
 void PerSampleSolve::interpolate(int64_t row) {
-  const double* times = ts_.const_data_ptr<double>() + index_[row] * outputs_;
+  SampleCourse& at = samples_[row];
+  const double* times = ts_.const_data_ptr<double>() + at.sample * outputs_;
+  const double t0 = at.course.t_before, t1 = at.course.t;
   const int64_t offset = row * width_;
-  for (int64_t& next = pending_[row]; next < outputs_; ++next) {
+  for (int64_t& next = at.next; next < outputs_; ++next) {
     const double time = times[next];
-    if ((time - t1_[row]) * direction_[row] > 0) return;
-    char* out = bytes_of(trace_.ys) + (next * batch_ + index_[row]) * bytes_;
-    if (time == t1_[row]) {
+    if ((time - t1) * at.course.direction > 0) return;
+    char* out = bytes_of(trace_.ys) + (next * batch_ + at.sample) * bytes_;
+    if (time == t1) {
       std::memcpy(out, bytes_of(y1_->tensor()) + row * bytes_, bytes_);
       continue;
     }
-    const double x = (time - t_[row]) / step_[row];
     // Its memory is kept: an allocation costs more than a narrow row.
     dense_.stages.clear();
     dense_.values.clear();
     for (const Polynomial& each : options_.tableau->dense) {
       dense_.stages.push_back(each.stage);
-      dense_.values.push_back(step_[row] * each.at(x));
+      dense_.values.push_back(dense_weight(each, t0, t1, time));
     }
     dispatch_real(dtype_, [&]<class T>(T*) {
       rk_stage_range(y_.const_data_ptr<T>() + offset, row_terms<T>(k_, dense_, offset), 0, width_,
@@ -121,19 +119,18 @@ void PerSampleSolve::interpolate(int64_t row) {
   }
 }
 
-void PerSampleSolve::move(const std::vector<char>& accepted) {
+void PerSampleSolve::move() {
   char *y = bytes_of(y_), *f = bytes_of(k_[0]);
   const char *y1 = bytes_of(y1_->tensor()), *f1 = bytes_of(k_.back());
   for (int64_t r = 0; r < rows();) {
-    if (!accepted[r]) {
+    if (!samples_[r].accepted) {
       ++r;
       continue;
     }
     // Neighbours that were accepted move at once.
     const int64_t first = r;
-    for (; r < rows() && accepted[r]; ++r) {
-      t_[r] = t1_[r];
-      if (t_[r] == end_[r]) running_[r] = 0;
+    for (; r < rows() && samples_[r].accepted; ++r) {
+      if (samples_[r].course.t == samples_[r].end) samples_[r].running = false;
     }
     const int64_t offset = first * bytes_, size = (r - first) * bytes_;
     std::memcpy(y + offset, y1 + offset, size);
@@ -145,15 +142,14 @@ void PerSampleSolve::attempt() {
   plan();
   take_stages();
   measure();
-  std::vector<char> accepted(rows(), 0), stuck(rows(), 0);
-  decide(accepted, stuck);
+  decide();
   for (int64_t r = 0; r < rows(); ++r) {
-    if (!accepted[r]) continue;
+    if (!samples_[r].accepted) continue;
     record(r);
     interpolate(r);
   }
-  move(accepted);
-  check_progress(stuck);
+  move();
+  check_progress();
 }
 
 }  // namespace fastnode

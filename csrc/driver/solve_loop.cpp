@@ -8,6 +8,7 @@
 
 #include "ops/common.h"
 #include "ops/result_pool.h"
+#include "step_control/dense_output.h"
 
 namespace fastnode {
 
@@ -19,8 +20,7 @@ std::vector<int> dense_stages(const Tableau& tableau) {
 
 void add_dense_weights(const Tableau& tableau, double t, double t1, double time,
                        std::vector<double>& c) {
-  const double h = t1 - t, x = (time - t) / h;
-  for (const Polynomial& row : tableau.dense) c.push_back(h * row.at(x));
+  for (const Polynomial& row : tableau.dense) c.push_back(dense_weight(row, t, t1, time));
 }
 
 void take_further_stages(Field& field, const Tableau& tableau, const Arithmetic& arithmetic,

@@ -56,12 +56,8 @@ struct Controller {
     return clip(h * factor);
   }
 
-  double next_step(double h, double ratio, double before, double earlier) const {
-    return next_step(h, ratio, before, earlier, LibraryPower());
-  }
-
   // fastnode.control.controllers.initial_step, which gives the source, from the norms of the state,
-  // of its slope and of the difference of slopes over a trial step.
+  // of its derivative and of the change of the derivative over a trial step.
   FASTNODE_HD static double trial_step(double d0, double d1, double span) {
     return lesser(d0 < 1e-5 || d1 < 1e-5 ? 1e-6 : 0.01 * d0 / d1, span);
   }

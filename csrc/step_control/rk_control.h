@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "common/failure.h"
 #include "common/terms.h"
 #include "step_control/controller.h"
 
@@ -30,6 +31,18 @@ FASTNODE_HD bool blocked(const Course& course) {
   return course.stuck || course.t + rounded_product(course.h, course.direction) == course.t;
 }
 
+// Why no step can be tried any more, if none can.
+FASTNODE_HD Failure failure_of(const Course& course, int64_t max_num_steps) {
+  if (blocked(course)) return finite(course.ratio) ? Failure::kUnderflow : Failure::kNotFinite;
+  return course.attempts < max_num_steps ? Failure::kNone : Failure::kTooManySteps;
+}
+
+// An attempt of length zero, for a solve that has ended while others go on.
+FASTNODE_HD void rest(Course& course) {
+  course.t1 = course.t;
+  course.step = 0;
+}
+
 // The next attempt, which ends at `limit` at the latest.
 FASTNODE_HD void plan(Course& course, double limit) {
   ++course.attempts;
@@ -39,13 +52,15 @@ FASTNODE_HD void plan(Course& course, double limit) {
   course.step = course.t1 - course.t;
 }
 
-// What follows from the error of the attempt, `ratio` tolerances. Whether it is accepted.
+// What follows from the error of the attempt, `ratio` tolerances. Whether it is accepted;
+// `always`: whatever its error.
 template <class Power>
-FASTNODE_HD bool settle(Course& course, const Controller& controller, double ratio, Power power) {
+FASTNODE_HD bool settle(Course& course, const Controller& controller, double ratio, Power power,
+                        bool always = false) {
   const double following =
       controller.next_step(course.taken, ratio, course.before, course.earlier, power);
   course.ratio = ratio;
-  if (!controller.accepts(course.taken, ratio)) {
+  if (!always && !controller.accepts(course.taken, ratio)) {
     ++course.rejected;
     course.stuck = following >= course.taken;
     course.h = following;
@@ -116,8 +131,7 @@ FASTNODE_HD void prepare(Control& control, const Span& span) {
   if (control.running) {
     plan(course, span.limits[control.limit]);
   } else {
-    course.t1 = course.t;
-    course.step = 0;
+    rest(course);
   }
 }
 

@@ -1,7 +1,9 @@
 // Times of stages and weights of dense output, by the same functions on CPU and GPU.
 #pragma once
 
+#include "step_control/dense_output.h"
 #include "step_control/rk_control.h"
+#include "step_control/stiffness.h"
 
 namespace fastnode {
 
@@ -36,10 +38,16 @@ FASTNODE_HD T as_time(double t) {
   return store<T>(acc_t<T>(t));
 }
 
+// The same for a time, before (side -1) or after (1) it or at it (0).
+template <class T>
+FASTNODE_HD T shifted(double t, int side, double direction) {
+  return side == 0 ? as_time<T>(t) : next_number(as_time<T>(t), side * direction);
+}
+
 // The time of a stage at the fraction c of the attempt (StageTimes).
 template <class T>
 FASTNODE_HD T stage_time(const Course& course, double c) {
-  return c == 1 ? next_number(as_time<T>(course.t1), -course.direction)
+  return c == 1 ? shifted<T>(course.t1, -1, course.direction)
                 : as_time<T>(course.t + rounded_product(c, course.step));
 }
 
@@ -57,23 +65,17 @@ FASTNODE_HD T first_time(const Course& course, const double* numbers) {
   return numbers[2] != 0 ? t : next_number(t, -course.direction);
 }
 
-// h p_j(x): the weight of a stage in dense output at `time` inside the step from t0 to t1.
+// The same for stage j of a table of coefficients.
 template <class Dense>
 FASTNODE_HD double dense_weight(const Dense& dense, int j, double t0, double t1, double time) {
-  const double h = t1 - t0, x = (time - t0) / h;
-  double total = 0;
-  for (int p = dense.degree - 1; p >= 0; --p) total = rounded_product(total + dense.a[j][p], x);
-  return h * total;
+  return dense_weight(dense.a[j], dense.degree, t0, t1, time);
 }
 
-// p_j'(x): the weight of a stage in the slope of the dense output there.
+// p_j'(x): the weight of k_j in the derivative of the dense output there.
 template <class Dense>
-FASTNODE_HD double dense_slope_weight(const Dense& dense, int j, double t0, double t1,
-                                      double time) {
-  const double x = (time - t0) / (t1 - t0);
-  double total = 0;
-  for (int p = dense.degree - 1; p >= 0; --p) total = total * x + double(p + 1) * dense.a[j][p];
-  return total;
+FASTNODE_HD double dense_derivative_weight(const Dense& dense, int j, double t0, double t1,
+                                           double time) {
+  return polynomial_derivative_at(dense.a[j], dense.degree, (time - t0) / (t1 - t0));
 }
 
 // The largest of the norms of a state's parts; NaN if one of them is.
@@ -84,14 +86,12 @@ FASTNODE_HD double worst(const A* norms, int parts) {
   return so_far;
 }
 
-// Stiffness of the step just tried (fastnode/control/stiffness.py), if it was accepted, from the
-// norms of the difference of two slopes and of that of their states over h.
+// Stiffness of the step just tried, if it was accepted, from the norms of stiffness_of.
 template <class A>
 FASTNODE_HD void note_stiffness(const Control& control, const A* norms, double stability,
                                 double* stiffness) {
   if (!control.moved) return;
-  const double slopes = norms[0], states = norms[1];
-  stiffness[control.noted - 1] = slopes == 0 ? 0 : slopes / states / stability;
+  stiffness[control.noted - 1] = stiffness_of(norms[0], norms[1], stability);
 }
 
 // `place` on a CUDA stream, with the times of all stages; `numbers` lie on the device. Gives a

@@ -160,7 +160,8 @@ struct Adjoint : StepBack<T> {
         further = true;
       }
       if (rates) {
-        arithmetic.combine(frame, nullptr, k.data(), slope_weights(tableau, (time - t) / h), 1, gk);
+        arithmetic.combine(frame, nullptr, k.data(),
+                           dense_derivative_weights(tableau, (time - t) / h), 1, gk);
         (*rates)[next] += dot(frame, output, gk, dim());
       }
       if (time == t1) {

@@ -234,7 +234,7 @@ struct SampleAdjoint : StepBack<T> {
           add_weighted(
               [&](int64_t s) {
                 const BackSlot& slot = slots[size_t(s)];
-                return is_inside(s) ? slot.h * each.at((time(slot) - slot.t) / slot.h) : 0.0;
+                return is_inside(s) ? dense_weight(each, slot.t, slot.t1, time(slot)) : 0.0;
               },
               to);
         }

@@ -7,18 +7,18 @@
 
 #include "mlp/cpu/per_sample_arithmetic.h"
 #include "mlp/cpu/tile_arithmetic.h"
+#include "step_control/rk_control.h"
 
 namespace fastnode {
 
 // A sample in a tile.
 struct Slot {
   int64_t sample;
-  double t, end, direction, h;
-  double before = 1, earlier = 1;
-  int64_t next = 1, attempts = 0;  // the output to come; steps tried
-  // Of the step at hand.
-  double t1 = 0, step = 0, taken = 0, ratio = 0;
-  bool accepted = false, stuck = false, running = true;
+  double end;
+  Course course;
+  int64_t next = 1;       // the output to come
+  bool accepted = false;  // the step that was tried last
+  bool running = true;
 };
 
 // States and slopes of up to `capacity` samples, in memory of a thread's own.

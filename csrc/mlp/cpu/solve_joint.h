@@ -19,12 +19,6 @@
 
 namespace fastnode {
 
-// The weights of an estimate of stiffness (fastnode/control/stiffness.py).
-struct StiffnessPair {
-  Weights slopes, states;
-  double stability;
-};
-
 struct MlpOptions {
   std::shared_ptr<const Tableau> tableau;
   std::vector<double> times;  // where the solution is wanted

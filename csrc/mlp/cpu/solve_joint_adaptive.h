@@ -2,6 +2,7 @@
 #pragma once
 
 #include "mlp/cpu/solve_joint_worker.h"
+#include "step_control/stiffness.h"
 
 namespace fastnode {
 
@@ -9,20 +10,17 @@ namespace fastnode {
 template <class T>
 struct MlpSolve<T>::Adaptive : Worker {
   using Worker::arithmetic;
-  using Worker::attempts;
   using Worker::barrier;
-  using Worker::before;
   using Worker::begin;
+  using Worker::course;
   using Worker::dim;
   using Worker::direction;
-  using Worker::earlier;
   using Worker::end;
   using Worker::evaluate;
   using Worker::evaluations;
   using Worker::failed;
   using Worker::field;
   using Worker::finish;
-  using Worker::h;
   using Worker::keep;
   using Worker::kept;
   using Worker::leads;
@@ -30,14 +28,9 @@ struct MlpSolve<T>::Adaptive : Worker {
   using Worker::look;
   using Worker::options;
   using Worker::output;
-  using Worker::ratio;
-  using Worker::rejected;
   using Worker::room;
   using Worker::solve;
   using Worker::stepped;
-  using Worker::stuck;
-  using Worker::t;
-  using Worker::t_before;
   using Worker::tableau;
   using Worker::take_stages;
   using Worker::tapes;
@@ -73,49 +66,33 @@ struct MlpSolve<T>::Adaptive : Worker {
     barrier.wait();
     const double d0 = rms(sums), d1 = rms(sums + solve.tiles());
     if (!std::isfinite(d0) || !std::isfinite(d1)) return false;
-    double h0 = d0 < 1e-5 || d1 < 1e-5 ? 1e-6 : 0.01 * d0 / d1;
-    h0 = std::min(h0, std::abs(limit - t));
-    const double signed_h = std::copysign(h0, limit - t);
+    const double h0 = Controller::trial_step(d0, d1, std::abs(limit - course.t));
+    const double step = direction * h0;
     sums = next_sums();
     for (Tile<T>* tile = begin; tile != end; ++tile) {
-      arithmetic.combine(tile->frame, tile->y, tile->k.data(), kFirstSlope, signed_h, tile->stage);
-      evaluate(*tile, T(t + signed_h), tile->stage, tile->k[1]);
+      arithmetic.combine(tile->frame, tile->y, tile->k.data(), kFirstSlope, step, tile->stage);
+      evaluate(*tile, as_time<T>(course.t + step), tile->stage, tile->k[1]);
       sums[tile - solve.tiles_.data()] = squares(*tile, tile->k.data(), kRise);
     }
     barrier.wait();
     ++evaluations;
-    const double d2 = rms(sums) / h0;
-    h = h0;
-    if (!std::isfinite(d2)) return true;
-    const double h1 = d1 <= 1e-15 && d2 <= 1e-15
-                          ? std::max(1e-6, h0 * 1e-3)
-                          : std::pow(0.01 / std::max(d1, d2), 1.0 / tableau.order);
-    h = std::min(100 * h0, h1);
+    course.h = options.controller.first_step(h0, d1, rms(sums), LibraryPower());
     return true;
-  }
-
-  // Whether another step can be tried.
-  bool progress() {
-    if (attempts < options.max_num_steps && t + h * direction != t && !stuck) return true;
-    failed = true;
-    return false;
   }
 
   bool advance() {
     if (stepped) move_on();
     stepped = false;
     while (true) {
-      if (!progress()) return false;
-      ++attempts;
-      const double room = std::abs(limit - t), taken = std::min(h, room);
-      const double t1 = h < room ? t + h * direction : limit, step = t1 - t;
+      failed = failure_of(course, options.max_num_steps) != Failure::kNone;
+      if (failed) return false;
+      plan(course, limit);
       double* const sums = next_sums();
-      tried = t1;
       for (Tile<T>* tile = begin; tile != end; ++tile) {
-        take_stages(*tile, t1, true);
+        take_stages(*tile, true);
         const int64_t place = tile - solve.tiles_.data();
         sums[place] = arithmetic.squares(tile->frame, tile->y, tile->y1, tile->k.data(),
-                                         tableau.error, step, options.rtol, options.atol);
+                                         tableau.error, course.step, options.rtol, options.atol);
         if (!options.pair) continue;
         for (int i = 0; i < 2; ++i) {
           const Weights& weights = i ? options.pair->states : options.pair->slopes;
@@ -125,37 +102,23 @@ struct MlpSolve<T>::Adaptive : Worker {
       }
       evaluations += int64_t(tableau.stages.size()) - 1;
       barrier.wait();
-      ratio = rms(sums);
-      const double following = options.controller.next_step(taken, ratio, before, earlier);
-      if (!options.first_step_alone && !options.controller.accepts(taken, ratio)) {
-        ++rejected;
-        stuck = following >= taken;
-        h = following;
-        continue;
-      }
-      if (leads) record(t1, sums);
+      const bool accepted =
+          settle(course, options.controller, rms(sums), LibraryPower(), options.first_step_alone);
+      if (!accepted) continue;
+      if (leads) record(sums);
       keep_step();
-      earlier = before;
-      before = ratio;
-      stuck = false;
-      // A step cut short says little of what the next one may be.
-      h = taken < h ? std::max(following, h) : following;
-      t_before = t;
-      t = t1;
       stepped = true;
       return true;
     }
   }
 
-  // The end of the step that was tried last, or t if it was accepted.
-  double tried = options.times.front();
-
   // Where no step can be tried any more.
   void give_up() {
     for (Tile<T>* tile = begin; tile != end; ++tile) {
+      const bool rejected = course.t1 != course.t;
       // Another tile's slopes may lie over those of this one.
-      if (tried != t) take_stages(*tile, tried, true);
-      look(*tile, tried != t ? tableau.stages.size() : 1);
+      if (rejected) take_stages(*tile, true);
+      look(*tile, rejected ? tableau.stages.size() : 1);
     }
     finish();
   }
@@ -178,19 +141,13 @@ struct MlpSolve<T>::Adaptive : Worker {
     }
   }
 
-  void record(double t1, const double* sums) {
-    trace.edges.push_back(t1);
-    trace.error.push_back(ratio);
-    double stiffness = std::numeric_limits<double>::quiet_NaN();
-    if (options.pair) {
-      double slopes = 0, states = 0;
-      for (int64_t i = 0; i < solve.tiles(); ++i) {
-        slopes += sums[solve.tiles() + i];
-        states += sums[2 * solve.tiles() + i];
-      }
-      stiffness = slopes == 0 ? 0 : std::sqrt(slopes / states) / options.pair->stability;
-    }
-    trace.stiffness.push_back(stiffness);
+  void record(const double* sums) {
+    trace.edges.push_back(course.t);
+    trace.error.push_back(course.ratio);
+    const int64_t tiles = solve.tiles();
+    trace.stiffness.push_back(options.pair ? stiffness_of(rms(sums + tiles), rms(sums + 2 * tiles),
+                                                          options.pair->stability)
+                                           : std::numeric_limits<double>::quiet_NaN());
   }
 
   // Where the step that was accepted last ends, another one begins.
@@ -203,23 +160,25 @@ struct MlpSolve<T>::Adaptive : Worker {
   }
 
   void adaptive() {
-    for (Tile<T>* tile = begin; tile != end; ++tile) evaluate(*tile, T(t), tile->y, tile->k[0]);
+    for (Tile<T>* tile = begin; tile != end; ++tile)
+      evaluate(*tile, as_time<T>(course.t), tile->y, tile->k[0]);
     ++evaluations;
     if (options.first_step) {
-      h = *options.first_step;
+      course.h = *options.first_step;
     } else if (!choose_first_step()) {
       give_up();
       if (leads) trace.ending = Ending::kBadStart;
       return;
     }
-    h = options.controller.clip(h);
+    course.h = options.controller.clip(course.h);
     if (options.first_step_alone) {
       return advance() ? finish() : give_up();
     }
     tapes = options.tape && options.tape->steps() > 0;
     const std::vector<double>& times = options.times;
+    const double &t = course.t, &t_before = course.t_before;
     for (size_t i = 1; i < times.size();) {
-      if (options.counted_anew) attempts = 0;
+      if (options.counted_anew) course.attempts = 0;
       while ((t - times[i]) * direction < 0) {
         if (!advance()) return give_up();
       }
@@ -242,7 +201,7 @@ struct MlpSolve<T>::Adaptive : Worker {
   }
 
   void take_further_stages() {
-    const double step = t - t_before;
+    const double t_before = course.t_before, step = course.t - t_before;
     const size_t stages = tableau.stages.size();
     for (size_t i = 0; i < tableau.further.size(); ++i) {
       for (Tile<T>* tile = begin; tile != end; ++tile) {

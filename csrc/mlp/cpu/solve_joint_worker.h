@@ -27,10 +27,10 @@ struct alignas(64) MlpSolve<T>::Worker {
   T *scratch, *output;
   const double direction;
 
-  double t, h = 0, t_before = 0, limit;
-  double before = 1, earlier = 1, ratio = 0, stiff = 0;
-  int64_t attempts = 0, evaluations = 0, rejected = 0;
-  bool stuck = false, failed = false, stepped = false;
+  const double limit;
+  Course course;
+  int64_t evaluations = 0;
+  bool failed = false, stepped = false;
   int turn = 0;
 
   // Steps that memory is there for, and those kept so far.
@@ -51,8 +51,9 @@ struct alignas(64) MlpSolve<T>::Worker {
         end(whole.tiles_.data() + whole.tiles() * (thread + 1) / threads),
         arithmetic(field, whole.tiles_.front().frame, tableau.stages.size() + 2),
         direction(options.direction()),
-        t(options.times.front()),
         limit(options.times.back()) {
+    course.t = course.t1 = options.times.front();
+    course.direction = direction;
     const Frame& largest = whole.tiles_.front().frame;
     const int64_t numbers = largest.size(dim());
     const size_t slopes = begin->k.size();
@@ -101,12 +102,14 @@ struct alignas(64) MlpSolve<T>::Worker {
     field.record(tile.frame, arithmetic.times(tile.frame, time), copy, record, tile.k[i]);
   }
 
-  void take_stages(Tile<T>& tile, double t1, bool perturb) {
-    const double step = t1 - t;
+  // The stages of the step at hand; those at its end are taken just before it, unless steps along a
+  // grid are not `perturbed`.
+  void take_stages(Tile<T>& tile, bool perturbed) {
+    const double step = course.step;
     for (size_t i = 1; i < tableau.stages.size(); ++i) {
       arithmetic.combine(tile.frame, tile.y, tile.k.data(), tableau.stages[i], step, tile.stage);
       const double c = tableau.times[i];
-      const T time = c == 1 ? shifted<T>(t1, perturb ? -1 : 0, direction) : T(t + c * step);
+      const T time = c == 1 && !perturbed ? as_time<T>(course.t1) : stage_time<T>(course, c);
       evaluate_stage(tile, i, time, tile.stage);
     }
     if (!tableau.fsal) {
@@ -127,13 +130,13 @@ struct alignas(64) MlpSolve<T>::Worker {
     for (Tile<T>* tile = begin; tile != end; ++tile) {
       size_t next = 1;
       for (size_t i = 0; i + 1 < grid.size(); ++i) {
-        t = grid[i];
-        const double t1 = grid[i + 1];
+        const double t = course.t = grid[i], t1 = course.t1 = grid[i + 1];
+        course.step = t1 - t;
         kept = int64_t(i);
         tapes = options.tape && kept < options.tape->steps();
         evaluate_stage(*tile, 0, shifted<T>(t, options.perturb ? 1 : 0, direction), tile->y);
         keep(*tile, kept);
-        take_stages(*tile, t1, options.perturb);
+        take_stages(*tile, options.perturb);
         for (; next < times.size() && (t1 - times[next]) * direction >= 0; ++next) {
           if (times[next] == t1) {
             write(*tile, tile->y1, next);
@@ -170,11 +173,11 @@ struct alignas(64) MlpSolve<T>::Worker {
   void finish() {
     if (!leads) return;
     trace.evaluations = evaluations;
-    trace.rejected = rejected;
-    trace.t = t;
-    trace.h = h * direction;
-    trace.ratio = ratio;
-    trace.attempts = attempts;
+    trace.rejected = course.rejected;
+    trace.t = course.t;
+    trace.h = course.h * direction;
+    trace.ratio = course.ratio;
+    trace.attempts = course.attempts;
     if (failed) trace.ending = Ending::kStuck;
   }
 };

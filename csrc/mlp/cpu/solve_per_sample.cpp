@@ -70,21 +70,17 @@ struct MlpSamples<T>::Worker : Starter {
 
   // A step of every sample.
   void attempt() {
-    for (Slot& slot : slots) {
-      const double room = std::abs(slot.end - slot.t);
-      slot.taken = std::min(slot.h, room);
-      slot.t1 = slot.h < room ? slot.t + slot.h * slot.direction : slot.end;
-      slot.step = slot.t1 - slot.t;
-    }
+    for (Slot& slot : slots) plan(slot.course, slot.end);
     take_stages();
     const auto scaled = [&](const Weights& weights) {
-      return [&](int64_t s, size_t j) { return slots[size_t(s)].step * weights.values[j]; };
+      return [&](int64_t s, size_t j) { return slots[size_t(s)].course.step * weights.values[j]; };
     };
     tile.norms(count(), tile.y1, tableau.error.stages, scaled(tableau.error), tolerance(), norms);
     bool any = false, all = true;
     for (size_t i = 0; i < slots.size(); ++i) {
-      slots[i].ratio = norms[i];
-      decide(slots[i]);
+      Slot& slot = slots[i];
+      slot.accepted = settle(slot.course, control.controller, norms[i], LibraryPower());
+      record(slot).rejected += !slot.accepted;
       any = any || slots[i].accepted;
       all = all && slots[i].accepted;
     }
@@ -95,8 +91,7 @@ struct MlpSamples<T>::Worker : Starter {
     }
     for (int64_t s = 0; s < count(); ++s) {
       Slot& slot = slots[size_t(s)];
-      if (slot.accepted) slot.t = slot.t1;
-      slot.running = slot.t != slot.end;
+      slot.running = slot.course.t != slot.end;
       if (slot.running) check_progress(s, tableau.stages.size());
     }
   }
@@ -105,38 +100,18 @@ struct MlpSamples<T>::Worker : Starter {
     const auto combine = [&](const Weights& weights, T* out) {
       tile.combine(
           count(), weights.stages,
-          [&](int64_t s, size_t j) { return slots[size_t(s)].step * weights.values[j]; }, out);
+          [&](int64_t s, size_t j) { return slots[size_t(s)].course.step * weights.values[j]; },
+          out);
     };
     const size_t stages = tableau.stages.size();
     for (size_t i = 1; i < stages; ++i) {
       combine(tableau.stages[i], tile.stage);
       const double c = tableau.times[i];
-      const auto time = [&](int64_t s) {
-        const Slot& slot = slots[size_t(s)];
-        return c == 1 ? shifted<T>(slot.t1, -1, slot.direction) : T(slot.t + c * slot.step);
-      };
+      const auto time = [&](int64_t s) { return stage_time<T>(slots[size_t(s)].course, c); };
       tile.evaluate(count(), time, tile.stage, tile.k[i]);
     }
     if (!tableau.fsal) combine(tableau.solution, tile.y1);
     for (const Slot& slot : slots) record(slot).evaluations += int64_t(stages) - 1;
-  }
-
-  void decide(Slot& slot) {
-    const Controller& controller = control.controller;
-    ++slot.attempts;
-    const double following =
-        controller.next_step(slot.taken, slot.ratio, slot.before, slot.earlier);
-    slot.accepted = controller.accepts(slot.taken, slot.ratio);
-    slot.stuck = !slot.accepted && following >= slot.taken;
-    if (!slot.accepted) {
-      ++record(slot).rejected;
-      slot.h = following;
-      return;
-    }
-    // A step cut short says little of what the next one may be.
-    slot.h = slot.taken < slot.h ? std::max(following, slot.h) : following;
-    slot.earlier = slot.before;
-    slot.before = slot.ratio;
   }
 
   void note_steps() {
@@ -153,13 +128,11 @@ struct MlpSamples<T>::Worker : Starter {
       if (!slots[i].accepted) continue;
       if (control.keep_states) keep(int64_t(i));
       SampleRecord& found = record(slots[i]);
-      found.t1.push_back(slots[i].t1);
-      found.error.push_back(slots[i].ratio);
-      double stiffness = std::numeric_limits<double>::quiet_NaN();
-      if (control.pair) {
-        stiffness = norms[i] == 0 ? 0 : norms[i] / (states[i] * control.pair->stability);
-      }
-      found.stiffness.push_back(stiffness);
+      found.t1.push_back(slots[i].course.t);
+      found.error.push_back(slots[i].course.ratio);
+      found.stiffness.push_back(control.pair
+                                    ? stiffness_of(norms[i], states[i], control.pair->stability)
+                                    : std::numeric_limits<double>::quiet_NaN());
     }
   }
 
@@ -188,7 +161,7 @@ struct MlpSamples<T>::Worker : Starter {
       for (int64_t s = 0; s < count(); ++s) {
         const Slot& slot = slots[size_t(s)];
         if (!due(slot)) continue;
-        if (time(slot) == slot.t1) {
+        if (time(slot) == slot.course.t) {
           write(tile.y1, s);
           continue;
         }
@@ -202,7 +175,8 @@ struct MlpSamples<T>::Worker : Starter {
       const auto weight = [&](int64_t s, size_t j) {
         const Slot& slot = slots[size_t(s)];
         if (!due(slot)) return 0.0;
-        return slot.step * tableau.dense[j].at((time(slot) - slot.t) / slot.step);
+        const Course& course = slot.course;
+        return dense_weight(tableau.dense[j], course.t_before, course.t, time(slot));
       };
       tile.combine(count(), stages, weight, tile.output);
       for (int64_t s = 0; s < count(); ++s) {
@@ -213,7 +187,7 @@ struct MlpSamples<T>::Worker : Starter {
 
   bool due(const Slot& slot) const {
     return slot.accepted && slot.next < control.outputs &&
-           (time(slot) - slot.t1) * slot.direction <= 0;
+           (time(slot) - slot.course.t) * slot.course.direction <= 0;
   }
 
   void take_further_stages() {
@@ -221,14 +195,14 @@ struct MlpSamples<T>::Worker : Starter {
       const Weights& weights = tableau.further[i];
       tile.combine(
           count(), weights.stages,
-          [&](int64_t s, size_t j) { return slots[size_t(s)].step * weights.values[j]; },
+          [&](int64_t s, size_t j) { return slots[size_t(s)].course.step * weights.values[j]; },
           tile.further);
-      tile.evaluate(
-          count(),
-          [&](int64_t s) {
-            return T(slots[size_t(s)].t + tableau.further_times[i] * slots[size_t(s)].step);
-          },
-          tile.further, tile.k[tableau.stages.size() + i]);
+      const auto time = [&](int64_t s) {
+        const Slot& slot = slots[size_t(s)];
+        const double t = slot.accepted ? slot.course.t_before : slot.course.t;
+        return as_time<T>(t + tableau.further_times[i] * slot.course.step);
+      };
+      tile.evaluate(count(), time, tile.further, tile.k[tableau.stages.size() + i]);
     }
   }
 

@@ -36,8 +36,11 @@ struct MlpSamples<T>::Starter {
 
   Slot slot_of(int64_t sample) const {
     const double* const times = control.times + sample * control.outputs;
-    return {sample, times[0], times[control.outputs - 1], control.direction[sample],
-            solve.records_[size_t(sample)].h};
+    Slot slot{sample, times[control.outputs - 1], {}};
+    slot.course.t = times[0];
+    slot.course.h = solve.records_[size_t(sample)].h;
+    slot.course.direction = control.direction[sample];
+    return slot;
   }
 
   auto tolerance() const {
@@ -55,7 +58,9 @@ struct MlpSamples<T>::Starter {
       slots.clear();
       for (int64_t s = 0; s < samples; ++s) slots.push_back(slot_of(first + s));
       for (int64_t s = 0; s < samples; ++s) tile.put(tile.y, s, y0 + (first + s) * dim);
-      tile.evaluate(samples, [&](int64_t s) { return T(slots[size_t(s)].t); }, tile.y, tile.k[0]);
+      tile.evaluate(
+          samples, [&](int64_t s) { return as_time<T>(slots[size_t(s)].course.t); }, tile.y,
+          tile.k[0]);
       for (int64_t s = 0; s < samples; ++s) {
         tile.get(tile.y, s, ys + (first + s) * dim);
         tile.get(tile.k[0], s, solve.slopes_.data() + (first + s) * dim);
@@ -72,10 +77,11 @@ struct MlpSamples<T>::Starter {
       for (int64_t s = 0; s < samples; ++s) {
         Slot& slot = slots[size_t(s)];
         if (!slot.running) continue;
-        if (control.first_step) slot.h = control.first_step[slot.sample];
-        slot.h = control.controller.clip(slot.h);
+        double& h = slot.course.h;
+        if (control.first_step) h = control.first_step[slot.sample];
+        h = control.controller.clip(h);
         check_progress(s, 1);
-        if (slot.running) record(slot).h = slot.h;
+        if (slot.running) record(slot).h = h;
       }
     }
     slots.clear();
@@ -90,28 +96,25 @@ struct MlpSamples<T>::Starter {
     tile.norms(count(), tile.y, {0}, one, tolerance(), d1);
     for (int64_t s = 0; s < count(); ++s) {
       Slot& slot = slots[size_t(s)];
-      const size_t i = size_t(s);
-      const double h0 = d0[i] < 1e-5 || d1[i] < 1e-5 ? 1e-6 : 0.01 * d0[i] / d1[i];
-      slot.h = slot.running ? std::min(h0, std::abs(slot.end - slot.t)) : 0;
-      slot.step = slot.h * slot.direction;
+      Course& course = slot.course;
+      const double span = std::abs(slot.end - course.t);
+      course.taken = slot.running ? Controller::trial_step(d0[size_t(s)], d1[size_t(s)], span) : 0;
+      course.step = course.taken * course.direction;
       if (slot.running) ++record(slot).evaluations;
     }
     tile.combine(
-        count(), {0}, [&](int64_t s, size_t) { return slots[size_t(s)].step; }, tile.stage);
-    tile.evaluate(
-        count(), [&](int64_t s) { return T(slots[size_t(s)].t + slots[size_t(s)].step); },
-        tile.stage, tile.k[1]);
+        count(), {0}, [&](int64_t s, size_t) { return slots[size_t(s)].course.step; }, tile.stage);
+    const auto time = [&](int64_t s) {
+      const Course& course = slots[size_t(s)].course;
+      return as_time<T>(course.t + course.step);
+    };
+    tile.evaluate(count(), time, tile.stage, tile.k[1]);
     tile.norms(
         count(), tile.y, {1, 0}, [](int64_t, size_t j) { return j == 0 ? 1.0 : -1.0; }, tolerance(),
         d2);
     for (size_t i = 0; i < slots.size(); ++i) {
-      Slot& slot = slots[i];
-      d2[i] /= slot.h;
-      if (!std::isfinite(d2[i])) continue;
-      const double h1 = d1[i] <= 1e-15 && d2[i] <= 1e-15
-                            ? std::max(1e-6, slot.h * 1e-3)
-                            : std::pow(0.01 / std::max(d1[i], d2[i]), 1.0 / tableau.order);
-      slot.h = std::min(100 * slot.h, h1);
+      Course& course = slots[i].course;
+      course.h = control.controller.first_step(course.taken, d1[i], d2[i], LibraryPower());
     }
   }
 
@@ -120,8 +123,8 @@ struct MlpSamples<T>::Starter {
     SampleRecord& found = record(slot);
     slot.running = false;
     found.failure = failure;
-    found.t = slot.t;
-    found.h = slot.h * slot.direction;
+    found.t = slot.course.t;
+    found.h = slot.course.h * slot.course.direction;
     for (size_t i = 0; i < slopes; ++i) {
       tile.get(tile.k[i], s, row.data());
       for (T x : row) {
@@ -131,14 +134,10 @@ struct MlpSamples<T>::Starter {
     }
   }
 
-  // Fails a sample that cannot try a step of size h.
+  // Fails a sample that cannot try another step.
   void check_progress(int64_t s, size_t slopes) {
-    const Slot& slot = slots[size_t(s)];
-    if (slot.stuck || slot.t + slot.h * slot.direction == slot.t) {
-      fail(s, std::isfinite(slot.ratio) ? Failure::kUnderflow : Failure::kNotFinite, slopes);
-    } else if (slot.attempts >= control.max_num_steps) {
-      fail(s, Failure::kTooManySteps, slopes);
-    }
+    const Failure failure = failure_of(slots[size_t(s)].course, control.max_num_steps);
+    if (failure != Failure::kNone) fail(s, failure, slopes);
   }
 };
 

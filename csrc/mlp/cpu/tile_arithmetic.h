@@ -3,19 +3,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "mlp/cpu/solve_joint.h"
+#include "step_control/rk_times.h"
 
 namespace fastnode {
-
-// The number before (side -1) or after t on the way, in T.
-template <class T>
-T shifted(double t, int side, double direction) {
-  const T value = T(t);
-  if (side == 0) return value;
-  return std::nextafter(value, T(side * direction * std::numeric_limits<double>::infinity()));
-}
 
 // The first of the slopes given, and how far the second is above it.
 inline const Weights kFirstSlope{{0}, {1.0}}, kRise{{1, 0}, {1.0, -1.0}};
@@ -144,16 +136,12 @@ inline Weights dense_weights(const Tableau& tableau, double x) {
   return weights;
 }
 
-// Those of its slope.
-inline Weights slope_weights(const Tableau& tableau, double x) {
+// Those of its derivative.
+inline Weights dense_derivative_weights(const Tableau& tableau, double x) {
   Weights weights;
   for (const Polynomial& each : tableau.dense) {
-    double total = 0;
-    for (size_t p = each.coefficients.size(); p-- > 0;) {
-      total = total * x + double(p + 1) * each.coefficients[p];
-    }
     weights.stages.push_back(each.stage);
-    weights.values.push_back(total);
+    weights.values.push_back(each.derivative_at(x));
   }
   return weights;
 }

@@ -205,7 +205,7 @@ struct Backward : MlpSteps<T, false, Far> {
         each([&](int d, int i) {
           T slope = 0;
           for (int j = 0; j < task.tableau.stages + task.tableau.further; ++j) {
-            const double weight = dense_slope_weight(task.tableau, j, all.t, all.t1, time);
+            const double weight = dense_derivative_weight(task.tableau, j, all.t, all.t1, time);
             if (weight != 0) slope = add_term(slope, T(weight), Steps::slope(j)[i]);
           }
           total[0] += double(row[d]) * double(slope);

@@ -131,7 +131,7 @@ struct Joint : MlpSteps<T, false, Far> {
     double sums[3];
     Steps::measure(control.course, task.rtol, task.atol, sums);
     total(sums);
-    if (leads) decide(norm(sums[0]), sums[1], sums[2]);
+    if (leads) decide(norm(sums[0]), norm(sums[1]), norm(sums[2]));
     meet();
     if (!control.moved) return;
     const Course& course = control.course;

@@ -127,11 +127,9 @@ struct BySample : MlpSteps<T, Alone, Far> {
   }
 
   __device__ Failure why(const MlpState& state) const {
-    const Course& course = state.control.course;
     if (state.control.next >= task.output_count) return Failure::kNone;
     if (!state.started) return Failure::kNotFinite;
-    if (!blocked(course)) return Failure::kTooManySteps;
-    return finite(course.ratio) ? Failure::kUnderflow : Failure::kNotFinite;
+    return failure_of(state.control.course, task.max_num_steps);
   }
 
   // The next of the block's samples that has a step to take, if there is one.
@@ -178,7 +176,7 @@ struct BySample : MlpSteps<T, Alone, Far> {
     double sums[3];
     Steps::measure(control.course, mine.rtol, mine.atol, sums);
     total(sums);
-    if (leads && mine.busy) decide(mine, norm(sums[0]), sums[1], sums[2]);
+    if (leads && mine.busy) decide(mine, norm(sums[0]), norm(sums[1]), norm(sums[2]));
     meet();
     const bool moved = mine.busy && control.moved;
     const double* const outputs = times(mine.sample);

@@ -171,10 +171,4 @@ struct MlpSteps : MlpThread<T, Alone, Far> {
   }
 };
 
-// h |lambda| over the length of the stability region, from sums of squares.
-__device__ inline double stiffness_of(double slopes, double states, double stability) {
-  if (stability == 0) return bit_cast<double>(0x7FF8000000000000ull);
-  return slopes == 0 ? 0 : sqrt(slopes / states) / stability;
-}
-
 }  // namespace fastnode
