@@ -1,19 +1,20 @@
-// The samples that one thread holds, each with a step of its own, and arithmetic on them.
+// The samples that one thread solves at a time, each with a step of its own, and arithmetic on
+// them.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <tuple>
 #include <vector>
 
-#include "mlp/cpu/per_sample_arithmetic.h"
 #include "mlp/cpu/tile_arithmetic.h"
 #include "step_control/rk_control.h"
 
 namespace fastnode {
 
 // A sample in a tile.
-struct Slot {
-  int64_t sample;
+struct TileSample {
+  int64_t index;  // in the batch
   double end;
   Course course;
   int64_t next = 1;       // the output to come
@@ -21,7 +22,75 @@ struct Slot {
   bool running = true;
 };
 
-// States and slopes of up to `capacity` samples, in memory of a thread's own.
+// Sums of stage derivatives with weights and times of each sample's own.
+template <class T>
+class PerSampleArithmetic {
+ public:
+  // For tiles up to `largest` and sums of up to `terms`.
+  PerSampleArithmetic(const MlpField<T>& field, const Frame& largest, size_t terms)
+      : field_(field) {
+    const int64_t columns = largest.extent(field.dim()).columns;
+    coefficients_.resize(terms * size_t(columns));
+    times_.resize(size_t(std::max(columns, largest.samples)));
+    terms_.reserve(terms);
+  }
+
+  // out = y + sum_j weight(s, j) k[which[j]] for samples s; without y where it is null. Samples
+  // that only fill up vectors have weights of zero.
+  template <class F>
+  void combine(const Frame& frame, int64_t samples, const T* y, const std::vector<T*>& k,
+               const std::vector<int>& which, F weight, T* out) {
+    each_group(frame, samples, k, which, weight, [&](int64_t offset, const Extent& part) {
+      field_.kernels->combine(y ? y + offset : nullptr, terms_.data(), coefficients_.data(),
+                              !frame.by_sample, int(which.size()), part, out + offset);
+    });
+  }
+
+  // f(offset, extent) with terms() and coefficients() set: once if samples are columns, with
+  // coefficients for each of them, else for each sample.
+  template <class F, class G>
+  void each_group(const Frame& frame, int64_t samples, const std::vector<T*>& k,
+                  const std::vector<int>& which, F weight, G f) {
+    const Extent extent = frame.extent(field_.dim());
+    const size_t columns = size_t(extent.columns);
+    if (coefficients_.size() < which.size() * columns) coefficients_.resize(which.size() * columns);
+    terms_.resize(which.size());
+    if (!frame.by_sample) {
+      for (size_t j = 0; j < which.size(); ++j) {
+        terms_[j] = k[size_t(which[j])];
+        T* const to = coefficients_.data() + j * columns;
+        for (int64_t s = 0; s < samples; ++s) to[s] = T(weight(s, j));
+        std::fill(to + samples, to + columns, T(0));
+      }
+      return f(0, extent);
+    }
+    for (int64_t s = 0; s < samples; ++s) {
+      const int64_t offset = s * extent.stride;
+      for (size_t j = 0; j < which.size(); ++j) {
+        terms_[j] = k[size_t(which[j])] + offset;
+        coefficients_[j] = T(weight(s, j));
+      }
+      f(offset, Extent{1, extent.columns, extent.stride});
+    }
+  }
+
+  // A time for each sample.
+  template <class F>
+  const T* times(int64_t samples, F time) {
+    for (int64_t s = 0; s < samples; ++s) times_[size_t(s)] = time(s);
+    return times_.data();
+  }
+
+  const T* const* terms() const { return terms_.data(); }
+  const T* coefficients() const { return coefficients_.data(); }
+
+ private:
+  const MlpField<T>& field_;
+  std::vector<T> coefficients_, times_;
+  std::vector<const T*> terms_;
+};
+
+// States and stage derivatives of up to `capacity` samples, in a thread's own memory.
 template <class T>
 class SampleTile {
  public:
@@ -47,7 +116,7 @@ class SampleTile {
 
   const Frame& frame() const { return frame_; }
 
-  // Room for `samples`, of which the first ones stay unless the tile grows.
+  // Resizes to `samples`; the first ones keep their numbers unless the tile grows.
   void resize(int64_t samples) {
     const Frame before = frame_;
     frame_ = make_frame(before.by_sample, samples, before.lanes);
@@ -66,62 +135,62 @@ class SampleTile {
     if (shared) stage = y1;
   }
 
-  // One sample's numbers in `x` from or to a row.
-  void put(T* x, int64_t slot, const T* row) const {
-    for (int64_t d = 0; d < field_.dim(); ++d) x[frame_.place(d, slot, field_.dim())] = row[d];
+  // The numbers of sample s in `x` from or to a row.
+  void put(T* x, int64_t s, const T* row) const {
+    for (int64_t d = 0; d < field_.dim(); ++d) x[frame_.place(d, s, field_.dim())] = row[d];
   }
-  void get(const T* x, int64_t slot, T* row) const {
-    for (int64_t d = 0; d < field_.dim(); ++d) row[d] = x[frame_.place(d, slot, field_.dim())];
+  void get(const T* x, int64_t s, T* row) const {
+    for (int64_t d = 0; d < field_.dim(); ++d) row[d] = x[frame_.place(d, s, field_.dim())];
   }
   void move(T* x, int64_t from, int64_t to) const { copy(x, from, x, to); }
-  void copy(const T* x, int64_t slot, T* out) const { copy(x, slot, out, slot); }
+  void copy(const T* x, int64_t s, T* out) const { copy(x, s, out, s); }
 
-  // slope = field(t, state), with time(slot).
+  // derivative = field(time(s), state).
   template <class F>
-  void evaluate(int64_t slots, F time, T* state, T* slope) {
-    field_.value(frame_, arithmetic_.times(slots, time), state, scratch_, slope);
+  void evaluate(int64_t samples, F time, T* state, T* derivative) {
+    field_.value(frame_, arithmetic_.times(samples, time), state, scratch_, derivative);
   }
 
-  // out = y + sum_j weight(slot, j) k_j over the slopes `stages`.
+  // out = y + sum_j weight(s, j) k_j over the stages given.
   template <class F>
-  void combine(int64_t slots, const std::vector<int>& stages, F weight, T* out) {
-    arithmetic_.combine(frame_, slots, y, k, stages, weight, out);
+  void combine(int64_t samples, const std::vector<int>& stages, F weight, T* out) {
+    arithmetic_.combine(frame_, samples, y, k, stages, weight, out);
   }
 
-  // For each slot the root mean square of sum_j weight(slot, j) k_j over its tolerances.
+  // For each sample the root mean square of sum_j weight(s, j) k_j over its tolerances.
   template <class F, class G>
-  void norms(int64_t slots, const T* after, const std::vector<int>& stages, F weight, G tolerance,
+  void norms(int64_t samples, const T* after, const std::vector<int>& stages, F weight, G tolerance,
              std::vector<double>& out) {
     const Extent extent = frame_.extent(field_.dim());
     const int64_t columns = extent.columns, dim = field_.dim();
     T *rtol = tolerances_.data(), *atol = rtol + columns, *sums = atol + columns;
     const int count = int(stages.size());
-    out.resize(size_t(slots));
+    out.resize(size_t(samples));
     if (!frame_.by_sample) {
       std::fill(rtol, atol, T(0));
       std::fill(atol, sums, T(1));
-      for (int64_t s = 0; s < slots; ++s) std::tie(rtol[s], atol[s]) = tolerance(s);
+      for (int64_t s = 0; s < samples; ++s) std::tie(rtol[s], atol[s]) = tolerance(s);
     }
-    arithmetic_.each_group(frame_, slots, k, stages, weight,
+    arithmetic_.each_group(frame_, samples, k, stages, weight,
                            [&](int64_t offset, const Extent& part) {
-                             const int64_t slot = frame_.by_sample ? offset / extent.stride : 0;
-                             if (frame_.by_sample) std::tie(*rtol, *atol) = tolerance(slot);
+                             const int64_t sample = frame_.by_sample ? offset / extent.stride : 0;
+                             if (frame_.by_sample) std::tie(*rtol, *atol) = tolerance(sample);
                              field_.kernels->error(y + offset, after + offset, arithmetic_.terms(),
                                                    arithmetic_.coefficients(), rtol, atol,
                                                    !frame_.by_sample, count, part, sums);
                              if (frame_.by_sample) {
                                double total = 0;
                                for (int64_t d = 0; d < dim; ++d) total += double(sums[d]);
-                               out[size_t(slot)] = std::sqrt(total / double(dim));
+                               out[size_t(sample)] = std::sqrt(total / double(dim));
                              } else {
-                               for (int64_t s = 0; s < slots; ++s)
+                               for (int64_t s = 0; s < samples; ++s)
                                  out[size_t(s)] = std::sqrt(double(sums[s]) / double(dim));
                              }
                            });
   }
 
   T *y, *y1, *stage, *further, *output;
-  std::vector<T*> k;  // slopes
+  std::vector<T*> k;  // stage derivatives
 
  private:
   void copy(const T* x, int64_t from, T* out, int64_t to) const {
@@ -133,7 +202,7 @@ class SampleTile {
   const MlpField<T>& field_;
   Frame frame_;
   Arena memory_;
-  SlotArithmetic<T> arithmetic_;
+  PerSampleArithmetic<T> arithmetic_;
   T* scratch_;
   std::vector<T> tolerances_;
 };

@@ -1,7 +1,6 @@
-// Where a solve kept no states: those at which steps begin are found again from the initial one,
+// Where a solve kept no states: those at which steps begin are recomputed from the initial one,
 // with a fixed number of them in memory (fastnode.adjoints.discrete.revolve, which gives the
-// source). No step needs another tile, so that each thread keeps states of the one tile at hand
-// alone.
+// source). No tile needs another, so that each thread keeps states of the tile at hand alone.
 #pragma once
 
 #include <algorithm>
@@ -34,49 +33,51 @@ struct Replay {
   Adjoint& of;
 
   // All steps, from the last to the first.
-  void back(size_t& next) {
-    of.arithmetic.load(of.frame, of.path.y0 + of.first * of.dim(), of.y);
-    if (of.path.adaptive) evaluate(of.path.edges[0], of.y, of.k[0]);
+  void backward(size_t& next) {
+    of.arithmetic.load(of.step.frame, of.path.y0 + of.first * of.dim(), of.step.y);
+    if (of.path.adaptive) evaluate(of.path.edges[0], of.step.y, of.step.k[0]);
     save(0);
     reverse(0, of.path.steps(), 0, of.path.slot_count() - 1, next);
   }
 
  private:
   template <class T>
-  void evaluate(double time, T* state, T* slope) {
-    of.field.value(of.frame, of.arithmetic.times(of.frame, T(time)), state, of.scratch, slope);
+  void evaluate(double time, T* state, T* derivative) {
+    of.step.field.value(of.step.frame, of.arithmetic.times(of.step.frame, T(time)), state,
+                        of.step.scratch, derivative);
   }
 
   void save(size_t slot) {
-    const Extent extent = of.frame.extent(of.dim());
-    copy_tile(extent, of.y, of.slots[2 * slot]);
-    if (of.path.adaptive) copy_tile(extent, of.k[0], of.slots[2 * slot + 1]);
+    const Extent extent = of.step.frame.extent(of.dim());
+    copy_tile(extent, of.step.y, of.slots[2 * slot]);
+    if (of.path.adaptive) copy_tile(extent, of.step.k[0], of.slots[2 * slot + 1]);
   }
 
   void restore(size_t slot) {
-    const Extent extent = of.frame.extent(of.dim());
-    copy_tile(extent, of.slots[2 * slot], of.y);
-    if (of.path.adaptive) copy_tile(extent, of.slots[2 * slot + 1], of.k[0]);
+    const Extent extent = of.step.frame.extent(of.dim());
+    copy_tile(extent, of.slots[2 * slot], of.step.y);
+    if (of.path.adaptive) copy_tile(extent, of.slots[2 * slot + 1], of.step.k[0]);
   }
 
-  // From the state and the slope at the beginning of step `from` to those of step `to`.
+  // From the state and the derivative at the beginning of step `from` to those of step `to`.
   void advance(int64_t from, int64_t to) {
     const Tableau& tableau = of.tableau;
-    auto &y = of.y, &output = of.output;
+    auto &y = of.step.y, &output = of.step.output;
     for (int64_t n = from; n < to; ++n) {
       const double t = of.path.edges[size_t(n)], t1 = of.path.edges[size_t(n) + 1];
-      if (!of.path.adaptive) evaluate(of.first_time(t), y, of.k[0]);
+      if (!of.path.adaptive) evaluate(of.first_time(t), y, of.step.k[0]);
       for (size_t i = 1; i < of.stages; ++i) {
-        of.arithmetic.combine(of.frame, y, of.k.data(), tableau.stages[i], t1 - t, of.states[i]);
-        evaluate(of.time_of(i, t, t1), of.states[i], of.k[i]);
+        of.arithmetic.combine(of.step.frame, y, of.step.k.data(), tableau.stages[i], t1 - t,
+                              of.step.states[i]);
+        evaluate(of.time_of(i, t, t1), of.step.states[i], of.step.k[i]);
       }
       if (tableau.fsal) {
-        std::swap(y, of.states[of.stages - 1]);
+        std::swap(y, of.step.states[of.stages - 1]);
       } else {
-        of.arithmetic.combine(of.frame, y, of.k.data(), tableau.solution, t1 - t, output);
+        of.arithmetic.combine(of.step.frame, y, of.step.k.data(), tableau.solution, t1 - t, output);
         std::swap(y, output);
       }
-      if (of.path.adaptive) std::swap(of.k[0], of.k[of.stages - 1]);
+      if (of.path.adaptive) std::swap(of.step.k[0], of.step.k[of.stages - 1]);
     }
   }
 
@@ -90,12 +91,12 @@ struct Replay {
         save(slot + 1);
         reverse(middle, to, slot + 1, free - 1, next);
       } else {
-        of.step_back(size_t(middle), next);
+        of.step_backward(size_t(middle), next);
       }
       to = middle;
     }
     restore(slot);
-    of.step_back(size_t(from), next);
+    of.step_backward(size_t(from), next);
   }
 };
 

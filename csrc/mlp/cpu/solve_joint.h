@@ -116,7 +116,6 @@ class MlpSolve {
 
  private:
   struct Worker;
-  struct Adaptive;
 
   // Whether each tile has its own slope of a stage: the first one, that of the last stage, which
   // may be the next step's first, and all where dense output may need them after the tiles' errors

@@ -1,7 +1,12 @@
 #include "mlp/cpu/solve_per_sample.h"
 
+#include <cmath>
+#include <limits>
+
 #include "mlp/cpu/barrier.h"
-#include "mlp/cpu/solve_per_sample_start.h"
+#include "mlp/cpu/per_sample_tile.h"
+#include "step_control/dense_output.h"
+#include "step_control/stiffness.h"
 
 namespace fastnode {
 
@@ -14,36 +19,128 @@ MlpSamples<T>::MlpSamples(const MlpField<T>& field, bool by_sample, int64_t batc
       control_(std::move(control)),
       records_(size_t(batch)),
       kept_(size_t(control_.keep_states ? batch : 0)),
-      slopes_(size_t(batch * field.dim())) {}
+      initial_(size_t(batch * field.dim())) {}
 
 // One thread of a solve.
 template <class T>
-struct MlpSamples<T>::Worker : Starter {
-  using Starter::capacity;
-  using Starter::check_progress;
-  using Starter::control;
-  using Starter::count;
-  using Starter::dim;
-  using Starter::norms;
-  using Starter::record;
-  using Starter::slot_of;
-  using Starter::slots;
-  using Starter::solve;
-  using Starter::Starter;
-  using Starter::states;
-  using Starter::tableau;
-  using Starter::tile;
-  using Starter::tolerance;
-  using Starter::y0;
-  using Starter::ys;
+struct MlpSamples<T>::Worker {
+  MlpSamples& solve;
+  const SampleControl& control;
+  const Tableau& tableau;
+  const int64_t dim, capacity;  // capacity: samples of the tile at most
+  const T* const y0;
+  T* const ys;
+  SampleTile<T> tile;
+  std::vector<TileSample> samples;  // those in the tile
+  std::vector<double> norms, states;
+  std::vector<T> row;
 
-  // The next sample that waits into a place of the tile; whether there was one.
-  bool admit(int64_t place) {
-    for (int64_t sample; (sample = solve.next_.fetch_add(1)) < solve.batch_;) {
-      if (solve.records_[size_t(sample)].failure != Failure::kNone) continue;
-      slots[size_t(place)] = slot_of(sample);
-      tile.put(tile.y, place, y0 + sample * dim);
-      tile.put(tile.k[0], place, solve.slopes_.data() + sample * dim);
+  Worker(MlpSamples& solve, const T* y0, T* ys, int64_t capacity)
+      : solve(solve),
+        control(solve.control_),
+        tableau(*control.tableau),
+        dim(solve.field_->dim()),
+        capacity(capacity),
+        y0(y0),
+        ys(ys),
+        tile(*solve.field_, solve.by_sample_, capacity, tableau),
+        row(size_t(dim)) {}
+
+  int64_t count() const { return int64_t(samples.size()); }
+  TileSample& at(int64_t s) { return samples[size_t(s)]; }
+  SampleRecord& record(const TileSample& each) { return solve.records_[size_t(each.index)]; }
+
+  TileSample make_sample(int64_t index) const {
+    const double* const times = control.times + index * control.outputs;
+    TileSample out{index, times[control.outputs - 1], {}};
+    out.course.t = times[0];
+    out.course.h = solve.records_[size_t(index)].h;
+    out.course.direction = control.direction[index];
+    return out;
+  }
+
+  auto tolerance() const {
+    return [this](int64_t s) {
+      const int64_t index = samples[size_t(s)].index;
+      return std::pair(T(control.rtol[index]), T(control.atol[index]));
+    };
+  }
+
+  // Weights times the step of each sample.
+  auto scaled(const Weights& weights) const {
+    return [this, &weights](int64_t s, size_t j) {
+      return samples[size_t(s)].course.step * weights.values[j];
+    };
+  }
+
+  // The initial derivatives and the first steps of all samples, a tile at a time.
+  void begin() {
+    for (int64_t first; (first = solve.begun_.fetch_add(capacity)) < solve.batch_;) {
+      const int64_t part = std::min(capacity, solve.batch_ - first);
+      tile.resize(part);
+      samples.clear();
+      for (int64_t s = 0; s < part; ++s) samples.push_back(make_sample(first + s));
+      for (int64_t s = 0; s < part; ++s) tile.put(tile.y, s, y0 + (first + s) * dim);
+      tile.evaluate(part, [&](int64_t s) { return as_time<T>(at(s).course.t); }, tile.y, tile.k[0]);
+      for (int64_t s = 0; s < part; ++s) {
+        tile.get(tile.y, s, ys + (first + s) * dim);
+        tile.get(tile.k[0], s, solve.initial_.data() + (first + s) * dim);
+      }
+      for (int64_t s = 0; s < part; ++s) {
+        const TileSample& each = at(s);
+        record(each).evaluations = 1;
+        const T *f = solve.initial_.data() + each.index * dim, *y = y0 + each.index * dim;
+        for (int64_t d = 0; d < dim && each.running; ++d) {
+          if (!std::isfinite(y[d]) || !std::isfinite(f[d])) fail(s, Failure::kNotFinite, 1);
+        }
+      }
+      if (!control.first_step) choose_first_steps();
+      for (int64_t s = 0; s < part; ++s) {
+        TileSample& each = at(s);
+        if (!each.running) continue;
+        double& h = each.course.h;
+        if (control.first_step) h = control.first_step[each.index];
+        h = control.controller.clip(h);
+        check_progress(s, 1);
+        if (each.running) record(each).h = h;
+      }
+    }
+    samples.clear();
+  }
+
+  // fastnode.control.controllers.initial_step, which gives the source, for each sample.
+  void choose_first_steps() {
+    const auto one = [](int64_t, size_t) { return 1.0; };
+    const auto difference = [](int64_t, size_t j) { return j == 0 ? 1.0 : -1.0; };
+    copy_tile(tile.frame().extent(dim), tile.y, tile.k[1]);
+    std::vector<double> d0, d1, d2;
+    tile.norms(count(), tile.y, {1}, one, tolerance(), d0);
+    tile.norms(count(), tile.y, {0}, one, tolerance(), d1);
+    for (int64_t s = 0; s < count(); ++s) {
+      const TileSample& each = at(s);
+      Course& course = at(s).course;
+      const double span = std::abs(each.end - course.t);
+      course.taken = each.running ? Controller::trial_step(d0[size_t(s)], d1[size_t(s)], span) : 0;
+      course.step = course.taken * course.direction;
+      if (each.running) ++record(each).evaluations;
+    }
+    tile.combine(count(), {0}, [&](int64_t s, size_t) { return at(s).course.step; }, tile.stage);
+    const auto time = [&](int64_t s) { return as_time<T>(at(s).course.t + at(s).course.step); };
+    tile.evaluate(count(), time, tile.stage, tile.k[1]);
+    tile.norms(count(), tile.y, {1, 0}, difference, tolerance(), d2);
+    for (size_t i = 0; i < samples.size(); ++i) {
+      Course& course = samples[i].course;
+      course.h = control.controller.first_step(course.taken, d1[i], d2[i], LibraryPower());
+    }
+  }
+
+  // The next waiting sample into position s of the tile; whether there was one.
+  bool admit(int64_t s) {
+    for (int64_t index; (index = solve.next_.fetch_add(1)) < solve.batch_;) {
+      if (solve.records_[size_t(index)].failure != Failure::kNone) continue;
+      at(s) = make_sample(index);
+      tile.put(tile.y, s, y0 + index * dim);
+      tile.put(tile.k[0], s, solve.initial_.data() + index * dim);
       return true;
     }
     return false;
@@ -51,70 +148,64 @@ struct MlpSamples<T>::Worker : Starter {
 
   void run() {
     tile.resize(capacity);
-    slots.resize(size_t(capacity));
+    samples.resize(size_t(capacity));
     int64_t held = 0;
     while (held < capacity && admit(held)) ++held;
     while (true) {
-      slots.resize(size_t(held));
+      samples.resize(size_t(held));
       if (held == 0) return;
       tile.resize(held);
       attempt();
       for (int64_t s = held; s-- > 0;) {
-        if (slots[size_t(s)].running || admit(s)) continue;
+        if (at(s).running || admit(s)) continue;
         --held;
-        slots[size_t(s)] = slots[size_t(held)];
+        at(s) = at(held);
         for (T* x : {tile.y, tile.k[0]}) tile.move(x, held, s);
       }
     }
   }
 
-  // A step of every sample.
+  // A step of every sample, accepted or not.
   void attempt() {
-    for (Slot& slot : slots) plan(slot.course, slot.end);
+    for (TileSample& each : samples) plan(each.course, each.end);
     take_stages();
-    const auto scaled = [&](const Weights& weights) {
-      return [&](int64_t s, size_t j) { return slots[size_t(s)].course.step * weights.values[j]; };
-    };
     tile.norms(count(), tile.y1, tableau.error.stages, scaled(tableau.error), tolerance(), norms);
     bool any = false, all = true;
-    for (size_t i = 0; i < slots.size(); ++i) {
-      Slot& slot = slots[i];
-      slot.accepted = settle(slot.course, control.controller, norms[i], LibraryPower());
-      record(slot).rejected += !slot.accepted;
-      any = any || slots[i].accepted;
-      all = all && slots[i].accepted;
+    for (size_t i = 0; i < samples.size(); ++i) {
+      TileSample& each = samples[i];
+      each.accepted = settle(each.course, control.controller, norms[i], LibraryPower());
+      record(each).rejected += !each.accepted;
+      any = any || each.accepted;
+      all = all && each.accepted;
     }
     if (any) {
-      note_steps();
+      record_steps();
       save();
       move_on(all);
     }
     for (int64_t s = 0; s < count(); ++s) {
-      Slot& slot = slots[size_t(s)];
-      slot.running = slot.course.t != slot.end;
-      if (slot.running) check_progress(s, tableau.stages.size());
+      TileSample& each = at(s);
+      each.running = each.course.t != each.end;
+      if (each.running) check_progress(s, tableau.stages.size());
     }
   }
 
   void take_stages() {
     const auto combine = [&](const Weights& weights, T* out) {
-      tile.combine(
-          count(), weights.stages,
-          [&](int64_t s, size_t j) { return slots[size_t(s)].course.step * weights.values[j]; },
-          out);
+      tile.combine(count(), weights.stages, scaled(weights), out);
     };
     const size_t stages = tableau.stages.size();
     for (size_t i = 1; i < stages; ++i) {
       combine(tableau.stages[i], tile.stage);
       const double c = tableau.times[i];
-      const auto time = [&](int64_t s) { return stage_time<T>(slots[size_t(s)].course, c); };
+      const auto time = [&](int64_t s) { return stage_time<T>(at(s).course, c); };
       tile.evaluate(count(), time, tile.stage, tile.k[i]);
     }
     if (!tableau.fsal) combine(tableau.solution, tile.y1);
-    for (const Slot& slot : slots) record(slot).evaluations += int64_t(stages) - 1;
+    for (const TileSample& each : samples) record(each).evaluations += int64_t(stages) - 1;
   }
 
-  void note_steps() {
+  void record_steps() {
     if (control.pair) {
       const auto measure = [&](const Weights& weights, std::vector<double>& out) {
         tile.norms(
@@ -124,12 +215,13 @@ struct MlpSamples<T>::Worker : Starter {
       measure(control.pair->slopes, norms);
       measure(control.pair->states, states);
     }
-    for (size_t i = 0; i < slots.size(); ++i) {
-      if (!slots[i].accepted) continue;
+    for (size_t i = 0; i < samples.size(); ++i) {
+      const TileSample& each = samples[i];
+      if (!each.accepted) continue;
       if (control.keep_states) keep(int64_t(i));
-      SampleRecord& found = record(slots[i]);
-      found.t1.push_back(slots[i].course.t);
-      found.error.push_back(slots[i].course.ratio);
+      SampleRecord& found = record(each);
+      found.t1.push_back(each.course.t);
+      found.error.push_back(each.course.ratio);
       found.stiffness.push_back(control.pair
                                     ? stiffness_of(norms[i], states[i], control.pair->stability)
                                     : std::numeric_limits<double>::quiet_NaN());
@@ -137,76 +229,75 @@ struct MlpSamples<T>::Worker : Starter {
   }
 
   void keep(int64_t s) {
-    std::vector<T>& kept = solve.kept_[size_t(slots[size_t(s)].sample)];
-    const size_t held = kept.size();
-    kept.resize(held + size_t(2 * dim));
-    tile.get(tile.y, s, kept.data() + held);
-    tile.get(tile.k[0], s, kept.data() + held + dim);
+    std::vector<T>& kept = solve.kept_[size_t(at(s).index)];
+    const size_t before = kept.size();
+    kept.resize(before + size_t(2 * dim));
+    tile.get(tile.y, s, kept.data() + before);
+    tile.get(tile.k[0], s, kept.data() + before + dim);
   }
 
-  double time(const Slot& slot) const {
-    return control.times[slot.sample * control.outputs + slot.next];
+  // The next output of a sample.
+  double time(const TileSample& each) const {
+    return control.times[each.index * control.outputs + each.next];
+  }
+
+  // Whether the step just accepted reaches it.
+  bool due(const TileSample& each) const {
+    return each.accepted && each.next < control.outputs &&
+           (time(each) - each.course.t) * each.course.direction <= 0;
   }
 
   void write(const T* state, int64_t s) {
-    Slot& slot = slots[size_t(s)];
-    tile.get(state, s, ys + (slot.next * solve.batch_ + slot.sample) * dim);
-    ++slot.next;
+    TileSample& each = at(s);
+    tile.get(state, s, ys + (each.next * solve.batch_ + each.index) * dim);
+    ++each.next;
   }
 
-  // The outputs that the accepted steps have reached, at most one of each sample at a time.
+  // The outputs that the accepted steps have reached, at most one of each sample in each round.
   void save() {
     for (bool first = true;; first = false) {
       bool any = false;
       for (int64_t s = 0; s < count(); ++s) {
-        const Slot& slot = slots[size_t(s)];
-        if (!due(slot)) continue;
-        if (time(slot) == slot.course.t) {
+        const TileSample& each = at(s);
+        if (!due(each)) continue;
+        if (time(each) == each.course.t) {
           write(tile.y1, s);
           continue;
         }
         any = true;
-        if (first) record(slot).evaluations += int64_t(tableau.further.size());
+        if (first) record(each).evaluations += int64_t(tableau.further.size());
       }
       if (!any) return;
       if (first) take_further_stages();
       std::vector<int> stages;
       for (const Polynomial& each : tableau.dense) stages.push_back(each.stage);
       const auto weight = [&](int64_t s, size_t j) {
-        const Slot& slot = slots[size_t(s)];
-        if (!due(slot)) return 0.0;
-        const Course& course = slot.course;
-        return dense_weight(tableau.dense[j], course.t_before, course.t, time(slot));
+        const TileSample& each = at(s);
+        if (!due(each)) return 0.0;
+        return dense_weight(tableau.dense[j], each.course.t_before, each.course.t, time(each));
       };
       tile.combine(count(), stages, weight, tile.output);
       for (int64_t s = 0; s < count(); ++s) {
-        if (due(slots[size_t(s)])) write(tile.output, s);
+        if (due(at(s))) write(tile.output, s);
       }
     }
   }
 
-  bool due(const Slot& slot) const {
-    return slot.accepted && slot.next < control.outputs &&
-           (time(slot) - slot.course.t) * slot.course.direction <= 0;
-  }
-
+  // The stages that only dense output needs.
   void take_further_stages() {
     for (size_t i = 0; i < tableau.further.size(); ++i) {
       const Weights& weights = tableau.further[i];
-      tile.combine(
-          count(), weights.stages,
-          [&](int64_t s, size_t j) { return slots[size_t(s)].course.step * weights.values[j]; },
-          tile.further);
+      tile.combine(count(), weights.stages, scaled(weights), tile.further);
       const auto time = [&](int64_t s) {
-        const Slot& slot = slots[size_t(s)];
-        const double t = slot.accepted ? slot.course.t_before : slot.course.t;
-        return as_time<T>(t + tableau.further_times[i] * slot.course.step);
+        const Course& course = at(s).course;
+        const double t = at(s).accepted ? course.t_before : course.t;
+        return as_time<T>(t + tableau.further_times[i] * course.step);
       };
       tile.evaluate(count(), time, tile.further, tile.k[tableau.stages.size() + i]);
     }
   }
 
-  // Where a step that was accepted ends, another one begins.
+  // The next step of a sample begins where the one that was accepted ends.
   void move_on(bool all) {
     T*& last = tile.k[tableau.stages.size() - 1];
     if (all) {
@@ -217,9 +308,31 @@ struct MlpSamples<T>::Worker : Starter {
       return;
     }
     for (int64_t s = 0; s < count(); ++s) {
-      if (!slots[size_t(s)].accepted) continue;
+      if (!at(s).accepted) continue;
       tile.copy(tile.y1, s, tile.y);
       tile.copy(last, s, tile.k[0]);
+    }
+  }
+
+  // Fails a sample that cannot try another step.
+  void check_progress(int64_t s, size_t stages) {
+    const Failure failure = failure_of(at(s).course, control.max_num_steps);
+    if (failure != Failure::kNone) fail(s, failure, stages);
+  }
+
+  void fail(int64_t s, Failure failure, size_t stages) {
+    TileSample& each = at(s);
+    SampleRecord& found = record(each);
+    each.running = false;
+    found.failure = failure;
+    found.t = each.course.t;
+    found.h = each.course.h * each.course.direction;
+    for (size_t i = 0; i < stages; ++i) {
+      tile.get(tile.k[i], s, row.data());
+      for (T x : row) {
+        found.saw_nan = found.saw_nan || std::isnan(x);
+        found.saw_infinity = found.saw_infinity || std::isinf(x);
+      }
     }
   }
 };

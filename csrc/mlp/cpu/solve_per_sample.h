@@ -54,7 +54,6 @@ class MlpSamples {
   std::vector<std::vector<T>>& kept() { return kept_; }
 
  private:
-  struct Starter;
   struct Worker;
 
   const MlpField<T>* field_;
@@ -63,7 +62,7 @@ class MlpSamples {
   const SampleControl control_;
   std::vector<SampleRecord> records_;
   std::vector<std::vector<T>> kept_;
-  std::vector<T> slopes_;  // of the field at y0, [batch, dim]
+  std::vector<T> initial_;  // the field at y0, [batch, dim]
   std::atomic<int64_t> begun_{0}, next_{0};
 };
 

@@ -1,4 +1,4 @@
-// What following one step of a tile backwards needs, whether its samples share the step or not.
+// The adjoint of one step of a tile, whether its samples share the step or not.
 #pragma once
 
 #include "mlp/cpu/tile_arithmetic.h"
@@ -6,15 +6,15 @@
 namespace fastnode {
 
 template <class T>
-struct StepBack {
+struct StepAdjoint {
   const MlpField<T>& field;
   const Tableau& tableau;
   std::vector<T>* const parameters;  // their gradients are added to it, unless it is null
   const size_t stages, all;          // without and with those that only dense output needs
   Frame frame;
   Arena memory;
-  // Of the step at hand: states and slopes of its stages, what comes back from each, and what
-  // reaches their slopes from outside of the step.
+  // Of the stages: their states, what their VJPs need, k_i, the gradients of their states, and the
+  // part of the gradients of k_i that comes from outputs and from the step after this one.
   std::vector<T*> states, tapes, k, gx, direct, sources;
   std::vector<char> has_direct;
   T *scratch = nullptr, *gy = nullptr, *gk = nullptr, *carried = nullptr, *output = nullptr,
@@ -22,11 +22,11 @@ struct StepBack {
   bool used_further = false;
 
   // `field` is made with gradients; `more` tiles besides.
-  StepBack(const MlpField<T>& with_gradients, const Frame& largest, const Tableau& method,
-           std::vector<T>* sums, int64_t more = 0)
-      : field(with_gradients),
-        tableau(method),
-        parameters(sums),
+  StepAdjoint(const MlpField<T>& field, const Frame& largest, const Tableau& tableau,
+              std::vector<T>* parameters, int64_t more = 0)
+      : field(field),
+        tableau(tableau),
+        parameters(parameters),
         stages(tableau.stages.size()),
         all(stages + tableau.further.size()),
         frame(largest),
@@ -56,16 +56,16 @@ struct StepBack {
 
   void clear(T* x) const { std::fill_n(x, frame.size(dim()), T(0)); }
 
-  // Stage i at `times`, and what its derivative needs.
+  // Evaluates stage i at `times` and keeps what its VJP needs.
   void record(size_t i, const T* times) { field.record(frame, times, states[i], tapes[i], k[i]); }
 
   // gx[i] = J^T g of stage i.
-  void follow(size_t i, T* g) {
+  void stage_vjp(size_t i, T* g) {
     field.gradient(frame, states[i], tapes[i], g, scratch, gx[i],
                    parameters ? parameters->data() : nullptr);
   }
 
-  // The weights of slope j in the stages after it that are used, and in the solution.
+  // The weights of k_j in the stages after it that are used, and in the solution.
   const Weights& column(size_t j) {
     column_.stages.clear();
     column_.values.clear();
@@ -89,15 +89,14 @@ struct StepBack {
   }
 
   // From the gradient of the state at the end of the step in `gy` to that at its beginning.
-  // gather(j) makes what reaches the slope of stage j in `gk` and says whether anything does. The
-  // first slope is that of the step before if steps are `adaptive`: its share goes into `carried`.
+  // gather(j) puts the gradient of k_j into `gk` and returns whether it is not zero. Adaptive steps
+  // take k_0 from the step before: its gradient goes into `carried`.
   template <class F>
-  void follow_step(bool adaptive, F gather) {
+  void backward(bool adaptive, F gather) {
     sum.assign({gy, gx[all]});
     for (size_t i = used_further ? all : stages; i-- > (adaptive ? 1 : 0);) {
-      // Nothing follows the last slope of the last step.
       if (gather(i)) {
-        follow(i, gk);
+        stage_vjp(i, gk);
       } else {
         clear(gx[i]);
       }

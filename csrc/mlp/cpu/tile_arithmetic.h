@@ -9,8 +9,8 @@
 
 namespace fastnode {
 
-// The first of the slopes given, and how far the second is above it.
-inline const Weights kFirstSlope{{0}, {1.0}}, kRise{{1, 0}, {1.0, -1.0}};
+// The first of the derivatives given, and the second minus the first.
+inline const Weights kFirst{{0}, {1.0}}, kChange{{1, 0}, {1.0, -1.0}};
 
 // Arithmetic on tiles with memory of a thread's own.
 template <class T>

@@ -10,27 +10,17 @@ namespace fastnode {
 namespace {
 
 template <class T, bool Far>
-struct Backward : MlpSteps<T, false, Far> {
-  using Steps = MlpSteps<T, false, Far>;
-  using Steps::each;
-  using Steps::g;
-  using Steps::groups;
-  using Steps::meet;
-  using Steps::memory;
-  using Steps::s;
-  using Steps::samples;
-  using Steps::slope;
-  using Steps::task;
-
-  const MlpBackTask<T>& back;
+struct Backward {
+  const MlpBackTask<T>& task;
   const MlpBackMemory<T> own;
+  const MlpSteps<T, false, Far> steps;
   const MlpReturn<T> ways;
   const bool leads;  // of the threads of a sample
   int turn = 0;
 
   __device__ explicit Backward(const MlpBackTask<T>& all) : Backward(all, lay(all)) {}
   __device__ Backward(const MlpBackTask<T>& all, const MlpBackMemory<T>& laid)
-      : Steps(all, laid), back(all), own(laid), ways{all}, leads(g == 0) {}
+      : task(all), own(laid), steps(all, laid), ways{all}, leads(steps.g == 0) {}
 
   __device__ static MlpBackMemory<T> lay(const MlpBackTask<T>& all) {
     MlpBackMemory<T> memory;
@@ -38,45 +28,47 @@ struct Backward : MlpSteps<T, false, Far> {
     return memory;
   }
 
-  __device__ int threads() const { return samples * groups; }
-  __device__ double* rates() const { return back.output_rates + blockIdx.x * task.output_count; }
+  __device__ int threads() const { return steps.samples * steps.groups; }
+  __device__ double* rates() const { return task.output_rates + blockIdx.x * task.output_count; }
 
   __device__ T* sums() const {
-    if (back.sums == nullptr) return nullptr;
-    return task.plan.sums_shared ? own.totals : back.sums + blockIdx.x * mlp_numbers(task.field);
+    if (task.sums == nullptr) return nullptr;
+    return task.plan.sums_shared ? own.totals : task.sums + blockIdx.x * mlp_numbers(task.field);
   }
 
   __device__ void begin() const {
     if (threadIdx.x == 0) {
-      *memory.next = 0;
-      MlpBackTable<T>& table = static_cast<MlpBackTable<T>&>(*memory.table);
+      *steps.memory.next = 0;
+      MlpBackTable<T>& table = static_cast<MlpBackTable<T>&>(*steps.memory.table);
       table.hidden = place_of(own.hidden);
       table.slopes = place_of(own.slopes);
       table.times = place_of(own.times);
       table.sums = sums();
     }
-    if (leads) own.ways[s] = MlpWay{};
+    if (leads) own.ways[steps.s] = MlpWay{};
     if (T* const to = sums()) {
       const int64_t numbers = mlp_numbers(task.field);
       for (int64_t i = threadIdx.x; i < numbers; i += threads()) to[i] = 0;
     }
-    if (back.output_rates != nullptr) {
+    if (task.output_rates != nullptr) {
       for (int64_t i = threadIdx.x; i < task.output_count; i += threads()) rates()[i] = 0;
     }
     // A place without a sample has finite numbers, and no gradient.
-    each([&](int, int i) { memory.y[i] = slope(0)[i] = own.gy[i] = own.carried[i] = 0; });
+    steps.each([&](int, int i) {
+      steps.memory.y[i] = steps.slope(0)[i] = own.gy[i] = own.carried[i] = 0;
+    });
     __syncthreads();
   }
 
   __device__ void run() {
     begin();
     while (true) {
-      MlpWay& mine = own.ways[s];
-      if (Steps::any(leads && !mine.busy && *memory.next < ways.count())) {
-        if (threadIdx.x == 0) ways.admit(own.ways, memory.next);
+      MlpWay& mine = own.ways[steps.s];
+      if (steps.any(leads && !mine.busy && *steps.memory.next < ways.count())) {
+        if (threadIdx.x == 0) ways.admit(own.ways, steps.memory.next);
         __syncthreads();
       }
-      if (!Steps::any(leads && mine.busy)) break;
+      if (!steps.any(leads && mine.busy)) break;
       if (leads && mine.busy) ways.plan(mine);
       __syncthreads();
       step_back(mine);
@@ -86,9 +78,9 @@ struct Backward : MlpSteps<T, false, Far> {
         if (mine.step-- == 0) mine = MlpWay{};
       }
     }
-    if (back.sums == nullptr || !task.plan.sums_shared) return;
+    if (task.sums == nullptr || !task.plan.sums_shared) return;
     const int64_t numbers = mlp_numbers(task.field);
-    T* const to = back.sums + blockIdx.x * numbers;
+    T* const to = task.sums + blockIdx.x * numbers;
     for (int64_t i = threadIdx.x; i < numbers; i += threads()) to[i] = own.totals[i];
   }
 
@@ -105,48 +97,48 @@ struct Backward : MlpSteps<T, false, Far> {
   // A step of each sample; places without one go along.
   __device__ void step_back(const MlpWay& way) {
     const DeviceTableau& tableau = task.tableau;
-    const bool adaptive = back.adaptive, busy = way.busy;
+    const bool adaptive = task.adaptive, busy = way.busy;
     if (busy) {
       const int64_t row = task.batch * task.field.dim;
-      const T* const from = back.kept + way.step * (adaptive ? 2 : 1) * row;
-      Steps::load(from, way.sample, memory.y);
-      if (adaptive) Steps::load(from + row, way.sample, slope(0));
-      if (way.arrived) each([&](int, int i) { own.gy[i] = own.carried[i] = 0; });
+      const T* const from = task.kept + way.step * (adaptive ? 2 : 1) * row;
+      steps.load(from, way.sample, steps.memory.y);
+      if (adaptive) steps.load(from + row, way.sample, steps.slope(0));
+      if (way.arrived) steps.each([&](int, int i) { own.gy[i] = own.carried[i] = 0; });
     }
     if (!adaptive) {
-      meet();
-      Steps::evaluate(first_time(course_of(way)), memory.y, slope(0));
+      steps.meet();
+      steps.evaluate(first_time(course_of(way)), steps.memory.y, steps.slope(0));
     }
-    Steps::take_stages(course_of(way), adaptive || task.perturb);
-    const bool slopes_needed = way.from < (back.output_rates != nullptr ? way.until : way.inner);
+    steps.take_stages(course_of(way), adaptive || task.perturb);
+    const bool slopes_needed = way.from < (task.output_rates != nullptr ? way.until : way.inner);
     int rows = tableau.stages;
-    if (tableau.further > 0 && Steps::any(slopes_needed)) {
-      Steps::take_further_stages(way.t, way.t1);
+    if (tableau.further > 0 && steps.any(slopes_needed)) {
+      steps.take_further_stages(way.t, way.t1);
       rows += tableau.further;
     }
-    if (back.output_rates != nullptr) add_rates();
+    if (task.output_rates != nullptr) add_rates();
     if (way.inner < way.until) {
       const T* const of_end = ways.of_output(way.inner, way.sample);
-      each([&](int d, int i) { own.gy[i] += of_end[d]; });
+      steps.each([&](int d, int i) { own.gy[i] += of_end[d]; });
     }
     for (int j = rows; j-- > (adaptive ? 1 : 0);) {
       gather(j, rows, way);
       if (j == 0) {
-        each([&](int, int i) { memory.stage[i] = memory.y[i]; });
+        steps.each([&](int, int i) { steps.memory.stage[i] = steps.memory.y[i]; });
         pull(first_time(course_of(way)), 0);
         continue;
       }
-      Steps::combine(tableau.row(j), j, way.t1 - way.t, memory.stage);
+      steps.combine(tableau.row(j), j, way.t1 - way.t, steps.memory.stage);
       pull(time_of(course_of(way), j), j);
       // The state of the last stage is the one at the end of the step.
       if (tableau.fsal && j == tableau.stages - 1) {
-        each([&](int, int i) { slope(j)[i] += own.gy[i]; });
+        steps.each([&](int, int i) { steps.slope(j)[i] += own.gy[i]; });
       }
     }
     if (adaptive) gather(0, rows, way);
-    each([&](int d, int i) {
+    steps.each([&](int d, int i) {
       T sum = tableau.fsal ? T(0) : own.gy[i];
-      for (int j = adaptive ? 1 : 0; j < rows; ++j) sum += slope(j)[i];
+      for (int j = adaptive ? 1 : 0; j < rows; ++j) sum += steps.slope(j)[i];
       for (int64_t o = way.from; o < way.inner; ++o) sum += ways.of_output(o, way.sample)[d];
       own.gy[i] = sum;
       if (adaptive) own.carried[i] = own.g[i];
@@ -155,14 +147,14 @@ struct Backward : MlpSteps<T, false, Far> {
     const bool done = busy && way.step == 0;
     const int64_t sample = way.sample;
     const double t = way.t;
-    if (Steps::any(done)) finish(sample, t, done);
+    if (steps.any(done)) finish(sample, t, done);
   }
 
   // In place of slope j, J^T g of a stage whose state is in place.
   __device__ void pull(T time, int j) const {
-    if (leads) own.times[s] = time;
-    meet();
-    mlp_pull<T, Far>(time, place_of(memory.stage), place_of(own.g), place_of(slope(j)));
+    if (leads) own.times[steps.s] = time;
+    steps.meet();
+    mlp_pull<T, Far>(time, place_of(steps.memory.stage), place_of(own.g), place_of(steps.slope(j)));
   }
 
   // What reaches the slope of stage j: from the outputs, from the stages after it up to `rows`, and
@@ -170,13 +162,13 @@ struct Backward : MlpSteps<T, false, Far> {
   __device__ void gather(int j, int rows, const MlpWay& way) const {
     const DeviceTableau& tableau = task.tableau;
     const double step = way.t1 - way.t, of_solution = tableau.solution[j];
-    const bool carried = back.adaptive && j == tableau.stages - 1;
-    const int64_t size = int64_t(task.field.dim) * samples;
-    each([&](int, int i) {
+    const bool carried = task.adaptive && j == tableau.stages - 1;
+    const int64_t size = int64_t(task.field.dim) * steps.samples;
+    steps.each([&](int, int i) {
       T sum = carried ? own.carried[i] : T(0);
       for (int m = j + 1; m < rows; ++m) {
         const double weight = tableau.row(m)[j];
-        if (weight != 0) sum = add_term(sum, T(step * weight), memory.k[m * size + i]);
+        if (weight != 0) sum = add_term(sum, T(step * weight), steps.memory.k[m * size + i]);
       }
       if (!tableau.fsal && of_solution != 0) {
         sum = add_term(sum, T(step * of_solution), own.gy[i]);
@@ -185,51 +177,51 @@ struct Backward : MlpSteps<T, false, Far> {
     });
     for (int64_t o = way.from; o < way.inner; ++o) {
       const double time = ways.times(way.sample)[o];
-      const double weight = back.adaptive ? dense_weight(tableau, j, way.t, way.t1, time)
+      const double weight = task.adaptive ? dense_weight(tableau, j, way.t, way.t1, time)
                                           : of_solution * (time - way.t);
       if (weight == 0) continue;
       const T* const row = ways.of_output(o, way.sample);
-      each([&](int d, int i) { own.g[i] = add_term(own.g[i], T(weight), row[d]); });
+      steps.each([&](int d, int i) { own.g[i] = add_term(own.g[i], T(weight), row[d]); });
     }
   }
 
   // The sum over samples, who share their steps, of an output's gradient times the slope there.
   __device__ void add_rates() {
     const MlpWay& all = own.ways[0];
-    const bool busy = own.ways[s].busy;
+    const bool busy = own.ways[steps.s].busy;
     for (int64_t o = all.from; o < all.until; ++o) {
       const double time = task.times[o];
       double total[1] = {0};
       if (busy) {
-        const T* const row = ways.of_output(o, own.ways[s].sample);
-        each([&](int d, int i) {
+        const T* const row = ways.of_output(o, own.ways[steps.s].sample);
+        steps.each([&](int d, int i) {
           T slope = 0;
           for (int j = 0; j < task.tableau.stages + task.tableau.further; ++j) {
             const double weight = dense_derivative_weight(task.tableau, j, all.t, all.t1, time);
-            if (weight != 0) slope = add_term(slope, T(weight), Steps::slope(j)[i]);
+            if (weight != 0) slope = add_term(slope, T(weight), steps.slope(j)[i]);
           }
           total[0] += double(row[d]) * double(slope);
         });
       }
-      block_sum(total, memory.sums + (turn++ % 2) * (kMlpApart / 32), threads() / 32);
+      block_sum(total, steps.memory.sums + (turn++ % 2) * (kMlpApart / 32), threads() / 32);
       if (threadIdx.x == 0) rates()[o] += total[0];
     }
   }
 
   // The samples that have `arrived` at their beginning.
   __device__ void finish(int64_t sample, double t, bool arrived) const {
-    if (back.adaptive) {
-      each([&](int, int i) {
-        memory.stage[i] = memory.y[i];
+    if (task.adaptive) {
+      steps.each([&](int, int i) {
+        steps.memory.stage[i] = steps.memory.y[i];
         own.g[i] = arrived ? own.carried[i] : T(0);
       });
       pull(as_time<T>(t), 0);
     }
     if (!arrived) return;
     const T* const of_start = ways.of_output(0, sample);
-    each([&](int d, int i) {
-      const T from_slope = back.adaptive ? slope(0)[i] : T(0);
-      back.gy0[sample * task.field.dim + d] = own.gy[i] + from_slope + of_start[d];
+    steps.each([&](int d, int i) {
+      const T from_slope = task.adaptive ? steps.slope(0)[i] : T(0);
+      task.gy0[sample * task.field.dim + d] = own.gy[i] + from_slope + of_start[d];
       own.gy[i] = own.carried[i] = 0;
     });
   }
@@ -242,7 +234,7 @@ struct Backward : MlpSteps<T, false, Far> {
   __device__ T time_of(const Course& course, int j) const {
     const double c = task.tableau.fractions[j];
     if (j >= task.tableau.stages) return as_time<T>(course.t + rounded_product(c, course.step));
-    if (c == 1 && !back.adaptive && !task.perturb) return as_time<T>(course.t1);
+    if (c == 1 && !task.adaptive && !task.perturb) return as_time<T>(course.t1);
     return stage_time<T>(course, c);
   }
 };

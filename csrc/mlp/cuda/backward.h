@@ -1,6 +1,6 @@
 // The exact derivative of a solve of types.h by one kernel: what it is told, what it
 // leaves behind, and where things lie in shared memory. Step for step
-// csrc/mlp/cpu/adjoint_joint_worker.h on the CPU.
+// csrc/mlp/cpu/adjoint_joint.cpp on the CPU.
 //
 // Steps are given, so that no block waits for another: each has samples of its own and follows
 // their steps backwards. What the derivative of a stage needs is made again from the state and the

@@ -6,17 +6,15 @@ namespace fastnode {
 namespace {
 
 template <class T, bool Far>
-struct Fixed : MlpSteps<T, false, Far> {
-  using Steps = MlpSteps<T, false, Far>;
-  using Steps::memory;
-  using Steps::slope;
-  using Steps::Steps;
-  using Steps::task;
+struct Fixed {
+  const MlpTask<T>& task;
+  const MlpSteps<T, false, Far> steps;
 
+  __device__ explicit Fixed(const MlpTask<T>& all) : task(all), steps(all, true) {}
   __device__ void run(int64_t sample) const {
     const bool real = sample < task.batch;
-    Steps::load(task.y0, real ? sample : task.batch - 1, memory.y);
-    if (real) Steps::store(memory.y, task.ys, sample);
+    steps.load(task.y0, real ? sample : task.batch - 1, steps.memory.y);
+    if (real) steps.store(steps.memory.y, task.ys, sample);
     Course course;
     course.direction = task.grid[task.grid_count - 1] < task.grid[0] ? -1 : 1;
     int64_t next = 1;
@@ -25,18 +23,19 @@ struct Fixed : MlpSteps<T, false, Far> {
       course.t1 = task.grid[i + 1];
       course.step = course.t1 - course.t;
       const T t = as_time<T>(course.t);
-      Steps::meet();
-      Steps::evaluate(task.perturb ? next_number(t, course.direction) : t, memory.y, slope(0));
+      steps.meet();
+      steps.evaluate(task.perturb ? next_number(t, course.direction) : t, steps.memory.y,
+                     steps.slope(0));
       if (task.kept != nullptr && real) {
-        Steps::store(memory.y, task.kept + i * task.batch * task.field.dim, sample);
+        steps.store(steps.memory.y, task.kept + i * task.batch * task.field.dim, sample);
       }
-      Steps::take_stages(course, task.perturb);
+      steps.take_stages(course, task.perturb);
       for (; next < task.output_count && reached(course, task.times[next]); ++next) {
         if (real) save(course, task.times[next], sample, task.ys + next * row());
       }
-      Steps::each([&](int, int i) { memory.y[i] = memory.y1[i]; });
+      steps.each([&](int, int i) { steps.memory.y[i] = steps.memory.y1[i]; });
     }
-    Steps::meet();
+    steps.meet();
   }
 
   __device__ int64_t row() const { return task.batch * task.field.dim; }
@@ -46,11 +45,11 @@ struct Fixed : MlpSteps<T, false, Far> {
   }
 
   __device__ void save(const Course& course, double time, int64_t sample, T* to) const {
-    if (time == course.t1) return Steps::store(memory.y1, to, sample);
+    if (time == course.t1) return steps.store(steps.memory.y1, to, sample);
     const DeviceTableau& tableau = task.tableau;
-    Steps::each([&](int d, int i) {
+    steps.each([&](int d, int i) {
       to[sample * task.field.dim + d] =
-          Steps::add(memory.y[i], tableau.solution, tableau.stages, time - course.t, i);
+          steps.add(steps.memory.y[i], tableau.solution, tableau.stages, time - course.t, i);
     });
   }
 };
@@ -58,10 +57,11 @@ struct Fixed : MlpSteps<T, false, Far> {
 template <class T, bool Far>
 __global__ void __launch_bounds__(kMlpApart, 1)
     mlp_fixed_kernel(const __grid_constant__ MlpTask<T> task) {
-  const Fixed<T, Far> fixed(task, true);
-  const int64_t stride = int64_t(gridDim.x) * fixed.samples;
-  for (int64_t first = int64_t(blockIdx.x) * fixed.samples; first < task.batch; first += stride) {
-    fixed.run(first + fixed.s);
+  const Fixed<T, Far> fixed(task);
+  const int64_t stride = int64_t(gridDim.x) * fixed.steps.samples;
+  for (int64_t first = int64_t(blockIdx.x) * fixed.steps.samples; first < task.batch;
+       first += stride) {
+    fixed.run(first + fixed.steps.s);
   }
 }
 

@@ -8,32 +8,22 @@ namespace fastnode {
 namespace {
 
 template <class T, bool Far>
-struct Joint : MlpSteps<T, false, Far> {
-  using Steps = MlpSteps<T, false, Far>;
-  using Steps::combine;
-  using Steps::evaluate;
-  using Steps::full;
-  using Steps::groups;
-  using Steps::meet;
-  using Steps::memory;
-  using Steps::s;
-  using Steps::samples;
-  using Steps::slope;
-  using Steps::squares;
-  using Steps::task;
-
+struct Joint {
+  const MlpTask<T>& task;
+  const MlpSteps<T, false, Far> steps;
   const int64_t sample;
   const bool real, leads;  // a sample of the batch; the first thread of the block
   unsigned long long meetings = 0;
   int turn = 0;
 
   __device__ explicit Joint(const MlpTask<T>& all)
-      : Steps(all, true),
-        sample(int64_t(blockIdx.x) * samples + s),
+      : task(all),
+        steps(all, true),
+        sample(int64_t(blockIdx.x) * steps.samples + steps.s),
         real(sample < all.batch),
         leads(threadIdx.x == 0) {}
 
-  __device__ MlpState& state() const { return memory.slots[0].state; }
+  __device__ MlpState& state() const { return steps.memory.slots[0].state; }
   __device__ Span span() const {
     const int64_t last = task.output_count - 1;
     return {task.controller,
@@ -51,7 +41,7 @@ struct Joint : MlpSteps<T, false, Far> {
   // order. What is read here is not written again before all have met once more.
   template <int N>
   __device__ void total(double (&values)[N]) {
-    const int warps = samples * groups / 32, blocks = int(gridDim.x);
+    const int warps = steps.samples * steps.groups / 32, blocks = int(gridDim.x);
     if (!real) {
       for (double& value : values) value = 0;
     }
@@ -66,14 +56,16 @@ struct Joint : MlpSteps<T, false, Far> {
 #pragma unroll
     for (int n = 0; n < N; ++n) {
       values[n] = 0;
-      for (int i = threadIdx.x; i < blocks; i += samples * groups) {
+      for (int i = threadIdx.x; i < blocks; i += steps.samples * steps.groups) {
         values[n] += __ldcg(partial + n * blocks + i);
       }
     }
     block_sum(values, block_memory(), warps);
   }
 
-  __device__ double* block_memory() { return memory.sums + (turn++ % 2) * 3 * (kMlpThreads / 32); }
+  __device__ double* block_memory() {
+    return steps.memory.sums + (turn++ % 2) * 3 * (kMlpThreads / 32);
+  }
 
   __device__ double norm(double sum) const {
     return sqrt(sum / double(task.batch * task.field.dim));
@@ -84,7 +76,7 @@ struct Joint : MlpSteps<T, false, Far> {
     course.t = task.times[0];
     const double end = task.times[task.output_count - 1];
     course.direction = end < course.t ? -1 : 1;
-    evaluate(as_time<T>(course.t), memory.y, slope(0));
+    steps.evaluate(as_time<T>(course.t), steps.memory.y, steps.slope(0));
     const bool choose = task.first_step == 0;
     course.h = choose ? first_step(course, end) : task.first_step;
     if (leads) {
@@ -101,25 +93,25 @@ struct Joint : MlpSteps<T, false, Far> {
       }
       state() = fresh;
     }
-    meet();
+    steps.meet();
   }
 
   // fastnode.control.controllers.initial_step; no number where the state or its slope is not
   // finite.
   __device__ double first_step(const Course& course, double end) {
     const T rtol = T(task.rtol), atol = T(task.atol);
-    const T *const y = memory.y, *const f = slope(0), *const f1 = slope(1);
-    double sums[2] = {squares(y, rtol, atol, [&](int i) { return y[i]; }),
-                      squares(y, rtol, atol, [&](int i) { return f[i]; })};
+    const T *const y = steps.memory.y, *const f = steps.slope(0), *const f1 = steps.slope(1);
+    double sums[2] = {steps.squares(y, rtol, atol, [&](int i) { return y[i]; }),
+                      steps.squares(y, rtol, atol, [&](int i) { return f[i]; })};
     total(sums);
     const double d0 = norm(sums[0]), d1 = norm(sums[1]);
     if (!finite(d0) || !finite(d1)) return bit_cast<double>(0x7FF8000000000000ull);
     const double h0 = Controller::trial_step(d0, d1, std::abs(end - course.t));
     const double one = 1, step = course.direction * h0;
-    combine(&one, 1, step, memory.stage);
-    meet();
-    evaluate(as_time<T>(course.t + step), memory.stage, slope(1));
-    double change[1] = {squares(y, rtol, atol, [&](int i) { return f1[i] - f[i]; })};
+    steps.combine(&one, 1, step, steps.memory.stage);
+    steps.meet();
+    steps.evaluate(as_time<T>(course.t + step), steps.memory.stage, steps.slope(1));
+    double change[1] = {steps.squares(y, rtol, atol, [&](int i) { return f1[i] - f[i]; })};
     total(change);
     return task.controller.first_step(h0, d1, norm(change[0]), PortablePower());
   }
@@ -127,28 +119,28 @@ struct Joint : MlpSteps<T, false, Far> {
   // A step, accepted or not.
   __device__ void attempt() {
     const Control& control = state().control;
-    Steps::take_stages(control.course, true);
+    steps.take_stages(control.course, true);
     double sums[3];
-    Steps::measure(control.course, task.rtol, task.atol, sums);
+    steps.measure(control.course, task.rtol, task.atol, sums);
     total(sums);
     if (leads) decide(norm(sums[0]), norm(sums[1]), norm(sums[2]));
-    meet();
+    steps.meet();
     if (!control.moved) return;
     const Course& course = control.course;
-    if (real) Steps::keep(course, sample);
-    const bool inside = Steps::inside(control, task.times);
-    if (inside) Steps::take_further_stages(course.t_before, course.t);
-    if (real) Steps::save(control, task.times, sample);
-    Steps::move_on();
+    if (real) steps.keep(course, sample);
+    const bool inside = steps.inside(control, task.times);
+    if (inside) steps.take_further_stages(course.t_before, course.t);
+    if (real) steps.save(control, task.times, sample);
+    steps.move_on();
   }
 
   __device__ void decide(double ratio, double slopes, double states) {
     Control here = state().control;
     conclude(here, span(), ratio);
     if (here.moved) {
-      state().interpolated += Steps::inside(here, task.times);
+      state().interpolated += steps.inside(here, task.times);
       if (blockIdx.x == 0) {
-        Steps::note(here.course, 0, ratio, stiffness_of(slopes, states, task.tableau.stability));
+        steps.note(here.course, 0, ratio, stiffness_of(slopes, states, task.tableau.stability));
       }
     }
     state().control = here;
@@ -156,27 +148,27 @@ struct Joint : MlpSteps<T, false, Far> {
 
   __device__ void run() {
     const int64_t from = real ? sample : task.batch - 1;
-    Steps::load(task.resumed ? task.y : task.y0, from, memory.y);
+    steps.load(task.resumed ? task.y : task.y0, from, steps.memory.y);
     if (task.resumed) {
-      Steps::load(task.f, from, slope(0));
+      steps.load(task.f, from, steps.slope(0));
       if (leads) state() = *task.state;
-      meet();
+      steps.meet();
     } else {
-      if (real) Steps::store(memory.y, task.ys, sample);
-      meet();
+      if (real) steps.store(steps.memory.y, task.ys, sample);
+      steps.meet();
       begin();
     }
     const Control& control = state().control;
-    while (control.running && !full(control.course)) attempt();
+    while (control.running && !steps.full(control.course)) attempt();
     finish(control);
   }
 
   __device__ void finish(const Control& control) {
     if (real) {
-      Steps::store(memory.y, task.y, sample);
-      Steps::store(slope(0), task.f, sample);
+      steps.store(steps.memory.y, task.y, sample);
+      steps.store(steps.slope(0), task.f, sample);
       if (!control.running && control.next < task.output_count) {
-        const int found = Steps::seen(state().started ? task.tableau.stages : 1);
+        const int found = steps.seen(state().started ? task.tableau.stages : 1);
         if (found != 0) atomicOr(&task.state->seen, found);
       }
     }

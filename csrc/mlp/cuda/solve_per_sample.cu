@@ -13,29 +13,20 @@ namespace fastnode {
 namespace {
 
 template <class T, bool Alone, bool Far>
-struct BySample : MlpSteps<T, Alone, Far> {
-  using Steps = MlpSteps<T, Alone, Far>;
-  using Steps::evaluate;
-  using Steps::full;
-  using Steps::g;
-  using Steps::meet;
-  using Steps::memory;
-  using Steps::s;
-  using Steps::samples;
-  using Steps::slope;
-  using Steps::squares;
-  using Steps::task;
-
+struct BySample {
+  const MlpTask<T>& task;
+  const MlpSteps<T, Alone, Far> steps;
   const bool leads;  // of the threads of a sample
   int turn = 0;
 
-  __device__ explicit BySample(const MlpTask<T>& all) : Steps(all, false), leads(g == 0) {}
+  __device__ explicit BySample(const MlpTask<T>& all)
+      : task(all), steps(all, false), leads(steps.g == 0) {}
 
   // The block's samples.
   __device__ int64_t first() const { return task.batch * blockIdx.x / gridDim.x; }
   __device__ int64_t last() const { return task.batch * (blockIdx.x + 1) / gridDim.x; }
 
-  __device__ MlpSlot& slot() const { return memory.slots[s]; }
+  __device__ MlpSlot& slot() const { return steps.memory.slots[steps.s]; }
   __device__ const double* times(int64_t sample) const {
     return task.times + sample * task.output_count;
   }
@@ -58,16 +49,18 @@ struct BySample : MlpSteps<T, Alone, Far> {
   __device__ void total(double (&values)[N]) {
     if constexpr (Alone) return;
     const int sharing = MlpMemory<T>::sharing(task.field, task.plan);
-    double* const sums = memory.sums + (turn++ % 2) * 3 * sharing * samples;
-    if (g < sharing) {
+    double* const sums = steps.memory.sums + (turn++ % 2) * 3 * sharing * steps.samples;
+    if (steps.g < sharing) {
 #pragma unroll
-      for (int n = 0; n < N; ++n) sums[(n * sharing + g) * samples + s] = values[n];
+      for (int n = 0; n < N; ++n)
+        sums[(n * sharing + steps.g) * steps.samples + steps.s] = values[n];
     }
-    meet();
+    steps.meet();
 #pragma unroll
     for (int n = 0; n < N; ++n) {
       values[n] = 0;
-      for (int i = 0; i < sharing; ++i) values[n] += sums[(n * sharing + i) * samples + s];
+      for (int i = 0; i < sharing; ++i)
+        values[n] += sums[(n * sharing + i) * steps.samples + steps.s];
     }
   }
 
@@ -81,14 +74,14 @@ struct BySample : MlpSteps<T, Alone, Far> {
     const double* const outputs = times(from);
     course.t = outputs[0];
     course.direction = task.directions[from];
-    Steps::load(task.y0, from, memory.y);
-    if (real) Steps::store(memory.y, task.ys, sample);
-    meet();
-    evaluate(as_time<T>(course.t), memory.y, slope(0));
-    if (real) Steps::store(slope(0), task.f, sample);
-    const T *const y = memory.y, *const f = slope(0);
+    steps.load(task.y0, from, steps.memory.y);
+    if (real) steps.store(steps.memory.y, task.ys, sample);
+    steps.meet();
+    steps.evaluate(as_time<T>(course.t), steps.memory.y, steps.slope(0));
+    if (real) steps.store(steps.slope(0), task.f, sample);
+    const T *const y = steps.memory.y, *const f = steps.slope(0);
     double odd[3] = {0, 0, 0};
-    Steps::each([&](int, int i) {
+    steps.each([&](int, int i) {
       odd[0] += f[i] != f[i];
       odd[1] += f[i] - f[i] != 0 && f[i] == f[i];
       odd[2] += y[i] - y[i] != 0;
@@ -111,17 +104,17 @@ struct BySample : MlpSteps<T, Alone, Far> {
 
   __device__ double first_step(const Course& course, int64_t sample, const double* outputs) {
     const T rtol = T(task.rtols[sample]), atol = T(task.atols[sample]);
-    const T *const y = memory.y, *const f = slope(0), *const f1 = slope(1);
-    double sums[2] = {squares(y, rtol, atol, [&](int i) { return y[i]; }),
-                      squares(y, rtol, atol, [&](int i) { return f[i]; })};
+    const T *const y = steps.memory.y, *const f = steps.slope(0), *const f1 = steps.slope(1);
+    double sums[2] = {steps.squares(y, rtol, atol, [&](int i) { return y[i]; }),
+                      steps.squares(y, rtol, atol, [&](int i) { return f[i]; })};
     total(sums);
     const double d1 = norm(sums[1]), room = std::abs(outputs[task.output_count - 1] - course.t);
     const double h0 = Controller::trial_step(norm(sums[0]), d1, room);
     const double one = 1, step = course.direction * h0;
-    Steps::combine(&one, 1, step, memory.stage);
-    meet();
-    evaluate(as_time<T>(course.t + step), memory.stage, slope(1));
-    double change[1] = {squares(y, rtol, atol, [&](int i) { return f1[i] - f[i]; })};
+    steps.combine(&one, 1, step, steps.memory.stage);
+    steps.meet();
+    steps.evaluate(as_time<T>(course.t + step), steps.memory.stage, steps.slope(1));
+    double change[1] = {steps.squares(y, rtol, atol, [&](int i) { return f1[i] - f[i]; })};
     total(change);
     return task.controller.first_step(h0, d1, norm(change[0]), PortablePower());
   }
@@ -135,7 +128,7 @@ struct BySample : MlpSteps<T, Alone, Far> {
   // The next of the block's samples that has a step to take, if there is one.
   __device__ void admit(MlpSlot& to) const {
     while (true) {
-      const int64_t sample = first() + atomicAdd(memory.next, 1);
+      const int64_t sample = first() + atomicAdd(steps.memory.next, 1);
       if (sample >= last()) return;
       to.state = task.state[sample];
       if (!to.state.control.running) continue;
@@ -148,23 +141,23 @@ struct BySample : MlpSteps<T, Alone, Far> {
   }
 
   __device__ void run() {
-    if (threadIdx.x == 0) *memory.next = 0;
+    if (threadIdx.x == 0) *steps.memory.next = 0;
     if (leads) slot() = MlpSlot{};
     if (!task.resumed) {
-      for (int64_t base = first(); base < last(); base += samples) begin(base + s);
+      for (int64_t base = first(); base < last(); base += steps.samples) begin(base + steps.s);
     }
     // Whoever began a sample, any thread of the block may take it.
     __syncthreads();
     while (true) {
       MlpSlot& mine = slot();
       if (leads && !mine.busy) admit(mine);
-      if (!Steps::any(leads && mine.busy)) return;
+      if (!steps.any(leads && mine.busy)) return;
       if (mine.busy && mine.arrived) {
-        Steps::load(task.resumed ? task.y : task.y0, mine.sample, memory.y);
-        Steps::load(task.f, mine.sample, slope(0));
+        steps.load(task.resumed ? task.y : task.y0, mine.sample, steps.memory.y);
+        steps.load(task.f, mine.sample, steps.slope(0));
       }
       const bool leaves = attempt(mine);
-      meet();
+      steps.meet();
       if (leads && leaves) mine.busy = false;
     }
   }
@@ -172,23 +165,23 @@ struct BySample : MlpSteps<T, Alone, Far> {
   // A step, accepted or not; whether it was the sample's last. Threads without a sample go along.
   __device__ bool attempt(MlpSlot& mine) {
     const Control& control = mine.state.control;
-    Steps::take_stages(control.course, true);
+    steps.take_stages(control.course, true);
     double sums[3];
-    Steps::measure(control.course, mine.rtol, mine.atol, sums);
+    steps.measure(control.course, mine.rtol, mine.atol, sums);
     total(sums);
     if (leads && mine.busy) decide(mine, norm(sums[0]), norm(sums[1]), norm(sums[2]));
-    meet();
+    steps.meet();
     const bool moved = mine.busy && control.moved;
     const double* const outputs = times(mine.sample);
-    if (task.tableau.further > 0 && Steps::any(moved && Steps::inside(control, outputs))) {
-      Steps::take_further_stages(control.course.t_before, control.course.t);
+    if (task.tableau.further > 0 && steps.any(moved && steps.inside(control, outputs))) {
+      steps.take_further_stages(control.course.t_before, control.course.t);
     }
     if (moved) {
-      Steps::keep(control.course, mine.sample);
-      Steps::save(control, outputs, mine.sample);
-      Steps::move_on();
+      steps.keep(control.course, mine.sample);
+      steps.save(control, outputs, mine.sample);
+      steps.move_on();
     }
-    const bool leaves = mine.busy && (!control.running || full(control.course));
+    const bool leaves = mine.busy && (!control.running || steps.full(control.course));
     if (leaves) leave(mine);
     return leaves;
   }
@@ -197,9 +190,9 @@ struct BySample : MlpSteps<T, Alone, Far> {
     Control here = mine.state.control;
     conclude(here, span(mine.sample), ratio);
     if (here.moved) {
-      mine.state.interpolated += Steps::inside(here, times(mine.sample));
-      Steps::note(here.course, mine.sample, ratio,
-                  stiffness_of(slopes, states, task.tableau.stability));
+      mine.state.interpolated += steps.inside(here, times(mine.sample));
+      steps.note(here.course, mine.sample, ratio,
+                 stiffness_of(slopes, states, task.tableau.stability));
     }
     mine.arrived = false;
     mine.state.control = here;
@@ -207,11 +200,11 @@ struct BySample : MlpSteps<T, Alone, Far> {
   }
 
   __device__ void leave(const MlpSlot& mine) const {
-    Steps::store(memory.y, task.y, mine.sample);
-    Steps::store(slope(0), task.f, mine.sample);
+    steps.store(steps.memory.y, task.y, mine.sample);
+    steps.store(steps.slope(0), task.f, mine.sample);
     MlpState& saved = task.state[mine.sample];
     if (mine.state.failure != Failure::kNone) {
-      const int found = Steps::seen(task.tableau.stages);
+      const int found = steps.seen(task.tableau.stages);
       if (found != 0) atomicOr(&saved.seen, found);
     }
     if (!leads) return;

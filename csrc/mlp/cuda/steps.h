@@ -7,20 +7,66 @@
 
 namespace fastnode {
 
-// Each feature of a state belongs to one thread, who alone reads and writes it here.
+// One thread of a block. An `Alone` one has a sample to itself and never waits for another. `Far`
+// is plan.far, known to the compiler: many loads in flight take registers, of which blocks with
+// their weights in shared memory need fewer, so that more of them are resident on a multiprocessor.
+//
+// Each feature of a state belongs to one thread, which alone reads and writes it here.
 template <class T, bool Alone, bool Far>
-struct MlpSteps : MlpThread<T, Alone, Far> {
-  using Base = MlpThread<T, Alone, Far>;
-  using Base::any;
-  using Base::Base;
-  using Base::evaluate;
-  using Base::g;
-  using Base::groups;
-  using Base::meet;
-  using Base::memory;
-  using Base::place;
-  using Base::slope;
-  using Base::task;
+struct MlpSteps {
+  const MlpTask<T>& task;
+  const int samples, groups, s, g;
+  MlpMemory<T> memory;
+
+  __device__ explicit MlpSteps(const MlpTask<T>& all, bool joint)
+      : MlpSteps(all, lay(all, joint)) {}
+
+  __device__ MlpSteps(const MlpTask<T>& all, const MlpMemory<T>& laid)
+      : task(all),
+        samples(all.plan.samples),
+        groups(Alone ? 1 : all.plan.groups),
+        s(Alone ? int(threadIdx.x) : int(threadIdx.x) % all.plan.samples),
+        g(Alone ? 0 : int(threadIdx.x) / all.plan.samples),
+        memory(laid) {
+    if (threadIdx.x == 0) {
+      *memory.table = {all.field,
+                       samples,
+                       groups,
+                       place_of(memory.weights),
+                       place_of(memory.first),
+                       place_of(memory.second),
+                       place_of(memory.parts),
+                       all.plan.tensor};
+    }
+    if constexpr (Far) {
+      if (threadIdx.x == 0) *reinterpret_cast<const T**>(memory.weights) = all.packed;
+    } else {
+      for (int l = 0; l < all.field.count; ++l) {
+        pack_layer(all.field.layers[l], memory.weights, int(threadIdx.x), samples * groups);
+      }
+    }
+    __syncthreads();
+  }
+
+  // The threads that share a sample meet.
+  __device__ void meet() const {
+    if constexpr (!Alone) __syncthreads();
+  }
+  // Whether one of those who meet says so.
+  __device__ bool any(bool mine) const {
+    if constexpr (Alone) return mine;
+    return __syncthreads_or(mine) != 0;
+  }
+
+  __device__ int place(int feature) const { return feature * samples + s; }
+  __device__ T* slope(int stage) const {
+    return memory.k + int64_t(stage) * task.field.dim * samples;
+  }
+
+  // slope = field(time, x).
+  __device__ void evaluate(T time, const T* x, T* out) const {
+    mlp_evaluate<T, Alone, Far>(time, place_of(x), place_of(out));
+  }
 
   // f(feature, its place) for this thread's features.
   template <class F>
@@ -168,6 +214,13 @@ struct MlpSteps : MlpThread<T, Alone, Far> {
 
   __device__ bool full(const Course& course) const {
     return course.accepted - task.records.base == task.records.capacity;
+  }
+
+ private:
+  __device__ static MlpMemory<T> lay(const MlpTask<T>& all, bool joint) {
+    MlpMemory<T> memory;
+    memory.lay(shared_memory(), all.field, all.tableau, all.plan, joint);
+    return memory;
   }
 };
 
