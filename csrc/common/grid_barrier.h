@@ -1,20 +1,20 @@
-// A meeting of all blocks of a grid that are on the device together (a cooperative launch).
+// A barrier for all blocks of a grid that are resident together (a cooperative launch).
 #pragma once
 
 #include <cuda_runtime.h>
 
 namespace fastnode {
 
-// `met` counts arrivals, from zero; `turn` counts meetings, from zero, alike in all blocks. What
-// threads wrote to device memory before is seen after it by those that read past the first cache
-// (__ldcg), which is not told of others' writes.
-__device__ inline void grid_barrier(unsigned long long* met, unsigned long long turn) {
+// `arrivals` counts arrivals and `turn` barriers, from zero; all blocks pass the same `turn`.
+// Writes to global memory before the barrier are visible after it to loads that bypass the L1 cache
+// (__ldcg), which is not coherent.
+__device__ inline void grid_barrier(unsigned long long* arrivals, unsigned long long turn) {
   __syncthreads();
   if (threadIdx.x == 0) {
     const unsigned long long all = (turn + 1) * gridDim.x;
     __threadfence();
-    atomicAdd(met, 1ull);
-    while (*const_cast<volatile unsigned long long*>(met) < all) __nanosleep(20);
+    atomicAdd(arrivals, 1ull);
+    while (*const_cast<volatile unsigned long long*>(arrivals) < all) __nanosleep(20);
     __threadfence();
   }
   __syncthreads();
@@ -31,8 +31,8 @@ __device__ inline void warp_sum(double (&values)[N]) {
   }
 }
 
-// Over the block of `warps` whole warps, in one order; all threads have it. `memory` has N times
-// `warps` numbers that nobody reads any more.
+// Over the block of `warps` whole warps, in one order; all threads have it. `memory` holds N times
+// `warps` numbers that no thread still reads.
 template <int N>
 __device__ inline void block_sum(double (&values)[N], double* memory, int warps) {
   warp_sum(values);

@@ -8,9 +8,9 @@
 namespace fastnode {
 
 constexpr int kThreads = 256;
-// Blocks that a multiprocessor is to hold at once. Told nothing, the compiler makes room for eight
-// by waiting for each load before the next, or by spills; with five every thread has four loads of
-// 16 bytes under way, several times what the memory's latency asks for.
+// Resident blocks on a multiprocessor. Without a limit the compiler aims at eight, and waits for
+// each load before the next or spills registers; with five every thread has four loads of 16 bytes
+// in flight, several times what hides the latency of memory.
 constexpr int kResident = 5;
 // Enough blocks to fill the largest device several times over; loops take the rest.
 constexpr int64_t kMaxBlocks = 4096;
@@ -81,7 +81,7 @@ struct Items {
   }
 
  private:
-  // All loads are under way before the first is needed.
+  // All loads are in flight before the first is needed.
   template <int Group, class W>
   __device__ __forceinline__ void add_group(const T* const* k, W weight, int j, int64_t first) {
     Values slopes[Group];

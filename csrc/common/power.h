@@ -23,8 +23,8 @@ FASTNODE_HD double rounded_product(double a, double b) {
 
 // Powers of the C library and of CUDA's differ in the last bit, and compilers fuse a product and a
 // sum as they like. Here every sum after a product is an fma that says so, or the product is
-// rounded, and nothing is left to choose. Within 1e-13 of the power, plenty for the size of a step;
-// x must be positive and finite.
+// rounded, and the compiler has no choice. Within 1e-13 of the power, plenty for the size of a
+// step; x must be positive and finite.
 //
 // log2(x) = e + 2 atanh(s) / ln(2) with s = (m - 1) / (m + 1), x = m 2^e and m in [2/3, 4/3), where
 // |s| <= 1/5; 2^z = 2^n e^(r ln(2)) with z = n + r and |r| <= 1/2.

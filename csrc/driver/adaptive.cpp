@@ -12,7 +12,7 @@
 namespace fastnode {
 namespace {
 
-void tell(const py::object& callback, double t, const at::Tensor& y, double h) {
+void notify(const py::object& callback, double t, const at::Tensor& y, double h) {
   if (!callback.is_none()) callback(t, wrap(y), h);
 }
 
@@ -79,7 +79,7 @@ void AdaptiveStepper::advance() {
     check_progress();
     plan(course_, stops_.empty() ? end_ : stops_.back().time);
     const double t = course_.t, t1 = course_.t1, h = course_.step;
-    tell(callbacks_.step, t, y_.tensor(), h);
+    notify(callbacks_.step, t, y_.tensor(), h);
 
     k_.resize(tableau_->stages.size());
     k_[0] = f_;
@@ -87,7 +87,7 @@ void AdaptiveStepper::advance() {
     if (!tableau_->fsal) arithmetic_.combine(y_.tensor(), k_, tableau_->solution, h, stage_);
     const double ratio = norm_of(y_.tensor(), stage_.tensor(), tableau_->error, h);
     const bool accepted = controller_.accepts(course_.taken, ratio);
-    tell(accepted ? callbacks_.accept : callbacks_.reject, t, y_.tensor(), h);
+    notify(accepted ? callbacks_.accept : callbacks_.reject, t, y_.tensor(), h);
     with_power([&](auto power) { return settle(course_, controller_, ratio, power); });
     if (!accepted) continue;
     std::swap(y_before_, y_);

@@ -11,7 +11,7 @@ struct Stop {
   bool jump;
 };
 
-// Python functions of (t, packed state, signed step); None where there is nothing to tell.
+// Python functions of (t, packed state, signed step); or None.
 struct Callbacks {
   py::object step, accept, reject;
 };

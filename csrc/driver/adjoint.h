@@ -11,8 +11,8 @@ namespace fastnode {
 
 using OptionalTensors = std::vector<std::optional<at::Tensor>>;
 
-// -sum_i cotangents_i^T d outputs_i / d inputs; nothing where an input plays no part. The graph is
-// kept. The GIL must be held.
+// -sum_i cotangents_i^T d outputs_i / d inputs; none where an input plays no part. The autograd
+// graph is kept. The GIL must be held.
 OptionalTensors pull_back(const std::vector<at::Tensor>& outputs,
                           const std::vector<at::Tensor>& cotangents,
                           const std::vector<at::Tensor>& inputs);

@@ -86,8 +86,8 @@ class CpuKernels {
     *norm = A(error_norm(y0, y1, plain, rtol, atol, 0, numel));
   }
 
-  // As rk_trial and rk_first; `norms` are those of the state, of its slope and of the slopes'
-  // difference, part by part.
+  // As rk_trial and rk_first; `norms` are those of the state, of its derivative and of the
+  // derivative's change, part by part.
   void trial(Control* control, const A* norms, int parts, const double* end, T* time) const {
     Course& course = control->course;
     const double size = worst(norms, parts), slope = worst(norms + parts, parts);

@@ -21,7 +21,7 @@ class GraphStep {
     int64_t output_count;   // the start included
     int64_t max_num_steps;  // from one output to the next, or for all together
     bool all_together;
-    int64_t capacity;  // steps whose records fit; then the host has to make room
+    int64_t capacity;  // steps whose records fit; then the host has to provide more
     bool keeps_starts;
   };
 
@@ -34,10 +34,10 @@ class GraphStep {
   at::Tensor image(double h, double direction, const std::vector<double>& times) const;
 
   // The state at the end of a trial step, which ends at the time in times[1], and what follows from
-  // its slope f1.
+  // its derivative f1.
   at::Tensor try_first();
   void choose_first(const at::Tensor& f1);
-  // Plans the first attempt, or the next one once there is room for records again.
+  // Plans the first attempt, or the next one once there is memory for records again.
   void begin();
 
   // State at which stage i is evaluated, at the time in times[i]; stages behind the method's own
@@ -47,10 +47,10 @@ class GraphStep {
   at::Tensor solution(const Slopes& k) const;
   // Decides over a step to y1 and plans the next one.
   void conclude(const Slopes& k, const at::Tensor& y1);
-  // Carries out what was decided: outputs, records, state and slope.
+  // Carries out what was decided: outputs, records, state and derivative.
   void commit(const Slopes& k, const at::Tensor& y1);
 
-  // For a step that somebody else has planned: numbers [3] on the device are its ends, and whether
+  // For a step that was planned elsewhere: numbers [3] on the device are its ends, and whether
   // its first stage is the solve's first and not the last one of the step before.
   void place(const at::Tensor& numbers);
   // h sum_j w_j x_j, with h of the step as it was planned last.
@@ -59,7 +59,7 @@ class GraphStep {
   // Whether outputs inside of steps are possible, so that dense output is needed.
   bool inside() const { return limits_.output_count > 2; }
   // The device's memory: of the decisions, in which `running` says whether there is more to do; the
-  // slope at y; times of the stages; outputs [output_count, ...]; records [capacity].
+  // derivative at y; times of the stages; outputs [output_count, ...]; records [capacity].
   at::Tensor memory, y, f, times, outputs, ends, errors, stiffness, starts;
 
  private:

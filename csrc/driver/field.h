@@ -17,11 +17,11 @@ class Field {
   Field(py::object field, const at::Tensor& y0);
 
   // dy/dt at (t, y) into k, whose memory is used again where it is ours; side -1 or 1 moves t to
-  // the next number before or after it on the way. The GIL must be held.
+  // the next number before or after it in the direction of time. The GIL must be held.
   void operator()(double t, Handle& y, int side, at::Tensor& k);
 
-  // Lets go of a slope that is about to be computed anew, so that the field's result may lie where
-  // it lay: that memory is mapped and perhaps cached. Packed slopes are written over instead.
+  // Releases a stage derivative that is about to be recomputed, so that the field's result may get
+  // its memory, which is mapped and perhaps cached. Packed derivatives are overwritten instead.
   void release(at::Tensor& k) const {
     if (!layout_.is_tuple) k.reset();
   }

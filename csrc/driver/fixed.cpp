@@ -8,7 +8,7 @@ FixedOutcome integrate_fixed(py::object python_field, const Tableau& tableau, at
   Field field(python_field, y0);
   const Arithmetic arithmetic(y0);
   Handle y(y0.contiguous()), stage, end;
-  // The slopes of the stages; behind them the slope at the end of the step.
+  // The stage derivatives; behind them the derivative at the end of the step.
   Slopes k(tableau.stages.size() + 1);
   Outputs outputs(y.tensor(), int64_t(times.size()));
   outputs.add(y.tensor());
@@ -19,7 +19,7 @@ FixedOutcome integrate_fixed(py::object python_field, const Tableau& tableau, at
     field(t, y, perturb ? 1 : 0, k[0]);
     take_stages(field, tableau, arithmetic, t, t1, y.tensor(), k, stage, perturb);
     if (i + 2 == grid.size() && size_t(outputs.size()) + 1 == times.size() && times.back() == t1) {
-      // Nothing comes after it: it needs no memory of its own.
+      // The last state: it needs no memory of its own.
       std::vector<double> c;
       for (double b : tableau.solution.values) c.push_back(h * b);
       outputs.add(arithmetic, y.tensor(), k, tableau.solution.stages, c);
@@ -34,7 +34,7 @@ FixedOutcome integrate_fixed(py::object python_field, const Tableau& tableau, at
         continue;
       }
       const double x = (times[j] - t) / h;
-      // On the way from y to y1 = y + h sum_i b_i k_i both interpolants are sums of slopes.
+      // Between y and y1 = y + h sum_i b_i k_i both interpolants are sums of stage derivatives.
       double rise = x, first = 0, last = 0;
       if (cubic) {
         if (!slope_at_end) field(t1, end, 0, k.back());

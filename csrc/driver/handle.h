@@ -17,7 +17,7 @@ struct Layout {
   std::vector<int64_t> sizes;
 };
 
-// Memory is written over only if nobody holds on to it: a vector field may return its argument,
+// Memory is overwritten only if nothing else refers to it: a vector field may return its argument,
 // keep it, or save it for a gradient. Then the next write goes to fresh memory. The GIL must be
 // held.
 class Handle {
@@ -40,7 +40,7 @@ class Handle {
   at::Tensor tensor_;
   bool ours_ = true;
   py::object argument_;
-  // References that tensor, memory and views have when nobody else holds them.
+  // References that tensor, memory and views have when nothing else refers to them.
   size_t tensor_uses_ = 1, storage_uses_ = 1, view_uses_ = 1;
 };
 

@@ -49,7 +49,7 @@ inline at::ScalarType accumulate_type(at::ScalarType dtype) {
 }
 
 // Whether a backward pass may compute on the memory of these tensors: on the CPU, outside of
-// torch.func's transforms, and if nobody asks for its own derivative.
+// torch.func's transforms, and if its own derivative is not wanted.
 inline bool may_read(at::TensorList tensors) {
   if (at::GradMode::is_enabled()) return false;
   for (const at::Tensor& each : tensors) {

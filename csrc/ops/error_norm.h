@@ -9,8 +9,8 @@
 
 namespace fastnode {
 
-// sqrt(mean(...)) over [begin, end), rounded to the type it is summed in; 0 where there is nothing.
-// One partial sum for each piece of the range: the same result for any number of threads.
+// sqrt(mean(...)) over [begin, end), rounded to the type it is summed in; 0 where the range is
+// empty. One partial sum for each piece of the range: the same result for any number of threads.
 template <class T>
 double error_norm(const T* y0, const T* y1, const Terms<T>& terms, double rtol, double atol,
                   int64_t begin, int64_t end) {

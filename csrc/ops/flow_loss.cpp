@@ -26,7 +26,7 @@ using torch::autograd::variable_list;
 // d loss / d v = loss_slope * residual.
 double loss_slope(int64_t numel, bool mean) { return mean ? 2.0 / double(numel) : 2.0; }
 
-// What grad holds, as a multiple of the residual. In float16 the slope of a mean would push it
+// What grad holds, as a multiple of the residual. In float16 the gradient of a mean would push it
 // below the smallest number before a GradScaler could lift it: there grad is the residual itself.
 double grad_scale(at::ScalarType dtype, int64_t numel, bool mean) {
   return dtype == at::kHalf ? 1.0 : loss_slope(numel, mean);
@@ -125,7 +125,7 @@ struct FlowLoss : torch::autograd::Function<FlowLoss> {
         factor = g * loss_slope(saved.sym_numel().guard_int(__FILE__, __LINE__), mean);
       }
       // Mostly the factor is 1 and grad is the answer. It may be handed on (or changed in place)
-      // only when nobody will come back for it.
+      // only when it will not be used again.
       if (plain && !torch::autograd::get_current_graph_task_keep_graph()) {
         dv = saved.detach();
         const bool one = factor.is_cpu() && factor.item<double>() == 1.0;

@@ -14,7 +14,7 @@
 namespace fastnode {
 
 struct NormGradients {
-  at::Tensor error, y0, y1;  // the last two only where asked for
+  at::Tensor error, y0, y1;  // the last two only where wanted
 };
 
 // A number a sample, shaped to broadcast to states of so many dimensions.

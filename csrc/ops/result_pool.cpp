@@ -32,7 +32,7 @@ void* allocate_block(size_t bytes) {
     void* block = nullptr;
     TORCH_CHECK(posix_memalign(&block, kHugePage, bytes) == 0, "not enough memory for ", bytes,
                 " bytes");
-    // Advice only: without huge pages nothing changes.
+    // Advice only: it may be ignored.
     madvise(block, bytes, MADV_HUGEPAGE);
     return block;
   }

@@ -99,7 +99,7 @@ Tensor call_rk_error(const Tensor& y0, const Tensor& y1, at::TensorList k, at::A
   return op.call(y0, y1, k, c, rtol, atol, per_sample);
 }
 
-// All gradients in one pass over the state. Nothing for norms of samples, and narrow types.
+// All gradients in one pass over the state; none for norms of samples and narrow types.
 bool gradients_at_once(const variable_list& saved, const Tensor& upstream,
                        const std::vector<double>& c, double rtol, double atol, bool for_states,
                        variable_list& grads) {

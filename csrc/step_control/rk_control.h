@@ -70,7 +70,7 @@ FASTNODE_HD bool settle(Course& course, const Controller& controller, double rat
   course.stuck = false;
   course.earlier = course.before;
   course.before = ratio;
-  // A step cut short says little of what the next one may be.
+  // A step that was cut short by the limit says little about the next one.
   course.h = course.taken < course.h ? greater(following, course.h) : following;
   course.t_before = course.t;
   course.t = course.t1;
@@ -88,7 +88,7 @@ struct Span {
   // Attempts from one output to the next, or in all.
   int64_t max_num_steps;
   bool all_together;
-  // Where ends and errors of accepted steps are noted, for so many steps; null where nobody asks.
+  // Where ends and errors of accepted steps are noted, for so many steps; or null.
   double* ends;
   double* errors;
   int64_t capacity;
@@ -103,8 +103,8 @@ struct Control {
   int64_t noted = 0;     // entries of span.ends
   bool moved = false;    // whether the step just tried was accepted
   bool running = false;  // whether there is another step to try
-  // Not running with outputs left: if noted == span.capacity, the host is to make room for more
-  // (noted = 0) and begin again; otherwise the solve cannot go on.
+  // Not running with outputs left: if noted == span.capacity, the host is to provide memory for
+  // more (noted = 0) and begin again; otherwise the solve cannot go on.
 };
 
 // The first of sorted times from `begin` on that lies after t.
@@ -121,8 +121,8 @@ FASTNODE_HD int64_t first_after(const double* times, int64_t begin, int64_t end,
   return begin;
 }
 
-// Plans the next attempt, if there is one to make. Where there is none, the step is nothing, and
-// kernels that run all the same leave everything where it is.
+// Plans the next attempt, if there is one to make. Where there is none, the step has length
+// zero, and kernels that run all the same change nothing.
 FASTNODE_HD void prepare(Control& control, const Span& span) {
   Course& course = control.course;
   const bool full = span.ends != nullptr && control.noted == span.capacity;
@@ -162,7 +162,7 @@ FASTNODE_HD double worse(double so_far, double error) {
 }
 
 // Times of the stages after the first as the field takes them, in the state's type: t + c h, and
-// for c = 1 the number just before t1 on the way (fastnode.problem.ivp.VectorField).
+// for c = 1 the number just before t1 in the direction of time (fastnode.problem.ivp.VectorField).
 template <class T>
 struct StageTimes {
   double fractions[kMaxTerms];  // c of each stage, the first one's included
@@ -179,9 +179,9 @@ struct DenseTerms {
   int degree, count;
 };
 
-// The solve's memory, [numel] each and none shared: the state and its slope, overwritten by y1 and
-// f1 when a step is accepted; outputs [output_count, numel]; and, unless null, the states at which
-// accepted steps began, [span.capacity, numel].
+// The solve's memory, [numel] each and none shared: the state and its derivative, overwritten by y1
+// and f1 when a step is accepted; outputs [output_count, numel]; and, unless null, the states at
+// which accepted steps began, [span.capacity, numel].
 template <class T>
 struct Places {
   T* y;
@@ -196,24 +196,24 @@ struct Places {
 // On a CUDA stream; each gives a cudaError_t. `control` and all that is pointed to lie on the
 // device, the structures themselves travel with the launch.
 //
-//     rk_trial          course.t and direction are set: from the norms d0 of y and d1 of its slope
+//     rk_trial          course.t and direction are set: from the norms d0 of y and d1 of its
+//     derivative
 //                       the trial step of Controller::trial_step, in a solve that ends at the time
 //                       `end`, into course.step, its end into `time`
-//     rk_first          from d1 and the norm of the slopes' difference the first course.h
+//     rk_first          from d1 and the norm of the derivative's change the first course.h
 //     rk_begin          course.t, h and direction are set: plans the first attempt
 //     rk_step_stage     out = y + h sum_j w_j k_j, bit for bit what rk_stage gives for h w_j
 //     rk_step_error     norm as rk_error's joint one with weights h w_j; `partial` as there
 //     rk_control        the worst of `parts` norms decides; sets times of the next attempt's stages
-//     rk_note           after rk_control: stiffness of the step, if it was accepted, where its end
-//     is
-//                       noted, from norms of the difference of slopes and of their states
-//                       (rk_times.h)
+//     rk_note           after rk_control: stiffness of the step, if it was accepted, at the index
+//                       where its end is noted, from the norms of stiffness_of
 //     rk_commit         outputs inside the step just accepted, then y = y1 and f = f1
 //
 // Norms are those of `parts` parts of the state, of which the worst counts. rk_trial and rk_first
-// are for solves that are not told h; a state that is not finite leaves course.h NaN and nothing to
-// run. A step is: stages, error, rk_control, rk_commit. A nonzero `conditional` is the handle of a
-// graph's conditional node (cudaGraphConditionalHandle), which rk_control sets to control.running.
+// are for solves without a first step given; a state that is not finite leaves course.h NaN and the
+// solve not running. A step is: stages, error, rk_control, rk_commit. A nonzero `conditional` is
+// the handle of a graph's conditional node (cudaGraphConditionalHandle), which rk_control sets to
+// control.running.
 #define FASTNODE_DECLARE_RK_CONTROL(T)                                                       \
   int rk_trial_cuda(Control* control, const acc_t<T>* d0, const acc_t<T>* d1, int parts,     \
                     const double* end, T* time, void* cuda_stream);                          \

@@ -20,7 +20,7 @@ struct BitsOf<double> {
   using type = uint64_t;
 };
 
-// The number of T next to x on the way to the direction's infinity.
+// The number of T next to x in the direction of time.
 template <class T>
 FASTNODE_HD T next_number(T x, double direction) {
   using Bits = typename BitsOf<T>::type;
@@ -51,7 +51,7 @@ FASTNODE_HD T stage_time(const Course& course, double c) {
                 : as_time<T>(course.t + rounded_product(c, course.step));
 }
 
-// An attempt that somebody else has planned: from numbers[0] to numbers[1].
+// An attempt that was planned elsewhere: from numbers[0] to numbers[1].
 FASTNODE_HD void place(Course& course, const double* numbers) {
   course.t = numbers[0];
   course.t1 = numbers[1];

@@ -5,8 +5,8 @@
 #include <random>
 
 #include "mlp/cpu/adjoint_joint.h"
-#include "mlp/cpu/solve_per_sample.h"
 #include "mlp/cpu/adjoint_per_sample.h"
+#include "mlp/cpu/solve_per_sample.h"
 
 using namespace fastnode;
 

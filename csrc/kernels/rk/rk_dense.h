@@ -8,9 +8,9 @@
 
 namespace fastnode {
 
-// `slopes` gives the k_j alone; c is [m, slopes.count] in host memory; row i of the result starts
-// at out + i * out_stride. The elements [begin, end) on the CPU; all of them on the CUDA stream,
-// which gives a cudaError_t.
+// of `slopes` only the k_j are used; c is [m, slopes.count] in host memory; row i of the result
+// starts at out + i * out_stride. The elements [begin, end) on the CPU; all of them on the CUDA
+// stream, which gives a cudaError_t.
 #define FASTNODE_DECLARE_RK_DENSE(T)                                                    \
   void rk_dense_range(const T* y, const Terms<T>& slopes, const acc_t<T>* c, int64_t m, \
                       int64_t out_stride, int64_t begin, int64_t end, T* out);          \

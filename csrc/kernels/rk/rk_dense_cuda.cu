@@ -9,7 +9,7 @@ namespace {
 // Rows that a thread makes at once: each element of a stage it reads serves all of them.
 constexpr int kRows = 4;
 
-// The weights of one launch travel as its argument: no copy to the device and nothing to wait for,
+// The weights of one launch travel as its argument: no copy to the device and no wait for one,
 // so that a CUDA graph can hold the launch. 2 KiB, with the stages well below the 4 KiB allowed.
 template <class A>
 struct Weights {

@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   const auto weights = weights_of(step.terms);
   const int lane = threadIdx.x % width;
   const int64_t here = kThreads / width;
-  // All threads of a warp take part in each sum, those past the last row with nothing.
+  // All threads of a warp take part in each sum, those past the last row with zeros.
   for (int64_t base = blockIdx.x * here; base < rows; base += gridDim.x * here) {
     const int64_t row = base + threadIdx.x / width;
     double sum =

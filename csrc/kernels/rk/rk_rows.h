@@ -13,7 +13,7 @@ namespace fastnode {
 // rk_error_rows: norm = sqrt(mean((h sum_j c_j k_j / (atol + rtol max(|y0|, |y1|)))^2)), 0 where
 // dim is 0; the sums of a row do not depend on begin and end.
 // rk_dense_rows: out = y + sum_j w_j k_j with the weights w as [rows, slopes.count], bit for bit
-// what rk_stage gives for a row; `slopes` gives the k_j alone.
+// what rk_stage gives for a row; of `slopes` only the k_j are used.
 // `partial` is device memory for rk_error_cuda_partials doubles (rk_error.h).
 #define FASTNODE_DECLARE_RK_ROWS(T)                                                            \
   void rk_stage_rows_range(const T* y, const Terms<T>& terms, const double* h, int64_t begin,  \

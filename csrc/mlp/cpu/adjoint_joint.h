@@ -1,4 +1,4 @@
-// The exact derivative of a solve of solve_joint.h.
+// The discrete adjoint of a solve of solve_joint.h.
 #pragma once
 
 #include <algorithm>
@@ -15,14 +15,14 @@ struct MlpPath {
   std::shared_ptr<const Tableau> tableau;
   std::vector<double> times, edges;
   bool adaptive = true, perturb = false;
-  const T* kept = nullptr;  // see Kept; where it is null, states are found again from y0
+  const T* kept = nullptr;  // see Kept; where it is null, states are recomputed from y0
   const T* y0 = nullptr;
   const Tape* tape = nullptr;  // of the first steps, if any
-  int64_t slots = 0;           // states that each thread keeps of its tile then, beside the first
+  int64_t slots = 0;           // states of its tile that a thread keeps then, beside the first
   // Local errors in units of the tolerances, one for each step; used where they have a gradient.
   const double* errors = nullptr;
   double rtol = 0, atol = 0;
-  bool constant_slope = false;  // the slope at the very beginning has no gradient
+  bool constant_slope = false;  // the initial derivative is a constant
 
   double direction() const { return times.back() >= times.front() ? 1.0 : -1.0; }
   int64_t steps() const { return int64_t(edges.size()) - 1; }
@@ -43,7 +43,7 @@ struct MlpGradients {
   T* y0;  // [batch, dim], always
   // One for each thread, [parameter_numbers()]; the sum is in the first.
   std::vector<std::vector<T>>* parameters;
-  // For each time the sum of upstream times the solution's slope there.
+  // For each time the sum of upstream times the solution's derivative there.
   double* rates;
 };
 

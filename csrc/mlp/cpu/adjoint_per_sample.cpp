@@ -284,7 +284,7 @@ void sample_gradient(const MlpField<T>& field, bool by_sample, const SamplePath<
     parameters->assign(size_t(count), std::vector<T>(size_t(field.parameter_numbers())));
   };
   // Which thread takes which samples is fixed, so that sums repeat bit for bit; each gets about the
-  // same number of steps, and the first slopes count like one.
+  // same number of steps, and the initial derivatives count like one.
   const auto bound = [&](int thread, int count) {
     const int64_t share = (starts.back() + batch) * thread / count;
     int64_t b = 0;

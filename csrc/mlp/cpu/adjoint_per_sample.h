@@ -1,4 +1,4 @@
-// The exact derivative of a solve of solve_per_sample.h.
+// The discrete adjoint of a solve of solve_per_sample.h.
 #pragma once
 
 #include <memory>

@@ -1,4 +1,4 @@
-// Where the threads of a solve wait for each other, once for each step.
+// A barrier for the threads of a solve, which wait at it once in each step.
 #pragma once
 
 #include <sched.h>

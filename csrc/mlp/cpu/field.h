@@ -11,7 +11,7 @@
 
 namespace fastnode {
 
-// How the numbers of a tile lie. With many samples, samples side by side: element (feature, sample)
+// The layout of a tile. With many samples, samples side by side: element (feature, sample)
 // at feature * stride + sample. With few, features: (sample, feature) at sample * stride + feature.
 // Before the first feature stand as many constants as a layer needs: the time and one.
 struct Frame {
@@ -90,7 +90,7 @@ class MlpField {
   // Numbers that one thread needs for a gradient.
   int64_t gradient_scratch(const Frame& frame) const;
   // gx = J^T g, and the parameters' gradients added to those in `gradients`, if it is not null,
-  // laid out as Layer::sums says. g is overwritten.
+  // in the layout of Layer::sums. g is overwritten.
   void gradient(const Frame& frame, const T* x, const T* tape, T* g, T* scratch, T* gx,
                 T* gradients) const;
   // Numbers in the sums of the gradients of one layer, and of all.

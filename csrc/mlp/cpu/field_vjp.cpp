@@ -62,9 +62,9 @@ int64_t MlpField<T>::gradient_scratch(const Frame& frame) const {
   return 2 * half + turned;
 }
 
-// to += the products of the layer's inputs and constants with what comes back, g, over all samples.
-// Where samples lie side by side and are added up, one factor has to be turned; the other is read
-// across.
+// to += the products of the layer's inputs and constants with the upstream gradient g, over all
+// samples. Where samples lie side by side and are added up, one factor has to be turned; the other
+// is read across.
 template <class T>
 void MlpField<T>::add_products(const Frame& frame, const Layer<T>& layer, const T* input,
                                const T* g, T* scratch, T* to) const {

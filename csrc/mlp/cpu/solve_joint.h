@@ -27,7 +27,7 @@ struct MlpOptions {
   Controller controller{};
   double rtol = 0, atol = 0;
   std::optional<double> first_step;
-  bool first_step_alone = false;  // accepted whatever its error, and nothing after it
+  bool first_step_alone = false;  // a single step, accepted whatever its error
   int64_t max_num_steps = 0;
   bool counted_anew = true;  // steps tried are counted from each output time on
   std::optional<StiffnessPair> pair;
@@ -66,7 +66,7 @@ using Parallel = std::function<void(int, const std::function<void(int)>& prepare
                                     const std::function<void(int, int)>& body)>;
 
 // Memory that grows without a copy where the system moves pages: [steps, parts, batch, dim], of
-// each accepted step the state at its beginning and, of adaptive steps, the slope there.
+// each accepted step the state and, of adaptive steps, the derivative at its beginning.
 template <class T>
 class Kept {
  public:
@@ -81,7 +81,7 @@ class Kept {
     memory_ = memory;
   }
   T* data() const { return static_cast<T*>(memory_); }
-  // Hands over what std::free() takes back.
+  // Hands over memory that std::free() frees.
   T* release() { return static_cast<T*>(std::exchange(memory_, nullptr)); }
 
  private:
@@ -92,8 +92,8 @@ template <class T>
 struct Tile {
   Frame frame;
   int64_t first;  // sample
-  // y, and for each stage its slope, of the step at hand; y1 is where it ends. Slopes but the first
-  // and that of the last stage may lie where those of the thread's other tiles lie as well.
+  // y and the stage derivatives of the step at hand, and y1 at its end. Stage derivatives but the
+  // first and the last may share memory with those of the thread's other tiles.
   T *y, *y1, *stage;
   std::vector<T*> k;
 };
@@ -107,7 +107,7 @@ class MlpSolve {
   // y0 [batch, dim] into ys [times, batch, dim].
   MlpTrace run(const T* y0, T* ys, int threads, const Parallel& parallel);
 
-  // Whether few samples are better laid sample by sample: what either costs in vectors.
+  // Whether few samples are better stored sample by sample, by the number of vectors.
   static bool prefers_rows(const std::vector<typename MlpField<T>::Source>& layers, int64_t batch,
                            int64_t lanes);
   int64_t tiles() const { return int64_t(tiles_.size()); }
@@ -117,11 +117,11 @@ class MlpSolve {
  private:
   struct Worker;
 
-  // Whether each tile has its own slope of a stage: the first one, that of the last stage, which
-  // may be the next step's first, and all where dense output may need them after the tiles' errors
-  // are known. Otherwise the next tile's lie where they are still in the cache.
-  bool owns(size_t slope) const {
-    return slope == 0 || slope + 1 == options_.tableau->stages.size() ||
+  // Whether each tile has its own memory for k_i: for the first, for the last, which may be the
+  // next step's first, and for all where dense output may need them after the tiles' errors are
+  // known. Otherwise the tiles of a thread share it, while it is still in the cache.
+  bool owns(size_t i) const {
+    return i == 0 || i + 1 == options_.tableau->stages.size() ||
            (options_.adaptive && options_.times.size() > 2);
   }
 

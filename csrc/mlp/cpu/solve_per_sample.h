@@ -1,10 +1,10 @@
-// A whole solve of a multilayer perceptron's field where every sample has steps of its own: sample
-// for sample the loop of fastnode.engines.reference.per_sample.
+// A whole solve of a multilayer perceptron's field with per-sample stepping: sample for sample the
+// loop of fastnode.engines.reference.per_sample.
 //
-// The samples of a tile try a step at once, each of its own size. Who has finished gives its place
-// to one that waits, or, when none is left, to the last of the tile, which shrinks: no evaluation
-// is spent on a sample that stands still. A sample's result does not depend on its neighbours, so
-// which thread takes it is left to chance.
+// The samples of a tile try a step at once, each of its own size. The position of one that has
+// finished goes to one that waits or, when none is left, to the last of the tile, which shrinks: no
+// evaluation is spent on a sample that stands still. A sample's result does not depend on the
+// others in its tile, so any thread may take it.
 #pragma once
 
 #include <atomic>
@@ -49,8 +49,8 @@ class MlpSamples {
   void run(const T* y0, T* ys, int threads, const Parallel& parallel);
 
   const std::vector<SampleRecord>& records() const { return records_; }
-  // Of each sample [steps, 2, dim]: of each accepted step the state at its beginning and the slope
-  // there.
+  // Of each sample [steps, 2, dim]: of each accepted step the state and the derivative at its
+  // beginning.
   std::vector<std::vector<T>>& kept() { return kept_; }
 
  private:

@@ -1,6 +1,6 @@
-// What the backward pass needs of the stages of accepted steps, so that it need not take them
-// again: their states, and the inputs of all activations and layers. A solve writes it where there
-// is memory; of the other steps the states at their beginning are enough (see Kept).
+// What the backward pass needs of the stages of accepted steps, so that it need not recompute
+// them: their states, and the inputs of all activations and layers. A solve records it
+// where there is memory; of other steps the states at their beginning are enough (see Kept).
 #pragma once
 
 #include <algorithm>
@@ -31,17 +31,17 @@ class Tape {
     while (step_ <= kLargestStep && this->steps() < steps && grow()) continue;
   }
 
-  // Room for more steps; whether there is any.
+  // Memory for more steps; whether there is any.
   bool grow() {
     void* const block = more_(per_block_ * step_);
     if (block) blocks_.push_back(static_cast<char*>(block));
     return block;
   }
 
-  // Steps that there is room for.
+  // Steps that there is memory for.
   int64_t steps() const { return int64_t(blocks_.size()) * per_block_; }
 
-  // Where a stage's state is, and what its evaluation left behind.
+  // Memory of a stage: its state, and what its VJP needs.
   template <class T>
   struct Stage {
     T *state, *record;

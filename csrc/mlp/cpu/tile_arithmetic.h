@@ -16,13 +16,13 @@ inline const Weights kFirst{{0}, {1.0}}, kChange{{1, 0}, {1.0, -1.0}};
 template <class T>
 class TileArithmetic {
  public:
-  // For sums of up to `terms` slopes of tiles up to `largest`.
+  // For sums of up to `terms` stage derivatives of tiles up to `largest`.
   TileArithmetic(const MlpField<T>& field, const Frame& largest, size_t terms)
       : field_(field),
         coefficients_(terms),
         times_(size_t(moments(largest))),
         sums_(size_t(largest.extent(field.dim()).columns)),
-        slopes_(terms) {}
+        terms_(terms) {}
 
   int64_t moments(const Frame& frame) const {
     return frame.by_sample ? frame.samples : frame.width();
@@ -32,7 +32,7 @@ class TileArithmetic {
   void combine(const Frame& frame, const T* y, T* const* k, const Weights& weights, double scale,
                T* out) {
     const int count = prepare(k, weights, scale);
-    field_.kernels->combine(y, slopes_.data(), coefficients_.data(), false, count,
+    field_.kernels->combine(y, terms_.data(), coefficients_.data(), false, count,
                             frame.extent(field_.dim()), out);
   }
 
@@ -42,7 +42,7 @@ class TileArithmetic {
                  double scale, double rtol, double atol) {
     const int count = prepare(k, weights, scale);
     const T relative = T(rtol), absolute = T(atol);
-    field_.kernels->error(y0, y1, slopes_.data(), coefficients_.data(), &relative, &absolute, false,
+    field_.kernels->error(y0, y1, terms_.data(), coefficients_.data(), &relative, &absolute, false,
                           count, frame.extent(field_.dim()), sums_.data());
     const int64_t valid = frame.by_sample ? field_.dim() : frame.samples;
     double total = 0;
@@ -60,7 +60,7 @@ class TileArithmetic {
     } else if (frame.samples == width && dim % frame.lanes == 0) {
       field_.kernels->transpose(from, width, dim, to, width);
     } else {
-      // What fills the vector up is a sample that is there, so that it meets no worse numbers.
+      // Vectors are filled up with the last sample, so that padding is as well-behaved as the data.
       for (int64_t s = 0; s < width; ++s) {
         const T* const row = from + std::min(s, frame.samples - 1) * dim;
         for (int64_t d = 0; d < dim; ++d) to[d * width + s] = row[d];
@@ -93,10 +93,10 @@ class TileArithmetic {
     const size_t count = weights.stages.size();
     if (coefficients_.size() < count) {
       coefficients_.resize(count);
-      slopes_.resize(count);
+      terms_.resize(count);
     }
     for (size_t j = 0; j < count; ++j) {
-      slopes_[j] = k[weights.stages[j]];
+      terms_[j] = k[weights.stages[j]];
       coefficients_[j] = T(scale * weights.values[j]);
     }
     return int(count);
@@ -104,7 +104,7 @@ class TileArithmetic {
 
   const MlpField<T>& field_;
   std::vector<T> coefficients_, times_, sums_;
-  std::vector<const T*> slopes_;
+  std::vector<const T*> terms_;
 };
 
 template <class T>

@@ -10,7 +10,7 @@
 
 namespace fastnode {
 
-// 1 / (1 + exp(-x)), with no overflow on the way.
+// 1 / (1 + exp(-x)), without overflow of intermediate results.
 template <class T>
 FASTNODE_HD T logistic(T x) {
   const T e = std::exp(-std::abs(x)), one = 1;

@@ -1,5 +1,5 @@
-// The way back through the steps of a solve. Samples that share their steps and samples that do not
-// go it alike: a sample has its place in the block until it has arrived at the first of its steps.
+// The backward pass through the steps of a solve, for samples that share their steps and for
+// samples that do not: a sample stays in its position of the block until its first step is done.
 #include "common/grid_barrier.h"
 #include "mlp/cuda/backward_samples.h"
 #include "mlp/cuda/field_vjp.h"
@@ -14,13 +14,13 @@ struct Backward {
   const MlpBackTask<T>& task;
   const MlpBackMemory<T> own;
   const MlpSteps<T, false, Far> steps;
-  const MlpReturn<T> ways;
+  const MlpBackwardQueue<T> queue;
   const bool leads;  // of the threads of a sample
   int turn = 0;
 
   __device__ explicit Backward(const MlpBackTask<T>& all) : Backward(all, lay(all)) {}
   __device__ Backward(const MlpBackTask<T>& all, const MlpBackMemory<T>& laid)
-      : task(all), own(laid), steps(all, laid), ways{all}, leads(steps.g == 0) {}
+      : task(all), own(laid), steps(all, laid), queue{all}, leads(steps.g == 0) {}
 
   __device__ static MlpBackMemory<T> lay(const MlpBackTask<T>& all) {
     MlpBackMemory<T> memory;
@@ -40,12 +40,12 @@ struct Backward {
     if (threadIdx.x == 0) {
       *steps.memory.next = 0;
       MlpBackTable<T>& table = static_cast<MlpBackTable<T>&>(*steps.memory.table);
-      table.hidden = place_of(own.hidden);
-      table.slopes = place_of(own.slopes);
-      table.times = place_of(own.times);
+      table.hidden = offset_of(own.hidden);
+      table.derivatives = offset_of(own.derivatives);
+      table.times = offset_of(own.times);
       table.sums = sums();
     }
-    if (leads) own.ways[steps.s] = MlpWay{};
+    if (leads) own.samples[steps.s] = MlpBackwardSample{};
     if (T* const to = sums()) {
       const int64_t numbers = mlp_numbers(task.field);
       for (int64_t i = threadIdx.x; i < numbers; i += threads()) to[i] = 0;
@@ -53,29 +53,28 @@ struct Backward {
     if (task.output_rates != nullptr) {
       for (int64_t i = threadIdx.x; i < task.output_count; i += threads()) rates()[i] = 0;
     }
-    // A place without a sample has finite numbers, and no gradient.
-    steps.each([&](int, int i) {
-      steps.memory.y[i] = steps.slope(0)[i] = own.gy[i] = own.carried[i] = 0;
-    });
+    // A position without a sample has finite numbers, and zero gradients.
+    steps.each(
+        [&](int, int i) { steps.memory.y[i] = steps.k(0)[i] = own.gy[i] = own.carried[i] = 0; });
     __syncthreads();
   }
 
   __device__ void run() {
     begin();
     while (true) {
-      MlpWay& mine = own.ways[steps.s];
-      if (steps.any(leads && !mine.busy && *steps.memory.next < ways.count())) {
-        if (threadIdx.x == 0) ways.admit(own.ways, steps.memory.next);
+      MlpBackwardSample& mine = own.samples[steps.s];
+      if (steps.any(leads && !mine.busy && *steps.memory.next < queue.count())) {
+        if (threadIdx.x == 0) queue.admit(own.samples, steps.memory.next);
         __syncthreads();
       }
       if (!steps.any(leads && mine.busy)) break;
-      if (leads && mine.busy) ways.plan(mine);
+      if (leads && mine.busy) queue.plan(mine);
       __syncthreads();
       step_back(mine);
       if (leads && mine.busy) {
         mine.arrived = false;
         mine.until = mine.from;
-        if (mine.step-- == 0) mine = MlpWay{};
+        if (mine.step-- == 0) mine = MlpBackwardSample{};
       }
     }
     if (task.sums == nullptr || !task.plan.sums_shared) return;
@@ -84,84 +83,84 @@ struct Backward {
     for (int64_t i = threadIdx.x; i < numbers; i += threads()) to[i] = own.totals[i];
   }
 
-  // Read again where it is needed, as numbers that outlive a pull take registers from it.
-  __device__ static Course course_of(const MlpWay& way) {
+  // Read anew where it is needed, as numbers that live across a VJP take registers from it.
+  __device__ static Course course_of(const MlpBackwardSample& at) {
     Course course;
-    course.t = way.t;
-    course.t1 = way.t1;
-    course.step = way.t1 - way.t;
-    course.direction = way.direction;
+    course.t = at.t;
+    course.t1 = at.t1;
+    course.step = at.t1 - at.t;
+    course.direction = at.direction;
     return course;
   }
 
-  // A step of each sample; places without one go along.
-  __device__ void step_back(const MlpWay& way) {
+  // A step of each sample; positions without one take part in the barriers.
+  __device__ void step_back(const MlpBackwardSample& at) {
     const DeviceTableau& tableau = task.tableau;
-    const bool adaptive = task.adaptive, busy = way.busy;
+    const bool adaptive = task.adaptive, busy = at.busy;
     if (busy) {
       const int64_t row = task.batch * task.field.dim;
-      const T* const from = task.kept + way.step * (adaptive ? 2 : 1) * row;
-      steps.load(from, way.sample, steps.memory.y);
-      if (adaptive) steps.load(from + row, way.sample, steps.slope(0));
-      if (way.arrived) steps.each([&](int, int i) { own.gy[i] = own.carried[i] = 0; });
+      const T* const from = task.kept + at.step * (adaptive ? 2 : 1) * row;
+      steps.load(from, at.sample, steps.memory.y);
+      if (adaptive) steps.load(from + row, at.sample, steps.k(0));
+      if (at.arrived) steps.each([&](int, int i) { own.gy[i] = own.carried[i] = 0; });
     }
     if (!adaptive) {
-      steps.meet();
-      steps.evaluate(first_time(course_of(way)), steps.memory.y, steps.slope(0));
+      steps.synchronize();
+      steps.evaluate(first_time(course_of(at)), steps.memory.y, steps.k(0));
     }
-    steps.take_stages(course_of(way), adaptive || task.perturb);
-    const bool slopes_needed = way.from < (task.output_rates != nullptr ? way.until : way.inner);
+    steps.take_stages(course_of(at), adaptive || task.perturb);
+    const bool slopes_needed = at.from < (task.output_rates != nullptr ? at.until : at.inner);
     int rows = tableau.stages;
     if (tableau.further > 0 && steps.any(slopes_needed)) {
-      steps.take_further_stages(way.t, way.t1);
+      steps.take_further_stages(at.t, at.t1);
       rows += tableau.further;
     }
     if (task.output_rates != nullptr) add_rates();
-    if (way.inner < way.until) {
-      const T* const of_end = ways.of_output(way.inner, way.sample);
+    if (at.inner < at.until) {
+      const T* const of_end = queue.of_output(at.inner, at.sample);
       steps.each([&](int d, int i) { own.gy[i] += of_end[d]; });
     }
     for (int j = rows; j-- > (adaptive ? 1 : 0);) {
-      gather(j, rows, way);
+      gather(j, rows, at);
       if (j == 0) {
         steps.each([&](int, int i) { steps.memory.stage[i] = steps.memory.y[i]; });
-        pull(first_time(course_of(way)), 0);
+        vjp(first_time(course_of(at)), 0);
         continue;
       }
-      steps.combine(tableau.row(j), j, way.t1 - way.t, steps.memory.stage);
-      pull(time_of(course_of(way), j), j);
+      steps.combine(tableau.row(j), j, at.t1 - at.t, steps.memory.stage);
+      vjp(time_of(course_of(at), j), j);
       // The state of the last stage is the one at the end of the step.
       if (tableau.fsal && j == tableau.stages - 1) {
-        steps.each([&](int, int i) { steps.slope(j)[i] += own.gy[i]; });
+        steps.each([&](int, int i) { steps.k(j)[i] += own.gy[i]; });
       }
     }
-    if (adaptive) gather(0, rows, way);
+    if (adaptive) gather(0, rows, at);
     steps.each([&](int d, int i) {
       T sum = tableau.fsal ? T(0) : own.gy[i];
-      for (int j = adaptive ? 1 : 0; j < rows; ++j) sum += steps.slope(j)[i];
-      for (int64_t o = way.from; o < way.inner; ++o) sum += ways.of_output(o, way.sample)[d];
+      for (int j = adaptive ? 1 : 0; j < rows; ++j) sum += steps.k(j)[i];
+      for (int64_t o = at.from; o < at.inner; ++o) sum += queue.of_output(o, at.sample)[d];
       own.gy[i] = sum;
       if (adaptive) own.carried[i] = own.g[i];
     });
-    // Read before leaders go on, as they do after the meeting.
-    const bool done = busy && way.step == 0;
-    const int64_t sample = way.sample;
-    const double t = way.t;
+    // Read before the barrier, after which leaders overwrite it.
+    const bool done = busy && at.step == 0;
+    const int64_t sample = at.sample;
+    const double t = at.t;
     if (steps.any(done)) finish(sample, t, done);
   }
 
-  // In place of slope j, J^T g of a stage whose state is in place.
-  __device__ void pull(T time, int j) const {
+  // Overwrites k_j by J^T g of stage j, whose state is in memory.stage.
+  __device__ void vjp(T time, int j) const {
     if (leads) own.times[steps.s] = time;
-    steps.meet();
-    mlp_pull<T, Far>(time, place_of(steps.memory.stage), place_of(own.g), place_of(steps.slope(j)));
+    steps.synchronize();
+    mlp_vjp<T, Far>(time, offset_of(steps.memory.stage), offset_of(own.g), offset_of(steps.k(j)));
   }
 
-  // What reaches the slope of stage j: from the outputs, from the stages after it up to `rows`, and
+  // The gradient of k_j: from the outputs, from the stages after it up to `rows`, and
   // from the step after this one.
-  __device__ void gather(int j, int rows, const MlpWay& way) const {
+  __device__ void gather(int j, int rows, const MlpBackwardSample& at) const {
     const DeviceTableau& tableau = task.tableau;
-    const double step = way.t1 - way.t, of_solution = tableau.solution[j];
+    const double step = at.t1 - at.t, of_solution = tableau.solution[j];
     const bool carried = task.adaptive && j == tableau.stages - 1;
     const int64_t size = int64_t(task.field.dim) * steps.samples;
     steps.each([&](int, int i) {
@@ -175,52 +174,54 @@ struct Backward {
       }
       own.g[i] = sum;
     });
-    for (int64_t o = way.from; o < way.inner; ++o) {
-      const double time = ways.times(way.sample)[o];
-      const double weight = task.adaptive ? dense_weight(tableau, j, way.t, way.t1, time)
-                                          : of_solution * (time - way.t);
+    for (int64_t o = at.from; o < at.inner; ++o) {
+      const double time = queue.times(at.sample)[o];
+      const double weight =
+          task.adaptive ? dense_weight(tableau, j, at.t, at.t1, time) : of_solution * (time - at.t);
       if (weight == 0) continue;
-      const T* const row = ways.of_output(o, way.sample);
+      const T* const row = queue.of_output(o, at.sample);
       steps.each([&](int d, int i) { own.g[i] = add_term(own.g[i], T(weight), row[d]); });
     }
   }
 
-  // The sum over samples, who share their steps, of an output's gradient times the slope there.
+  // For outputs in a step that all samples share: the sum over samples of the output's gradient
+  // times the solution's derivative there.
   __device__ void add_rates() {
-    const MlpWay& all = own.ways[0];
-    const bool busy = own.ways[steps.s].busy;
+    const MlpBackwardSample& all = own.samples[0];
+    const bool busy = own.samples[steps.s].busy;
     for (int64_t o = all.from; o < all.until; ++o) {
       const double time = task.times[o];
       double total[1] = {0};
       if (busy) {
-        const T* const row = ways.of_output(o, own.ways[steps.s].sample);
+        const T* const row = queue.of_output(o, own.samples[steps.s].sample);
         steps.each([&](int d, int i) {
           T slope = 0;
           for (int j = 0; j < task.tableau.stages + task.tableau.further; ++j) {
             const double weight = dense_derivative_weight(task.tableau, j, all.t, all.t1, time);
-            if (weight != 0) slope = add_term(slope, T(weight), steps.slope(j)[i]);
+            if (weight != 0) slope = add_term(slope, T(weight), steps.k(j)[i]);
           }
           total[0] += double(row[d]) * double(slope);
         });
       }
-      block_sum(total, steps.memory.sums + (turn++ % 2) * (kMlpApart / 32), threads() / 32);
+      block_sum(total, steps.memory.sums + (turn++ % 2) * (kMlpIndependentThreads / 32),
+                threads() / 32);
       if (threadIdx.x == 0) rates()[o] += total[0];
     }
   }
 
-  // The samples that have `arrived` at their beginning.
+  // Samples whose first step is done, if `arrived`.
   __device__ void finish(int64_t sample, double t, bool arrived) const {
     if (task.adaptive) {
       steps.each([&](int, int i) {
         steps.memory.stage[i] = steps.memory.y[i];
         own.g[i] = arrived ? own.carried[i] : T(0);
       });
-      pull(as_time<T>(t), 0);
+      vjp(as_time<T>(t), 0);
     }
     if (!arrived) return;
-    const T* const of_start = ways.of_output(0, sample);
+    const T* const of_start = queue.of_output(0, sample);
     steps.each([&](int d, int i) {
-      const T from_slope = task.adaptive ? steps.slope(0)[i] : T(0);
+      const T from_slope = task.adaptive ? steps.k(0)[i] : T(0);
       task.gy0[sample * task.field.dim + d] = own.gy[i] + from_slope + of_start[d];
       own.gy[i] = own.carried[i] = 0;
     });
@@ -240,7 +241,7 @@ struct Backward {
 };
 
 template <class T, bool Far>
-__global__ void __launch_bounds__(kMlpApart, mlp_back_blocks<T>(Far))
+__global__ void __launch_bounds__(kMlpIndependentThreads, mlp_back_blocks<T>(Far))
     mlp_backward_kernel(const __grid_constant__ MlpBackTask<T> task) {
   Backward<T, Far>(task).run();
 }

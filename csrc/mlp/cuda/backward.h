@@ -1,20 +1,21 @@
-// The exact derivative of a solve of types.h by one kernel: what it is told, what it
-// leaves behind, and where things lie in shared memory. Step for step
+// The discrete adjoint of a solve of types.h by one kernel: arguments, results, and the layout of
+// shared memory. Step for step
 // csrc/mlp/cpu/adjoint_joint.cpp on the CPU.
 //
-// Steps are given, so that no block waits for another: each has samples of its own and follows
-// their steps backwards. What the derivative of a stage needs is made again from the state and the
-// slope at which the step began; what comes back from a stage takes the place of its slope, which
-// nothing needs any more by then. Each block adds up the parameters' gradients of its samples, in
-// shared memory where they fit beside all else, and blocks are added up in their order.
+// Steps are known, so that blocks are independent: each has samples of its own and takes their
+// steps in reverse order. The stages of a step are recomputed from the state and the derivative at
+// its beginning; the gradient of a stage's state overwrites its derivative, which is not needed any
+// more by then. Each block adds up the parameters' gradients of its samples, in shared memory where
+// they fit beside all else, and blocks are added up in their order.
 #pragma once
 
 #include "mlp/cuda/block_memory.h"
 
 namespace fastnode {
 
-// Blocks of a processor, by their registers. One that reads weights from `far` has few beside it
-// in any case, as its states fill the shared memory, and many registers to wait for weights with.
+// Blocks of a processor, by their registers. Where weights are in global memory, few blocks are
+// resident in any case, as their states fill the shared memory, and many registers hold the loads
+// in flight.
 template <class T>
 constexpr int mlp_back_blocks(bool far) {
   return sizeof(T) == 4 && !far ? 2 : 1;
@@ -31,9 +32,10 @@ struct MlpBackTask : MlpTask<T> {
   const double* edges;
   int64_t steps;
   const int64_t* offsets;
-  T* gy0;                // [batch, dim]
-  T* sums;               // [blocks, mlp_numbers(field)], or null: no parameters
-  double* output_rates;  // [blocks, output_count]: gradient times the solution's slope; or null
+  T* gy0;   // [batch, dim]
+  T* sums;  // [blocks, mlp_numbers(field)], or null: no parameters
+  double*
+      output_rates;  // [blocks, output_count]: gradient times the solution's derivative; or null
 };
 
 // Numbers in the gradients of all layers: each has those of its weight, as the caller has it, and
@@ -68,27 +70,28 @@ FASTNODE_DECLARE_MLP_BACKWARD(float)
 FASTNODE_DECLARE_MLP_BACKWARD(double)
 #undef FASTNODE_DECLARE_MLP_BACKWARD
 
-// A sample in a block on its way back: the step at hand, and the outputs in it, from `from` up to
-// `until`; the last is at the step's end if `inner` is less.
-struct MlpWay {
+// A sample in a block: the step at hand, and the outputs in it, from `from` up to `until`; the last
+// is at the step's end if `inner` is less.
+struct MlpBackwardSample {
   double t, t1, direction;
   int64_t sample, step, from, inner, until;
   bool busy, arrived;
 };
 
-// What following an evaluation backwards must know beside MlpTable.
+// What the VJP of an evaluation needs beside MlpTable.
 template <class T>
 struct MlpBackTable : MlpTable<T> {
-  int hidden, slopes, times;  // bytes from the beginning of shared memory
-  T* sums;                    // of this block; null: no parameters
+  int hidden, derivatives, times;  // bytes from the beginning of shared memory
+  T* sums;                         // of this block; null: no parameters
 };
 
 template <class T>
 struct MlpBackMemory : MlpMemory<T> {
-  MlpWay* ways;
-  // Gradients of the state where the step at hand ends, of its last slope from the step after it,
-  // and of the slope of a stage; activations and their derivatives; the times of an evaluation.
-  T *gy, *carried, *g, *hidden, *slopes, *times, *totals;
+  MlpBackwardSample* samples;
+  // Gradients of the state at the end of the step at hand, of its last stage derivative from the
+  // step after it, and of one stage derivative; activations and their derivatives; the times of an
+  // evaluation.
+  T *gy, *carried, *g, *hidden, *derivatives, *times, *totals;
 
   // The bytes it takes from `base` on.
   FASTNODE_HD size_t lay(unsigned char* base, const DeviceField<T>& of,
@@ -100,10 +103,10 @@ struct MlpBackMemory : MlpMemory<T> {
     MlpBackTable<T>* whole;
     pieces.take(whole, 1);
     this->table = whole;
-    this->slots = nullptr;
-    pieces.take(ways, samples);
+    this->held = nullptr;
+    pieces.take(this->samples, samples);
     pieces.take(this->next, 1);
-    pieces.take(this->sums, 2 * kMlpApart / 32);
+    pieces.take(this->sums, 2 * kMlpIndependentThreads / 32);
     pieces.take(this->weights, weights_here<T>(plan));
     for (T** each : {&this->y, &gy, &carried, &g, &this->stage}) pieces.take(*each, state);
     this->further = this->stage;
@@ -111,8 +114,8 @@ struct MlpBackMemory : MlpMemory<T> {
     this->y1 = g;
     pieces.take(this->k, (tableau.stages + tableau.further) * state);
     pieces.take(hidden, between * samples);
-    pieces.take(slopes, between * samples);
-    // While stages are made again, nothing else is there; widest + widest <= 2 between.
+    pieces.take(derivatives, between * samples);
+    // Not in use at once: the stages are recomputed before their VJPs; 2 widest <= 2 between.
     this->first = hidden;
     this->second = hidden + int64_t(of.widest) * samples;
     pieces.take(this->parts, samples * plan.groups);

@@ -1,4 +1,4 @@
-// Which samples a block follows backwards, and the steps that each of them took.
+// The samples whose backward pass a block runs, and the steps that each of them took.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -8,7 +8,7 @@
 namespace fastnode {
 
 template <class T>
-struct MlpReturn {
+struct MlpBackwardQueue {
   const MlpBackTask<T>& task;
 
   // The block's samples.
@@ -35,11 +35,11 @@ struct MlpReturn {
     return task.of_ys + (output * task.batch + sample) * task.field.dim;
   }
 
-  // Samples into places that are free. By one thread, so that they come to the same ones each time.
-  __device__ void admit(MlpWay* all, int* next) const {
+  // Samples into free positions. By one thread, so that they get the same ones in each run.
+  __device__ void admit(MlpBackwardSample* all, int* next) const {
     for (int i = 0; i < task.plan.samples; ++i) {
-      MlpWay& way = all[i];
-      while (!way.busy && *next < count()) {
+      MlpBackwardSample& at = all[i];
+      while (!at.busy && *next < count()) {
         const int64_t sample = first() + (*next)++, taken = steps(sample);
         if (taken == 0) {
           for (int d = 0; d < task.field.dim; ++d) {
@@ -47,23 +47,23 @@ struct MlpReturn {
           }
           continue;
         }
-        way.sample = sample;
-        way.step = taken - 1;
-        way.direction = direction(sample);
+        at.sample = sample;
+        at.step = taken - 1;
+        at.direction = direction(sample);
         // A sample that failed has outputs after its last step.
-        way.until =
-            first_after(times(sample), 1, task.output_count, edge(sample, taken), way.direction);
-        way.busy = way.arrived = true;
+        at.until =
+            first_after(times(sample), 1, task.output_count, edge(sample, taken), at.direction);
+        at.busy = at.arrived = true;
       }
     }
   }
 
-  __device__ void plan(MlpWay& way) const {
-    way.t = edge(way.sample, way.step);
-    way.t1 = edge(way.sample, way.step + 1);
-    const double* const outputs = times(way.sample);
-    way.from = first_after(outputs, 1, way.until, way.t, way.direction);
-    way.inner = way.until - (way.from < way.until && outputs[way.until - 1] == way.t1);
+  __device__ void plan(MlpBackwardSample& at) const {
+    at.t = edge(at.sample, at.step);
+    at.t1 = edge(at.sample, at.step + 1);
+    const double* const outputs = times(at.sample);
+    at.from = first_after(outputs, 1, at.until, at.t, at.direction);
+    at.inner = at.until - (at.from < at.until && outputs[at.until - 1] == at.t1);
   }
 };
 

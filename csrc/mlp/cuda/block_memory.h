@@ -1,43 +1,43 @@
-// The shared memory of a block that solves perceptrons: what lies in it, and where.
+// The layout of the shared memory of a block that solves perceptrons.
 #pragma once
 
 #include "mlp/cuda/types.h"
 
 namespace fastnode {
 
-// Threads of a block at most: where all blocks meet, where none waits for another, and where no
-// thread does.
-constexpr int kMlpThreads = 512, kMlpApart = 256, kMlpAlone = 128;
-// Weights of so many outputs lie side by side, for each input: one access of 16 bytes in float32.
+// Threads of a block at most: where all blocks synchronise, where blocks are independent, and where
+// threads are.
+constexpr int kMlpJointThreads = 512, kMlpIndependentThreads = 256, kMlpAloneThreads = 128;
+// Weights of so many outputs are adjacent, for each input: one access of 16 bytes in float32.
 constexpr int kRows = 4;
 
 template <class T>
 FASTNODE_HD int padded_rows(const DeviceLayer<T>& layer) {
   return (layer.out + kRows - 1) / kRows * kRows;
 }
-// Inputs from one such group of outputs to the next: an odd number, so that threads who read
-// different groups meet no bank twice.
+// Inputs from one such group of outputs to the next: an odd number, so that threads that read
+// different groups have no bank conflicts.
 template <class T>
 FASTNODE_HD int padded_inputs(const DeviceLayer<T>& layer) {
   return layer.in | 1;
 }
 
 template <class T>
-FASTNODE_HD int weight_place(const DeviceLayer<T>& layer, int out, int in) {
+FASTNODE_HD int weight_index(const DeviceLayer<T>& layer, int out, int in) {
   return layer.at + (out / kRows * padded_inputs(layer) + in) * kRows + out % kRows;
 }
 
 // A sample in a block, or all of them where they have one course.
-struct MlpSlot {
+struct MlpBlockSample {
   MlpState state;
   double rtol, atol;
   int64_t sample;
   bool busy, arrived;
 };
 
-// What an evaluation must know, first of all in shared memory: a function that is called reads
-// arguments of the kernel slowly, and each argument of its own takes a register of the caller. Of
-// what it reads and writes, the bytes from the beginning of shared memory.
+// What an evaluation needs, at the beginning of shared memory: a function that is called reads the
+// arguments of the kernel slowly, and each argument of its own takes a register of the caller.
+// Buffers are offsets in bytes into shared memory.
 template <class T>
 struct MlpTable {
   DeviceField<T> field;
@@ -45,7 +45,7 @@ struct MlpTable {
   bool tensor;
 };
 
-// What a block has of the weights: all numbers, or room of a few for a pointer to them.
+// What a block holds of the weights: all numbers, or a pointer to them.
 template <class T>
 FASTNODE_HD int64_t weights_here(const MlpPlan& plan) {
   return plan.far ? int64_t(16 / sizeof(T)) : plan.weights;
@@ -63,12 +63,12 @@ struct MlpPieces {
   }
 };
 
-// The shared memory of a block. Numbers of a tile are [feature, samples]: the threads of a warp,
-// who have samples side by side, meet no bank twice, and read the same weights.
+// The shared memory of a block. Tiles are [feature, samples]: the threads of a warp, which have
+// adjacent samples, have no bank conflicts and read the same weights.
 template <class T>
 struct MlpMemory {
   MlpTable<T>* table;
-  MlpSlot* slots;
+  MlpBlockSample* held;
   int* next;
   double* sums;  // [2, 3, ...], in turns
   T *weights, *y, *y1, *stage, *further, *k, *first, *second, *parts;
@@ -79,9 +79,9 @@ struct MlpMemory {
     MlpPieces pieces{base};
     const int64_t state = int64_t(of.dim) * plan.samples;
     pieces.take(table, 1);
-    pieces.take(slots, joint ? 1 : plan.samples);
+    pieces.take(held, joint ? 1 : plan.samples);
     pieces.take(next, 1);
-    const int sums_of = joint ? kMlpThreads / 32 : sharing(of, plan) * plan.samples;
+    const int sums_of = joint ? kMlpJointThreads / 32 : sharing(of, plan) * plan.samples;
     pieces.take(sums, plan.alone ? 0 : 6 * sums_of);
     pieces.take(weights, weights_here<T>(plan));
     pieces.take(y, state);

@@ -1,4 +1,4 @@
-// What the kernels of mlp/cuda/types.h are told, from what the solves on the CPU are told.
+// Arguments of the kernels of mlp/cuda/types.h, from those of the solves on the CPU.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@ inline void put_weights(const Weights& weights, double* to) {
   for (size_t i = 0; i < weights.stages.size(); ++i) to[weights.stages[i]] = weights.values[i];
 }
 
-// Nothing for a method with more stages than the kernels have room for.
+// None for a method with more stages than the kernels have memory for.
 inline std::optional<DeviceTableau> device_tableau(const Tableau& tableau,
                                                    const std::optional<StiffnessPair>& pair) {
   const size_t stages = tableau.stages.size(), all = stages + tableau.further.size();
@@ -44,9 +44,9 @@ inline std::optional<DeviceTableau> device_tableau(const Tableau& tableau,
 }
 
 // Evaluations of the field for one course.
-inline int64_t evaluations(const MlpState& state, const DeviceTableau& tableau, bool told_first) {
+inline int64_t evaluations(const MlpState& state, const DeviceTableau& tableau, bool given_first) {
   const Course& course = state.control.course;
-  return 1 + (state.started && !told_first ? 1 : 0) +
+  return 1 + (state.started && !given_first ? 1 : 0) +
          (course.accepted + course.rejected) * (tableau.stages - 1) +
          state.interpolated * tableau.further;
 }

@@ -7,7 +7,7 @@
 namespace fastnode {
 
 // The field, on the numbers of one thread's sample. `Recording`, it leaves the derivatives of
-// activations at `slopes`, laid as the activations. `Far`: see side_at.
+// activations at `derivatives`, in the layout of the activations. `Far`: see side_at.
 template <class T, bool Alone, bool Far, bool Recording = false>
 struct MlpEvaluation {
   const T* const weights;
@@ -15,10 +15,10 @@ struct MlpEvaluation {
   const int samples, groups, s, g;
   const Activation activation;
   const T time;
-  T* slopes = nullptr;
+  T* derivatives = nullptr;
 
-  __device__ int place(int feature) const { return feature * samples + s; }
-  __device__ void meet() const {
+  __device__ int index(int feature) const { return feature * samples + s; }
+  __device__ void synchronize() const {
     if constexpr (!Alone) __syncthreads();
   }
 
@@ -49,10 +49,10 @@ struct MlpEvaluation {
   }
 
   __device__ void tiles(const DeviceLayer<T>& layer, const T* x, T* to, bool last) const {
-    tensor_outputs<T, Far>(place_of(&layer), place_of(x), place_of(to));
-    meet();
+    tensor_outputs<T, Far>(offset_of(&layer), offset_of(x), offset_of(to));
+    synchronize();
     for (int out = g; out < layer.out; out += groups) {
-      T sum[1] = {to[place(out)] + constant(layer, out)};
+      T sum[1] = {to[index(out)] + constant(layer, out)};
       put<1>(layer, out, sum, to, last);
     }
   }
@@ -66,9 +66,9 @@ struct MlpEvaluation {
 #pragma unroll
     for (int r = 0; r < Count; ++r) {
       if (out + r >= layer.out) continue;
-      to[place(out + r)] = sum[r];
+      to[index(out + r)] = sum[r];
       if constexpr (Recording) {
-        slopes[place(out + r)] = derivative(activation, before[r], sum[r]);
+        derivatives[index(out + r)] = derivative(activation, before[r], sum[r]);
       }
     }
   }
@@ -81,12 +81,12 @@ struct MlpEvaluation {
     if (part < count) {
       T sum[1] = {0};
       add<1>(layer, out, layer.in * part / count, layer.in * (part + 1) / count, x, sum);
-      parts[place(g)] = sum[0];
+      parts[index(g)] = sum[0];
     }
-    meet();
+    synchronize();
     if (g >= layer.out) return;
     T sum[1] = {constant(layer, g)};
-    for (int i = 0; i < count; ++i) sum[0] += parts[place(i * layer.out + g)];
+    for (int i = 0; i < count; ++i) sum[0] += parts[index(i * layer.out + g)];
     put<1>(layer, g, sum, to, last);
   }
 
@@ -102,7 +102,7 @@ struct MlpEvaluation {
                       T* sum) const {
     const T* w = weights + layer.at + out % kRows;
     w += ((out / kRows) * padded_inputs(layer) + begin) * kRows;
-    x += place(begin);
+    x += index(begin);
 #pragma unroll(Far ? kSidesAhead<Count, T> : 4)
     for (int i = begin; i < end; ++i, w += kRows, x += samples) {
       const Side<Count, T> side = side_at<Far, Count>(w);
@@ -113,13 +113,13 @@ struct MlpEvaluation {
   }
 };
 
-// A function of its own, as half a dozen copies of all activations would be in each kernel; it is
-// told places, not pointers, so that it knows that what it reads is shared memory. Who calls has
-// met since x was written; all have met when it returns.
+// Not inlined, as each kernel would contain half a dozen copies of all activations. x and out are
+// offsets, see shared_memory.h. The caller has synchronised since x was written; the threads of the
+// sample are synchronised when it returns.
 template <class T, bool Alone, bool Far>
 __device__ __noinline__ void mlp_evaluate(T time, int x, int out) {
-  const MlpTable<T>& table = *at_place<const MlpTable<T>>(0);
-  const auto at = [](int place) { return at_place<T>(place); };
+  const MlpTable<T>& table = *at_offset<const MlpTable<T>>(0);
+  const auto at = [](int offset) { return at_offset<T>(offset); };
   const int thread = int(threadIdx.x);
   const MlpEvaluation<T, Alone, Far> evaluation{weights_by<Far>(at(table.weights)),
                                                 at(table.parts),
@@ -134,7 +134,7 @@ __device__ __noinline__ void mlp_evaluate(T time, int x, int out) {
     const int to = last ? out : l % 2 ? table.second : table.first;
     evaluation.multiply(table.field.layers[l], at(x), at(to), last);
     x = to;
-    evaluation.meet();
+    evaluation.synchronize();
   }
 }
 

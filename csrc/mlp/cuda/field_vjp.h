@@ -8,7 +8,7 @@
 namespace fastnode {
 
 template <class T, bool Far>
-struct MlpPull {
+struct MlpVjp {
   // Samples side by side that are read at once.
   static constexpr int kWide = 16 / int(sizeof(T));
 
@@ -16,13 +16,13 @@ struct MlpPull {
   T* const parts;
   const int samples, groups, s, g;
 
-  __device__ int place(int feature) const { return feature * samples + s; }
+  __device__ int index(int feature) const { return feature * samples + s; }
   __device__ int threads() const { return samples * groups; }
 
   // to = W^T from, times what is there if it is to be `scaled`; see MlpEvaluation::multiply.
   __device__ void multiply(const DeviceLayer<T>& layer, const T* from, T* to, bool scaled) const {
     if (tensor_pays<T>(layer.in, layer.out, samples)) {
-      return tensor_inputs<T, Far>(place_of(&layer), place_of(from), place_of(to), scaled);
+      return tensor_inputs<T, Far>(offset_of(&layer), offset_of(from), offset_of(to), scaled);
     }
     if (layer.in >= 4 * groups) return columns<4>(layer, from, to, scaled);
     if (layer.in >= 2 * groups) return columns<2>(layer, from, to, scaled);
@@ -30,7 +30,7 @@ struct MlpPull {
     columns<1>(layer, from, to, scaled);
   }
 
-  // Neighbours have inputs side by side, whose weights lie in different banks.
+  // Adjacent threads have adjacent inputs, whose weights are in different banks.
   template <int Count>
   __device__ void columns(const DeviceLayer<T>& layer, const T* from, T* to, bool scaled) const {
     const int blocks = (layer.in + Count - 1) / Count;
@@ -60,17 +60,17 @@ struct MlpPull {
       T sum[1] = {0};
       const int end = part + 1 < count ? rows * (part + 1) / count * kRows : layer.out;
       add<1>(layer, in, rows * part / count * kRows, end, from, sum);
-      parts[place(g)] = sum[0];
+      parts[index(g)] = sum[0];
     }
     __syncthreads();
     if (g >= layer.in) return;
     T sum = 0;
-    for (int i = 0; i < count; ++i) sum += parts[place(i * layer.in + g)];
+    for (int i = 0; i < count; ++i) sum += parts[index(i * layer.in + g)];
     put(g, sum, to, scaled);
   }
 
   __device__ void put(int feature, T sum, T* to, bool scaled) const {
-    const int i = place(feature);
+    const int i = index(feature);
     to[i] = scaled ? to[i] * sum : sum;
   }
 
@@ -88,7 +88,7 @@ struct MlpPull {
       for (; out + kRows <= end; out += kRows, w += stride) add_rows<Count>(w, in, out, x, sum);
     }
     for (int q = 0; out + q < end; ++q) {
-      const T number = x[place(out + q)];
+      const T number = x[index(out + q)];
 #pragma unroll
       for (int r = 0; r < Count; ++r) {
         sum[r] += side_at<Far, 1>(w + in[r] * kRows + q).of[0] * number;
@@ -101,7 +101,7 @@ struct MlpPull {
                                            T* sum) const {
     T number[kRows];
 #pragma unroll
-    for (int q = 0; q < kRows; ++q) number[q] = x[place(out + q)];
+    for (int q = 0; q < kRows; ++q) number[q] = x[index(out + q)];
 #pragma unroll
     for (int r = 0; r < Count; ++r) {
       const auto side = side_at<Far, kRows>(w + in[r] * kRows);
@@ -116,7 +116,7 @@ struct MlpPull {
                                  const T* times, T* to) const {
     const int64_t elements = int64_t(layer.in) * layer.out;
     if (tensor_pays<T>(layer.out, samples, layer.in)) {
-      tensor_gradient<T>(place_of(&layer), place_of(upstream), place_of(x), to);
+      tensor_gradient<T>(offset_of(&layer), offset_of(upstream), offset_of(x), to);
     } else if (elements >= 16 * threads()) {
       add_products<4, 4>(layer, upstream, x, to);
     } else if (elements >= 4 * threads()) {
@@ -175,19 +175,20 @@ struct MlpPull {
         for (int q = 0; q < Ins; ++q) {
           const int i = in + q * across;
           if (out + r >= layer.out || i >= layer.in) continue;
-          to[gradient_place(layer, out + r, i)] += sum[r][q];
+          to[gradient_index(layer, out + r, i)] += sum[r][q];
         }
       }
     }
   }
 };
 
-// out = J^T g at the state x; x, g and the times of the samples have been met on, and all have met
-// when it returns. A function of its own, told places, as mlp_evaluate.
+// out = J^T g at the state x. The block has synchronised since x, g and the times of the samples
+// were written, and is synchronised when it returns. Not inlined, and takes offsets, as
+// mlp_evaluate.
 template <class T, bool Far>
-__device__ __noinline__ void mlp_pull(T time, int x, int g, int out) {
-  const MlpBackTable<T>& table = *at_place<const MlpBackTable<T>>(0);
-  const auto at = [](int place) { return at_place<T>(place); };
+__device__ __noinline__ void mlp_vjp(T time, int x, int g, int out) {
+  const MlpBackTable<T>& table = *at_offset<const MlpBackTable<T>>(0);
+  const auto at = [](int offset) { return at_offset<T>(offset); };
   const int thread = int(threadIdx.x), samples = table.samples, count = table.field.count;
   const int unit = samples * int(sizeof(T));
   const T* const weights = weights_by<Far>(at(table.weights));
@@ -197,24 +198,24 @@ __device__ __noinline__ void mlp_pull(T time, int x, int g, int out) {
   int used = 0, from = x;
   for (int l = 0; l + 1 < count; ++l) {
     const DeviceLayer<T>& layer = table.field.layers[l];
-    evaluation.slopes = at(table.slopes + used);
+    evaluation.derivatives = at(table.derivatives + used);
     evaluation.multiply(layer, at(from), at(table.hidden + used), false);
     from = table.hidden + used;
     used += layer.out * unit;
     __syncthreads();
   }
-  const MlpPull<T, Far> pull{weights,      at(table.parts),  samples,
-                             table.groups, thread % samples, thread / samples};
+  const MlpVjp<T, Far> vjp{weights,      at(table.parts),  samples,
+                           table.groups, thread % samples, thread / samples};
   T* sums = table.sums + (table.sums != nullptr ? mlp_numbers(table.field) : 0);
   for (int l = count; l-- > 0;) {
     const DeviceLayer<T>& layer = table.field.layers[l];
     if (l > 0) used -= layer.in * unit;
-    const int to = l > 0 ? table.slopes + used : out;
+    const int to = l > 0 ? table.derivatives + used : out;
     if (table.sums != nullptr) {
       sums -= layer_numbers(layer);
-      pull.add_parameters(layer, at(g), at(l > 0 ? table.hidden + used : x), at(table.times), sums);
+      vjp.add_parameters(layer, at(g), at(l > 0 ? table.hidden + used : x), at(table.times), sums);
     }
-    pull.multiply(layer, at(g), at(to), l > 0);
+    vjp.multiply(layer, at(g), at(to), l > 0);
     g = to;
     __syncthreads();
   }

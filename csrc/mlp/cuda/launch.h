@@ -18,7 +18,7 @@ int allow_shared(MlpKernel<Task>* kernel, const Task& task) {
                               int(task.plan.shared));
 }
 
-// All blocks are on the device together.
+// All blocks are resident together.
 template <class Task>
 int launch_together(MlpKernel<Task>* kernel, const Task& task, void* cuda_stream) {
   Task copy = task;
@@ -29,7 +29,7 @@ int launch_together(MlpKernel<Task>* kernel, const Task& task, void* cuda_stream
                                      static_cast<cudaStream_t>(cuda_stream));
 }
 
-// Blocks that do not know of each other.
+// Independent blocks.
 template <class Task>
 int launch_blocks(MlpKernel<Task>* kernel, const Task& task, int blocks, void* cuda_stream) {
   Task copy = task;
@@ -41,9 +41,9 @@ int launch_blocks(MlpKernel<Task>* kernel, const Task& task, int blocks, void* c
                           static_cast<cudaStream_t>(cuda_stream));
 }
 
-// As many of them as the device holds at once: each loops over its part.
+// As many of them as are resident at once: each loops over its part.
 template <class Task>
-int launch_apart(MlpKernel<Task>* kernel, const Task& task, void* cuda_stream) {
+int launch_independent(MlpKernel<Task>* kernel, const Task& task, void* cuda_stream) {
   const int threads = task.plan.samples * task.plan.groups;
   if (const int error = allow_shared(kernel, task)) return error;
   int device = 0, processors = 1, resident = 1;

@@ -1,4 +1,4 @@
-// The weights of a field in device memory, for solves whose blocks have no room for them.
+// The weights of a field in global memory, for solves in whose shared memory they do not fit.
 #include <algorithm>
 
 #include "mlp/cuda/weights.h"

@@ -8,7 +8,7 @@ namespace {
 // Samples from which a thread each fills a processor: four warps for each of its four schedulers.
 constexpr int64_t kManySamples = 512;
 constexpr int kFewestSamples = 8, kMostOfTile = 32, kEnoughThreads = 256;
-// Places among the weights are ints.
+// Indices of weights are ints.
 constexpr int64_t kMostWeights = int64_t(1) << 30;
 // Bytes of device memory for the gradients of all blocks.
 constexpr int64_t kSumsBytes = int64_t(1) << 30;
@@ -28,7 +28,7 @@ int groups_for(int samples, int features, int most) {
 }
 
 // With the parameters' gradients beside all else, or in device memory. Blocks are no more than the
-// device holds at once, as each has gradients of its own, nor than these have room for.
+// device holds at once, as each has gradients of its own, nor than there is memory for these.
 template <class T>
 bool back_fits(const DeviceField<T>& field, const DeviceTableau& tableau, const MlpDevice& device,
                MlpPlan& plan) {
@@ -75,11 +75,11 @@ bool mlp_plan(MlpKind kind, DeviceField<T>& field, const DeviceTableau& tableau,
     return plan.shared <= device.shared;
   };
   if (kind == MlpKind::kBySample && batch >= kManySamples * device.processors &&
-      fits(kMlpAlone, 1, true) && 2 * plan.shared <= device.shared) {
+      fits(kMlpAloneThreads, 1, true) && 2 * plan.shared <= device.shared) {
     return true;
   }
   int samples = kFewestSamples;
-  const int most = joint ? kMlpThreads : kMostOfTile;
+  const int most = joint ? kMlpJointThreads : kMostOfTile;
   while (samples < most && batch > int64_t(samples) * device.processors) samples *= 2;
   if (joint && batch > int64_t(samples) * device.processors) return false;
   // Fewer samples a block would be more blocks than the device holds at once.
@@ -87,7 +87,9 @@ bool mlp_plan(MlpKind kind, DeviceField<T>& field, const DeviceTableau& tableau,
   for (const bool far : {false, true}) {
     plan.far = far;
     for (int n = samples; n >= fewest; n /= 2) {
-      if (fits(n, groups_for(n, features, joint ? kMlpThreads : kMlpApart), false)) return true;
+      if (fits(n, groups_for(n, features, joint ? kMlpJointThreads : kMlpIndependentThreads),
+               false))
+        return true;
     }
   }
   return false;

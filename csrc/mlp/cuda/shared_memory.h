@@ -1,5 +1,5 @@
-// The shared memory of a block, and places in it: a function that is told places, not pointers,
-// knows that what it reads is shared memory.
+// The shared memory of a block, and offsets into it: from an offset, other than from a pointer, the
+// compiler knows that it reads shared memory.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,12 +14,12 @@ inline unsigned char* shared_memory() { return emulation::shared(); }
 #endif
 
 // In bytes from its beginning.
-__device__ __forceinline__ int place_of(const void* pointer) {
+__device__ __forceinline__ int offset_of(const void* pointer) {
   return int(static_cast<const unsigned char*>(pointer) - shared_memory());
 }
 template <class X>
-__device__ __forceinline__ X* at_place(int place) {
-  return reinterpret_cast<X*>(shared_memory() + place);
+__device__ __forceinline__ X* at_offset(int offset) {
+  return reinterpret_cast<X*>(shared_memory() + offset);
 }
 
 }  // namespace fastnode

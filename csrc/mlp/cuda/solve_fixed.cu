@@ -1,4 +1,4 @@
-// Steps along a grid: samples do not know of each other, and no block waits for another.
+// Steps along a grid: samples and blocks are independent.
 #include "mlp/cuda/launch.h"
 #include "mlp/cuda/steps.h"
 
@@ -23,9 +23,9 @@ struct Fixed {
       course.t1 = task.grid[i + 1];
       course.step = course.t1 - course.t;
       const T t = as_time<T>(course.t);
-      steps.meet();
+      steps.synchronize();
       steps.evaluate(task.perturb ? next_number(t, course.direction) : t, steps.memory.y,
-                     steps.slope(0));
+                     steps.k(0));
       if (task.kept != nullptr && real) {
         steps.store(steps.memory.y, task.kept + i * task.batch * task.field.dim, sample);
       }
@@ -35,7 +35,7 @@ struct Fixed {
       }
       steps.each([&](int, int i) { steps.memory.y[i] = steps.memory.y1[i]; });
     }
-    steps.meet();
+    steps.synchronize();
   }
 
   __device__ int64_t row() const { return task.batch * task.field.dim; }
@@ -55,7 +55,7 @@ struct Fixed {
 };
 
 template <class T, bool Far>
-__global__ void __launch_bounds__(kMlpApart, 1)
+__global__ void __launch_bounds__(kMlpIndependentThreads, 1)
     mlp_fixed_kernel(const __grid_constant__ MlpTask<T> task) {
   const Fixed<T, Far> fixed(task);
   const int64_t stride = int64_t(gridDim.x) * fixed.steps.samples;
@@ -67,8 +67,8 @@ __global__ void __launch_bounds__(kMlpApart, 1)
 
 template <class T>
 int fixed(const MlpTask<T>& task, void* cuda_stream) {
-  if (task.plan.far) return launch_apart(mlp_fixed_kernel<T, true>, task, cuda_stream);
-  return launch_apart(mlp_fixed_kernel<T, false>, task, cuda_stream);
+  if (task.plan.far) return launch_independent(mlp_fixed_kernel<T, true>, task, cuda_stream);
+  return launch_independent(mlp_fixed_kernel<T, false>, task, cuda_stream);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // Adaptive steps with one size for all samples. All blocks hold the same course and decide alike
-// from the same sums, so that one meeting a step is enough.
+// from the same sums, so that one barrier a step is enough.
 #include "common/grid_barrier.h"
 #include "mlp/cuda/launch.h"
 #include "mlp/cuda/steps.h"
@@ -13,7 +13,7 @@ struct Joint {
   const MlpSteps<T, false, Far> steps;
   const int64_t sample;
   const bool real, leads;  // a sample of the batch; the first thread of the block
-  unsigned long long meetings = 0;
+  unsigned long long barriers = 0;
   int turn = 0;
 
   __device__ explicit Joint(const MlpTask<T>& all)
@@ -23,7 +23,7 @@ struct Joint {
         real(sample < all.batch),
         leads(threadIdx.x == 0) {}
 
-  __device__ MlpState& state() const { return steps.memory.slots[0].state; }
+  __device__ MlpState& state() const { return steps.memory.held[0].state; }
   __device__ Span span() const {
     const int64_t last = task.output_count - 1;
     return {task.controller,
@@ -38,7 +38,7 @@ struct Joint {
   }
 
   // Over all samples, the same bits for all threads of the grid: sums of blocks are added in their
-  // order. What is read here is not written again before all have met once more.
+  // order. What is read here is written again only after one more barrier.
   template <int N>
   __device__ void total(double (&values)[N]) {
     const int warps = steps.samples * steps.groups / 32, blocks = int(gridDim.x);
@@ -47,12 +47,12 @@ struct Joint {
     }
     block_sum(values, block_memory(), warps);
     if (blocks == 1) return;
-    double* const partial = task.partial + (meetings % 2) * 3 * blocks;
+    double* const partial = task.partial + (barriers % 2) * 3 * blocks;
     if (leads) {
 #pragma unroll
       for (int n = 0; n < N; ++n) partial[n * blocks + blockIdx.x] = values[n];
     }
-    grid_barrier(task.met, meetings++);
+    grid_barrier(task.arrivals, barriers++);
 #pragma unroll
     for (int n = 0; n < N; ++n) {
       values[n] = 0;
@@ -64,7 +64,7 @@ struct Joint {
   }
 
   __device__ double* block_memory() {
-    return steps.memory.sums + (turn++ % 2) * 3 * (kMlpThreads / 32);
+    return steps.memory.sums + (turn++ % 2) * 3 * (kMlpJointThreads / 32);
   }
 
   __device__ double norm(double sum) const {
@@ -76,7 +76,7 @@ struct Joint {
     course.t = task.times[0];
     const double end = task.times[task.output_count - 1];
     course.direction = end < course.t ? -1 : 1;
-    steps.evaluate(as_time<T>(course.t), steps.memory.y, steps.slope(0));
+    steps.evaluate(as_time<T>(course.t), steps.memory.y, steps.k(0));
     const bool choose = task.first_step == 0;
     course.h = choose ? first_step(course, end) : task.first_step;
     if (leads) {
@@ -93,14 +93,14 @@ struct Joint {
       }
       state() = fresh;
     }
-    steps.meet();
+    steps.synchronize();
   }
 
-  // fastnode.control.controllers.initial_step; no number where the state or its slope is not
-  // finite.
+  // fastnode.control.controllers.initial_step; NaN where the state or its derivative is
+  // not finite.
   __device__ double first_step(const Course& course, double end) {
     const T rtol = T(task.rtol), atol = T(task.atol);
-    const T *const y = steps.memory.y, *const f = steps.slope(0), *const f1 = steps.slope(1);
+    const T *const y = steps.memory.y, *const f = steps.k(0), *const f1 = steps.k(1);
     double sums[2] = {steps.squares(y, rtol, atol, [&](int i) { return y[i]; }),
                       steps.squares(y, rtol, atol, [&](int i) { return f[i]; })};
     total(sums);
@@ -109,8 +109,8 @@ struct Joint {
     const double h0 = Controller::trial_step(d0, d1, std::abs(end - course.t));
     const double one = 1, step = course.direction * h0;
     steps.combine(&one, 1, step, steps.memory.stage);
-    steps.meet();
-    steps.evaluate(as_time<T>(course.t + step), steps.memory.stage, steps.slope(1));
+    steps.synchronize();
+    steps.evaluate(as_time<T>(course.t + step), steps.memory.stage, steps.k(1));
     double change[1] = {steps.squares(y, rtol, atol, [&](int i) { return f1[i] - f[i]; })};
     total(change);
     return task.controller.first_step(h0, d1, norm(change[0]), PortablePower());
@@ -124,7 +124,7 @@ struct Joint {
     steps.measure(control.course, task.rtol, task.atol, sums);
     total(sums);
     if (leads) decide(norm(sums[0]), norm(sums[1]), norm(sums[2]));
-    steps.meet();
+    steps.synchronize();
     if (!control.moved) return;
     const Course& course = control.course;
     if (real) steps.keep(course, sample);
@@ -150,12 +150,12 @@ struct Joint {
     const int64_t from = real ? sample : task.batch - 1;
     steps.load(task.resumed ? task.y : task.y0, from, steps.memory.y);
     if (task.resumed) {
-      steps.load(task.f, from, steps.slope(0));
+      steps.load(task.f, from, steps.k(0));
       if (leads) state() = *task.state;
-      steps.meet();
+      steps.synchronize();
     } else {
       if (real) steps.store(steps.memory.y, task.ys, sample);
-      steps.meet();
+      steps.synchronize();
       begin();
     }
     const Control& control = state().control;
@@ -166,7 +166,7 @@ struct Joint {
   __device__ void finish(const Control& control) {
     if (real) {
       steps.store(steps.memory.y, task.y, sample);
-      steps.store(steps.slope(0), task.f, sample);
+      steps.store(steps.k(0), task.f, sample);
       if (!control.running && control.next < task.output_count) {
         const int found = steps.seen(state().started ? task.tableau.stages : 1);
         if (found != 0) atomicOr(&task.state->seen, found);
@@ -181,7 +181,7 @@ struct Joint {
 };
 
 template <class T, bool Far>
-__global__ void __launch_bounds__(kMlpThreads, 1)
+__global__ void __launch_bounds__(kMlpJointThreads, 1)
     mlp_joint_kernel(const __grid_constant__ MlpTask<T> task) {
   Joint<T, Far>(task).run();
 }

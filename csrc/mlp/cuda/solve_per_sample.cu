@@ -1,8 +1,8 @@
-// Adaptive steps of every sample's own. A block has samples of its own, a range of the batch; who
-// has finished gives its place to the next one, so that no evaluation is spent on a sample that
-// stands still until the range runs out.
+// Per-sample stepping. A block has samples of its own, a range of the batch; where one has
+// finished, the next one takes its position, so that no evaluation is spent on a sample that stands
+// still until the range runs out.
 //
-// Small fields and many samples (`Alone`): a thread has a sample to itself, waits for nobody, and
+// Small fields and many samples (`Alone`): a thread has a sample to itself, never waits, and
 // the warp's lanes read the same weights. A step of a (3, 32) field by dopri5 is 6 times 192
 // multiplications and 32 activations of some 25 instructions: 6,000 instructions, against 300
 // accesses to shared memory for all the rest.
@@ -13,20 +13,20 @@ namespace fastnode {
 namespace {
 
 template <class T, bool Alone, bool Far>
-struct BySample {
+struct PerSample {
   const MlpTask<T>& task;
   const MlpSteps<T, Alone, Far> steps;
   const bool leads;  // of the threads of a sample
   int turn = 0;
 
-  __device__ explicit BySample(const MlpTask<T>& all)
+  __device__ explicit PerSample(const MlpTask<T>& all)
       : task(all), steps(all, false), leads(steps.g == 0) {}
 
   // The block's samples.
   __device__ int64_t first() const { return task.batch * blockIdx.x / gridDim.x; }
   __device__ int64_t last() const { return task.batch * (blockIdx.x + 1) / gridDim.x; }
 
-  __device__ MlpSlot& slot() const { return steps.memory.slots[steps.s]; }
+  __device__ MlpBlockSample& mine() const { return steps.memory.held[steps.s]; }
   __device__ const double* times(int64_t sample) const {
     return task.times + sample * task.output_count;
   }
@@ -43,8 +43,8 @@ struct BySample {
             0};
   }
 
-  // Over the threads of a sample, in their order; all have it. Memory is used in turns: who reads
-  // the sums of one meeting has done so at the next.
+  // Over the threads of a sample, in their order; all have it. Two buffers are used in turn: the
+  // sums of one barrier have been read at the next.
   template <int N>
   __device__ void total(double (&values)[N]) {
     if constexpr (Alone) return;
@@ -55,7 +55,7 @@ struct BySample {
       for (int n = 0; n < N; ++n)
         sums[(n * sharing + steps.g) * steps.samples + steps.s] = values[n];
     }
-    steps.meet();
+    steps.synchronize();
 #pragma unroll
     for (int n = 0; n < N; ++n) {
       values[n] = 0;
@@ -66,7 +66,7 @@ struct BySample {
 
   __device__ double norm(double sum) const { return sqrt(sum / double(task.field.dim)); }
 
-  // The slope and the first step of a sample, or of its neighbour where there is none.
+  // The initial derivative and the first step of a sample, or of the last one where there is none.
   __device__ void begin(int64_t sample) {
     const bool real = sample < last();
     const int64_t from = real ? sample : last() - 1;
@@ -76,10 +76,10 @@ struct BySample {
     course.direction = task.directions[from];
     steps.load(task.y0, from, steps.memory.y);
     if (real) steps.store(steps.memory.y, task.ys, sample);
-    steps.meet();
-    steps.evaluate(as_time<T>(course.t), steps.memory.y, steps.slope(0));
-    if (real) steps.store(steps.slope(0), task.f, sample);
-    const T *const y = steps.memory.y, *const f = steps.slope(0);
+    steps.synchronize();
+    steps.evaluate(as_time<T>(course.t), steps.memory.y, steps.k(0));
+    if (real) steps.store(steps.k(0), task.f, sample);
+    const T *const y = steps.memory.y, *const f = steps.k(0);
     double odd[3] = {0, 0, 0};
     steps.each([&](int, int i) {
       odd[0] += f[i] != f[i];
@@ -104,7 +104,7 @@ struct BySample {
 
   __device__ double first_step(const Course& course, int64_t sample, const double* outputs) {
     const T rtol = T(task.rtols[sample]), atol = T(task.atols[sample]);
-    const T *const y = steps.memory.y, *const f = steps.slope(0), *const f1 = steps.slope(1);
+    const T *const y = steps.memory.y, *const f = steps.k(0), *const f1 = steps.k(1);
     double sums[2] = {steps.squares(y, rtol, atol, [&](int i) { return y[i]; }),
                       steps.squares(y, rtol, atol, [&](int i) { return f[i]; })};
     total(sums);
@@ -112,8 +112,8 @@ struct BySample {
     const double h0 = Controller::trial_step(norm(sums[0]), d1, room);
     const double one = 1, step = course.direction * h0;
     steps.combine(&one, 1, step, steps.memory.stage);
-    steps.meet();
-    steps.evaluate(as_time<T>(course.t + step), steps.memory.stage, steps.slope(1));
+    steps.synchronize();
+    steps.evaluate(as_time<T>(course.t + step), steps.memory.stage, steps.k(1));
     double change[1] = {steps.squares(y, rtol, atol, [&](int i) { return f1[i] - f[i]; })};
     total(change);
     return task.controller.first_step(h0, d1, norm(change[0]), PortablePower());
@@ -126,7 +126,7 @@ struct BySample {
   }
 
   // The next of the block's samples that has a step to take, if there is one.
-  __device__ void admit(MlpSlot& to) const {
+  __device__ void admit(MlpBlockSample& to) const {
     while (true) {
       const int64_t sample = first() + atomicAdd(steps.memory.next, 1);
       if (sample >= last()) return;
@@ -142,35 +142,36 @@ struct BySample {
 
   __device__ void run() {
     if (threadIdx.x == 0) *steps.memory.next = 0;
-    if (leads) slot() = MlpSlot{};
+    if (leads) mine() = MlpBlockSample{};
     if (!task.resumed) {
       for (int64_t base = first(); base < last(); base += steps.samples) begin(base + steps.s);
     }
-    // Whoever began a sample, any thread of the block may take it.
+    // Any thread of the block may take a sample, whichever began it.
     __syncthreads();
     while (true) {
-      MlpSlot& mine = slot();
+      MlpBlockSample& mine = this->mine();
       if (leads && !mine.busy) admit(mine);
       if (!steps.any(leads && mine.busy)) return;
       if (mine.busy && mine.arrived) {
         steps.load(task.resumed ? task.y : task.y0, mine.sample, steps.memory.y);
-        steps.load(task.f, mine.sample, steps.slope(0));
+        steps.load(task.f, mine.sample, steps.k(0));
       }
       const bool leaves = attempt(mine);
-      steps.meet();
+      steps.synchronize();
       if (leads && leaves) mine.busy = false;
     }
   }
 
-  // A step, accepted or not; whether it was the sample's last. Threads without a sample go along.
-  __device__ bool attempt(MlpSlot& mine) {
+  // A step, accepted or not; whether it was the sample's last. Threads without a sample take part
+  // in the barriers.
+  __device__ bool attempt(MlpBlockSample& mine) {
     const Control& control = mine.state.control;
     steps.take_stages(control.course, true);
     double sums[3];
     steps.measure(control.course, mine.rtol, mine.atol, sums);
     total(sums);
     if (leads && mine.busy) decide(mine, norm(sums[0]), norm(sums[1]), norm(sums[2]));
-    steps.meet();
+    steps.synchronize();
     const bool moved = mine.busy && control.moved;
     const double* const outputs = times(mine.sample);
     if (task.tableau.further > 0 && steps.any(moved && steps.inside(control, outputs))) {
@@ -186,7 +187,7 @@ struct BySample {
     return leaves;
   }
 
-  __device__ void decide(MlpSlot& mine, double ratio, double slopes, double states) const {
+  __device__ void decide(MlpBlockSample& mine, double ratio, double slopes, double states) const {
     Control here = mine.state.control;
     conclude(here, span(mine.sample), ratio);
     if (here.moved) {
@@ -199,9 +200,9 @@ struct BySample {
     if (!here.running) mine.state.failure = why(mine.state);
   }
 
-  __device__ void leave(const MlpSlot& mine) const {
+  __device__ void leave(const MlpBlockSample& mine) const {
     steps.store(steps.memory.y, task.y, mine.sample);
-    steps.store(steps.slope(0), task.f, mine.sample);
+    steps.store(steps.k(0), task.f, mine.sample);
     MlpState& saved = task.state[mine.sample];
     if (mine.state.failure != Failure::kNone) {
       const int found = steps.seen(task.tableau.stages);
@@ -215,9 +216,9 @@ struct BySample {
 };
 
 template <class T, bool Alone, bool Far>
-__global__ void __launch_bounds__(kMlpApart, 1)
+__global__ void __launch_bounds__(kMlpIndependentThreads, 1)
     mlp_by_sample_kernel(const __grid_constant__ MlpTask<T> task) {
-  BySample<T, Alone, Far>(task).run();
+  PerSample<T, Alone, Far>(task).run();
 }
 
 template <class T>
@@ -225,7 +226,7 @@ int by_sample(const MlpTask<T>& task, void* cuda_stream) {
   const auto kernel = task.plan.alone ? mlp_by_sample_kernel<T, true, false>
                       : task.plan.far ? mlp_by_sample_kernel<T, false, true>
                                       : mlp_by_sample_kernel<T, false, false>;
-  return launch_apart(kernel, task, cuda_stream);
+  return launch_independent(kernel, task, cuda_stream);
 }
 
 }  // namespace

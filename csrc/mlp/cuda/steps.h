@@ -32,10 +32,10 @@ struct MlpSteps {
       *memory.table = {all.field,
                        samples,
                        groups,
-                       place_of(memory.weights),
-                       place_of(memory.first),
-                       place_of(memory.second),
-                       place_of(memory.parts),
+                       offset_of(memory.weights),
+                       offset_of(memory.first),
+                       offset_of(memory.second),
+                       offset_of(memory.parts),
                        all.plan.tensor};
     }
     if constexpr (Far) {
@@ -48,30 +48,28 @@ struct MlpSteps {
     __syncthreads();
   }
 
-  // The threads that share a sample meet.
-  __device__ void meet() const {
+  // A barrier for the threads that share a sample.
+  __device__ void synchronize() const {
     if constexpr (!Alone) __syncthreads();
   }
-  // Whether one of those who meet says so.
+  // The same, and whether `mine` is true in one of them.
   __device__ bool any(bool mine) const {
     if constexpr (Alone) return mine;
     return __syncthreads_or(mine) != 0;
   }
 
-  __device__ int place(int feature) const { return feature * samples + s; }
-  __device__ T* slope(int stage) const {
-    return memory.k + int64_t(stage) * task.field.dim * samples;
-  }
+  __device__ int index(int feature) const { return feature * samples + s; }
+  __device__ T* k(int stage) const { return memory.k + int64_t(stage) * task.field.dim * samples; }
 
-  // slope = field(time, x).
+  // out = field(time, x).
   __device__ void evaluate(T time, const T* x, T* out) const {
-    mlp_evaluate<T, Alone, Far>(time, place_of(x), place_of(out));
+    mlp_evaluate<T, Alone, Far>(time, offset_of(x), offset_of(out));
   }
 
-  // f(feature, its place) for this thread's features.
+  // f(feature, its index in a tile) for this thread's features.
   template <class F>
   __device__ void each(F f) const {
-    for (int d = g; d < task.field.dim; d += groups) f(d, place(d));
+    for (int d = g; d < task.field.dim; d += groups) f(d, index(d));
   }
 
   __device__ void load(const T* rows, int64_t sample, T* to) const {
@@ -81,7 +79,7 @@ struct MlpSteps {
     each([&](int d, int i) { rows[sample * task.field.dim + d] = from[i]; });
   }
 
-  // sum + scale sum_j weights_j k_j at a place.
+  // sum + scale sum_j weights_j k_j at index i.
   __device__ T add(T sum, const double* weights, int count, double scale, int i) const {
     const int64_t size = int64_t(task.field.dim) * task.plan.samples;
     const T* k = memory.k + i;
@@ -95,16 +93,16 @@ struct MlpSteps {
     each([&](int, int i) { out[i] = add(memory.y[i], weights, count, scale, i); });
   }
 
-  // Slopes of all stages after the first, and y1, from t on by `step`, which ends at t1. Times of
-  // stages: as StageTimes, or without a side of t1.
+  // All stages after the first, and y1. Stages at the end are evaluated just before it, or at it
+  // unless `before_end`.
   __device__ void take_stages(const Course& course, bool before_end) const {
     const DeviceTableau& tableau = task.tableau;
     for (int i = 1; i < tableau.stages; ++i) {
       combine(tableau.row(i), i, course.step, memory.stage);
-      meet();
+      synchronize();
       const double c = tableau.fractions[i];
       const T time = c == 1 && !before_end ? as_time<T>(course.t1) : stage_time<T>(course, c);
-      evaluate(time, memory.stage, slope(i));
+      evaluate(time, memory.stage, k(i));
     }
     if (!tableau.fsal) combine(tableau.solution, tableau.stages, course.step, memory.y1);
   }
@@ -115,13 +113,12 @@ struct MlpSteps {
     const double step = t1 - t;
     for (int i = tableau.stages; i < tableau.stages + tableau.further; ++i) {
       combine(tableau.row(i), i, step, memory.further);
-      meet();
-      evaluate(as_time<T>(t + rounded_product(tableau.fractions[i], step)), memory.further,
-               slope(i));
+      synchronize();
+      evaluate(as_time<T>(t + rounded_product(tableau.fractions[i], step)), memory.further, k(i));
     }
   }
 
-  // This thread's part of the sum of squares of what(place) over the tolerances.
+  // This thread's part of the sum of squares of what(index) over the tolerances.
   template <class F>
   __device__ double squares(const T* after, T rtol, T atol, F what) const {
     T total = 0;
@@ -155,9 +152,9 @@ struct MlpSteps {
     const double t0 = control.course.t_before, t1 = control.course.t;
     const int stages = tableau.stages + tableau.further;
     const int64_t size = int64_t(task.field.dim) * task.plan.samples;
-    for (int64_t slot = control.made; slot < control.next; ++slot) {
-      T* const to = task.ys + slot * task.batch * task.field.dim;
-      const double time = times[slot];
+    for (int64_t output = control.made; output < control.next; ++output) {
+      T* const to = task.ys + output * task.batch * task.field.dim;
+      const double time = times[output];
       if (time == t1) {
         store(memory.y1, to, sample);
         continue;
@@ -173,32 +170,32 @@ struct MlpSteps {
     }
   }
 
-  // Where the step that was accepted last began, if somebody asks.
+  // Where the step that was accepted last began, if gradients need it.
   __device__ void keep(const Course& course, int64_t sample) const {
     if (task.kept == nullptr) return;
     const int64_t step = course.accepted - 1 - task.records.base;
     T* const to = task.kept + 2 * step * task.batch * task.field.dim;
     store(memory.y, to, sample);
-    store(slope(0), to, task.batch + sample);
+    store(k(0), to, task.batch + sample);
   }
 
-  // Where a step that was accepted ends, another one begins.
+  // The next step begins where the one that was accepted ends.
   __device__ void move_on() const {
-    const T* const last = slope(task.tableau.stages - 1);
+    const T* const last = k(task.tableau.stages - 1);
     each([&](int, int i) {
       memory.y[i] = memory.y1[i];
       memory.k[i] = last[i];
     });
   }
 
-  // 1 for NaN, 2 for an infinity in the first slopes of this thread's features.
-  __device__ int seen(int slopes) const {
+  // 1 for NaN, 2 for an infinity in the first stage derivatives of this thread's features.
+  __device__ int seen(int stages) const {
     int found = 0;
-    for (int j = 0; j < slopes; ++j) {
-      const T* const k = slope(j);
+    for (int j = 0; j < stages; ++j) {
+      const T* const x = k(j);
       each([&](int, int i) {
-        if (k[i] != k[i]) found |= 1;
-        if (k[i] == k[i] && k[i] - k[i] != 0) found |= 2;
+        if (x[i] != x[i]) found |= 1;
+        if (x[i] == x[i] && x[i] - x[i] != 0) found |= 2;
       });
     }
     return found;

@@ -83,7 +83,7 @@ struct TensorTile<float> {
       for (int i = 0; i < Count; ++i) {
         of[i] = tensor_rounded(numbers[i]);
         const float left = numbers[i] - of[i];
-        // Of an infinity nothing is left.
+        // The rest of an infinity is NaN.
         rest[i] = left == left ? tensor_rounded(left) : 0.0f;
       }
     }

@@ -1,12 +1,12 @@
-// Whole solves of a perceptron's field by one kernel on a GPU: what they are told and what they
-// leave behind. Step for step the loops of csrc/fused on the CPU.
+// Whole solves of a perceptron's field by one kernel on a GPU: arguments and results. Step for step
+// the loops of csrc/mlp/cpu.
 //
-// A block holds its samples' states and slopes in shared memory, and all weights where there is
-// room for them; device memory sees the initial states, the outputs, the records of steps and,
-// where there is none, the weights, packed once a solve. A step of dopri5 in torch's
+// A block holds its samples' states and stage derivatives in shared memory, and all weights where
+// they fit; global memory holds the initial states, the outputs, the records of steps and, where
+// they do not fit, the weights, packed once a solve. A step of dopri5 in torch's
 // kernels moves a state some 30 times through device memory and launches some 40 kernels of 2 to 4
 // us each; here its cost is that of the multiplications and, with one size of steps for all
-// samples, of a meeting of all blocks, 1 to 2 us.
+// samples, of a barrier of all blocks, 1 to 2 us.
 #pragma once
 
 #include "common/failure.h"
@@ -19,7 +19,7 @@ constexpr int kMostLayers = 8;
 constexpr int kMostStages = 17;  // dopri8 has 14, and three for dense output
 
 // Weights of stage i, an entry for each stage before it, begin at i (i - 1) / 2; further stages are
-// those of dense output. Zero weights are left out, as their slopes may be no numbers.
+// those of dense output. Zero weights are left out, as their stage derivatives may be NaN.
 struct DeviceTableau {
   int stages, further, degree;
   bool fsal;
@@ -49,14 +49,14 @@ struct DeviceField {
   Activation activation;
 };
 
-// How a solve is laid out. Thread i of a block works on sample i % samples and shares the sample
+// The layout of a solve. Thread i of a block works on sample i % samples and shares the sample
 // with the other `groups` - 1 threads of its kind, each with features of its own.
 struct MlpPlan {
   int samples, groups, blocks;
   int64_t weights;   // numbers
   size_t shared;     // bytes
-  bool far;          // weights are in device memory
-  bool alone;        // groups == 1 and no thread ever waits for another
+  bool far;          // weights are in global memory
+  bool alone;        // groups == 1 and threads never synchronise
   bool tensor;       // wide layers by tensor cores
   bool sums_shared;  // backwards: the parameters' gradients are in shared memory too
 };
@@ -74,7 +74,7 @@ struct MlpState {
   Control control;
   int64_t interpolated;  // accepted steps with outputs inside
   Failure failure;
-  int seen;  // in the slopes of one that failed: 1 for NaN, 2 for infinities
+  int seen;  // in the stage derivatives of one that failed: 1 for NaN, 2 for infinities
   bool started;
 };
 
@@ -104,10 +104,10 @@ struct MlpTask {
 
   // Joint: numbers; first_step is 0 where it is to be chosen.
   double rtol, atol, first_step;
-  double* partial;          // [2, 3, blocks]
-  unsigned long long* met;  // zero
+  double* partial;               // [2, 3, blocks]
+  unsigned long long* arrivals;  // zero
 
-  // Where accepted steps began, for the way back: states and slopes. Null where nobody asks.
+  // Where accepted steps began, for the backward pass: states and derivatives; or null.
   T* kept;  // joint and by sample [capacity, 2, batch, dim]
 
   // By sample: [batch]; first_steps may be null.
@@ -121,7 +121,7 @@ struct MlpTask {
   const T* packed;  // [plan.weights], by mlp_pack_cuda; where plan.far
 };
 
-// Whether a solve fits, and how; fills in the places of field's layers. States and slopes of at
+// Whether a solve fits, and how; sets DeviceLayer::at. States and stage derivatives of at
 // least eight samples must fit into a block's shared memory, of joint solves those of all samples
 // into that of all processors.
 template <class T>

@@ -1,7 +1,7 @@
 // The packed weights of a perceptron: how they are written, and read in pieces.
 //
-// They lie in the shared memory of each block, or, where that has no room for them, once in device
-// memory, where all blocks read them: a few megabytes, which the L2 cache holds.
+// They are in the shared memory of each block or, where they do not fit, once in global memory,
+// where all blocks read them: a few megabytes, which the L2 cache holds.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -23,7 +23,7 @@ __device__ inline void pack_layer(const DeviceLayer<T>& layer, T* numbers, int f
   for (int i = first; i < rows * layer.in; i += count) {
     const int out = i / layer.in, in = i % layer.in;
     const int from = column < 0 || in < column ? in : in + 1;
-    numbers[weight_place(layer, out, in)] =
+    numbers[weight_index(layer, out, in)] =
         out < layer.out ? layer.weight[int64_t(out) * width + from] : T(0);
   }
   for (int i = first; i < rows; i += count) {
@@ -67,7 +67,7 @@ __device__ __forceinline__ Side<Count, T> side_at(const T* weights) {
   }
 }
 
-// Sides of device memory that a thread asks for before it waits for the first. The L2 cache answers
+// Loads from global memory that a thread issues before it waits for the first. The L2 cache answers
 // after some 250 cycles, shared memory after some 30; a processor has 8 to 16 warps of such a solve
 // to fill them with, each with a few multiplications for a side: one side at a time would leave it
 // idle for most of them. Eight reads of 16 bytes take 32 registers.

@@ -24,7 +24,7 @@ namespace v4 {
 constexpr int kBytes = 64, kBlock = 14, kNarrow = 4, kPack = 4;
 constexpr bool kFused = true;
 constexpr char kName[] = "v4";
-// Not in the order of the alphabet: math-inl.h asks whether it is there.
+// Not in alphabetical order: math-inl.h tests whether it was included.
 // clang-format off
 #include "mlp/simd/gelu_avx512-inl.h"
 #include "mlp/simd/kernel_table-inl.h"

@@ -27,7 +27,7 @@ INLINE X<T, K> exp_parts(X<T, K> x, Bits<T, K>& z) {
   return r + r * r * polynomial<T, K>(L::kExp, r);
 }
 
-// exp(x) for x <= 0 in factors, so that what multiplies it need not meet its underflow:
+// exp(x) for x <= 0 in factors, so that products with it do not underflow early:
 // (1 + tail) first second.
 template <class T, int K>
 struct Exponential {

@@ -4,7 +4,7 @@
 
 #include "mlp/simd/vector-inl.h"
 
-// out = y + sum_j c_j k_j for up to 8 slopes; longer sums are made in several passes.
+// out = y + sum_j c_j k_j for up to 8 terms; longer sums take several passes.
 template <class T, int Count>
 INLINE void combine_few(const T* y, const T* const* k, const T* c, bool by_column, const Extent& e,
                         T* out) {
@@ -96,7 +96,7 @@ void error(const T* y0, const T* y1, const T* const* k, const T* c, const T* rto
   }
 }
 
-// Rows a and b of a square of which columns in groups of `Span` change places.
+// Rows a and b of a square of which groups of `Span` columns are exchanged.
 template <class T, int Span>
 INLINE void exchange(V<T>& a, V<T>& b) {
 #if defined(__clang__)

@@ -92,7 +92,7 @@ class Blocks {
   int64_t size_, longer_;
 };
 
-// `unit` is a power of two: no division, as every evaluation of a field asks.
+// `unit` is a power of two: no division, as every evaluation of a field calls it.
 inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) & -unit; }
 
 // The matrix w[m row + k column] for multiply_left: rows * depth numbers.

@@ -3,10 +3,11 @@
 // instruction: no exp, no division; errors below 1.4 units in the last place. Included by
 // avx512.cpp inside its namespace.
 //
-// Each has sixteen intervals of |x|, told by the exponent and the first bits of the mantissa of a
-// number made from it, and in each a polynomial in |x| - center, centers being numbers whose value
-// is a float32 to four more digits or so; the rest of the coefficients by weighted least squares on
-// Chebyshev nodes, rounded one after the other from the lowest, the others fitted again each time.
+// Each has sixteen intervals of |x|, selected by the exponent and the first bits of the mantissa of
+// a number made from it, and in each a polynomial in |x| - center, centers being numbers whose
+// value is a float32 to four more digits or so; the rest of the coefficients by weighted least
+// squares on Chebyshev nodes, rounded one after the other from the lowest, the others fitted again
+// each time.
 //
 // Where tables end before the function does, a pack with numbers beyond takes these from another
 // formula, and the rest from the table nevertheless: no number's value depends on its neighbours.
@@ -16,7 +17,7 @@
 
 #define FASTNODE_BY_TABLE
 
-// The centers, then the coefficients from the lowest, by the last four bits of what tells the
+// The centers, then the coefficients from the lowest, by the last four bits of what selects the
 // interval.
 //
 // tanh from 0 to 9.1, where it rounds to one: four intervals for each power of two of
@@ -152,8 +153,8 @@ constexpr float kSoftplusTable[8][16] = {
 // Masked forms with all lanes: those without a mask make gcc 12 warn of what it did not initialise.
 constexpr __mmask16 kAllLanes = 0xFFFF;
 
-// The polynomials of `table` at x, in the intervals told by the lowest bits of `place`. Row after
-// row for a whole pack: a processor does not look far enough ahead to find the next vector's
+// The polynomials of `table` at x, in the intervals selected by the lowest bits of `place`. Row
+// after row for a whole pack: a processor does not look far enough ahead to find the next vector's
 // operations by itself.
 template <int Rows, int Columns, int K>
 INLINE void evaluate(const float (&table)[Rows][Columns], const __m512i (&place)[K], __m512 (&x)[K],

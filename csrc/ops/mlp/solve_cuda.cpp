@@ -78,7 +78,7 @@ Found solve_adaptive(MlpTask<T>& task, const MlpOptions& options, const Tensor& 
     }
     double* const place = block.mutable_data_ptr<double>();
     task.state = reinterpret_cast<MlpState*>(place);
-    task.met = reinterpret_cast<unsigned long long*>(place + kStateNumbers);
+    task.arrivals = reinterpret_cast<unsigned long long*>(place + kStateNumbers);
     double* const ends = place + kHead;
     task.records = {ends, ends + room, ends + 2 * room, task.records.base, room, 1};
     if (options.keep_states) {

@@ -1,6 +1,6 @@
 // As much of CUDA as our kernels use, on a CPU: each thread of a block a fiber that runs from one
 // barrier to the next. Blocks run one after the other, those of a cooperative launch all together.
-// For tests of what a kernel reads and writes where there is no GPU; it knows nothing of speed,
+// For tests of what a kernel reads and writes where there is no GPU; it says nothing about speed,
 // races within a warp, or memory spaces.
 #pragma once
 
@@ -36,7 +36,7 @@ constexpr size_t kStack = 64 * 1024;
 // A device of two processors, each with one block at a time.
 constexpr int kProcessors = 2, kSharedMemory = 227 * 1024;
 
-// Those who wait for each other.
+// Threads that wait for each other.
 struct Meeting {
   unsigned members = 0, arrived = 0, turn = 0;
 

@@ -5,11 +5,11 @@
 #include <vector>
 
 #include "kernels/rk/rk_adjoint.h"
-#include "step_control/rk_control.h"
 #include "kernels/rk/rk_dense.h"
 #include "kernels/rk/rk_error.h"
 #include "kernels/rk/rk_rows.h"
 #include "kernels/rk/rk_stage.h"
+#include "step_control/rk_control.h"
 
 using namespace fastnode;
 
@@ -233,7 +233,7 @@ int solve(int dtype, const Method* method, const Task* task, void* state, Found*
                            numel};
     const double* h = &control.course.step;
     found->iterations = 0;
-    // Two more steps than there are: nothing may change any more.
+    // Two more steps than there are: they must change nothing.
     for (int more = 2; control.running || more-- > 0;) {
       ++found->iterations;
       for (int i = 1; i < stages; ++i) {

@@ -3,8 +3,8 @@
 
 #include <cstring>
 
-#include "mlp/cuda/convert.h"
 #include "mlp/cuda/backward.h"
+#include "mlp/cuda/convert.h"
 
 using namespace fastnode;
 
@@ -41,7 +41,7 @@ struct Problem {
   int tensor;  // wide layers by tensor cores
 };
 
-// The way back: MlpBackTask and, for each layer, the gradients of weight and bias.
+// The backward pass: MlpBackTask and, for each layer, the gradients of weight and bias.
 struct Way {
   const void *of_ys, *kept;
   const double* edges;
@@ -79,7 +79,7 @@ Tableau tableau_of(const Problem& p) {
   return tableau;
 }
 
-// What solves and the way back are told alike, and whether it fits.
+// The arguments that solves and backward passes share, and whether the solve fits.
 template <class T>
 bool tell(const Problem& p, MlpKind kind, MlpTask<T>& task) {
   std::optional<StiffnessPair> pair;
@@ -164,8 +164,8 @@ int solve(const Problem& p) {
   task.partial = partial.data();
   *p.launches = 0;
   for (bool running = true; running; task.resumed = true) {
-    unsigned long long met = 0;
-    task.met = &met;
+    unsigned long long arrivals = 0;
+    task.arrivals = &arrivals;
     const int64_t base = task.records.base;
     if (base + p.capacity > p.room) return 2;
     task.records = {p.ends + base * rows,

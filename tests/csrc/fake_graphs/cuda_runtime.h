@@ -1,5 +1,5 @@
-// The graph functions of the CUDA runtime that csrc/kernels/cuda_graph/graph_loop_cuda.cu calls, on the CPU: a
-// graph is a list of functions, each of which must follow from the one before.
+// The graph functions of the CUDA runtime that csrc/kernels/cuda_graph/graph_loop_cuda.cu calls, on
+// the CPU: a graph is a list of functions, each of which must follow from the one before.
 #pragma once
 
 #include <functional>
@@ -44,7 +44,7 @@ inline void cudaGraphSetConditional(cudaGraphConditionalHandle handle, unsigned 
 inline cudaError_t add(cudaGraphNode_t* node, cudaGraph_t graph, const cudaGraphNode_t* after,
                        size_t count, std::function<void()> function) {
   const size_t known = graph->nodes.size();
-  // One after the other: nothing may run beside something else.
+  // One after the other: no two nodes may run at once.
   if (count != (known > 0 ? 1 : 0)) return cudaErrorInvalidValue;
   if (count == 1 && ((*after)->graph != graph || (*after)->place != known)) {
     return cudaErrorInvalidValue;
