@@ -4,8 +4,6 @@
 #include <c10/core/DeviceGuard.h>
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
 
 #include "driver/arithmetic.h"
 #include "kernels/rk/rk_error.h"
@@ -90,18 +88,13 @@ class CpuKernels {
   // derivative's change, part by part.
   void trial(Control* control, const A* norms, int parts, const double* end, T* time) const {
     Course& course = control->course;
-    const double size = worst(norms, parts), slope = worst(norms + parts, parts);
-    course.taken = Controller::trial_step(size, slope, std::abs(*end - course.t));
-    course.step = course.direction * course.taken;
-    course.stuck = !(finite(size) && finite(slope));
+    plan_trial(course, worst(norms, parts), worst(norms + parts, parts), *end);
     *time = as_time<T>(course.t + course.step);
   }
 
   void first(Control* control, const Controller& controller, const A* norms, int parts) const {
-    Course& course = control->course;
-    const double h = controller.first_step(course.taken, worst(norms + parts, parts),
-                                           worst(norms + 2 * parts, parts), LibraryPower());
-    course.h = course.stuck ? std::numeric_limits<double>::quiet_NaN() : controller.clip(h);
+    plan_first(control->course, controller, worst(norms + parts, parts),
+               worst(norms + 2 * parts, parts), LibraryPower());
   }
 
   void begin(Control* control, const Span& span, const StageTimes<T>& times) const {

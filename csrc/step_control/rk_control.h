@@ -26,6 +26,22 @@ struct Course {
   bool stuck = false;  // the step was rejected and cannot be made smaller
 };
 
+// The trial step of Controller::trial_step, from the norms of the state and of its derivative, in a
+// solve that ends at `end`. Where one of them is not finite, the course is stuck.
+FASTNODE_HD void plan_trial(Course& course, double d0, double d1, double end) {
+  course.taken = Controller::trial_step(d0, d1, std::abs(end - course.t));
+  course.step = course.direction * course.taken;
+  course.stuck = !(finite(d0) && finite(d1));
+}
+
+// The first step from it and the norm of the derivative's change over it; NaN if the course is stuck.
+template <class Power>
+FASTNODE_HD void plan_first(Course& course, const Controller& controller, double d1,
+                            double difference, Power power) {
+  const double h = controller.first_step(course.taken, d1, difference, power);
+  course.h = course.stuck ? bit_cast<double>(0x7FF8000000000000ull) : controller.clip(h);
+}
+
 // Whether the time does not move any more.
 FASTNODE_HD bool blocked(const Course& course) {
   return course.stuck || course.t + rounded_product(course.h, course.direction) == course.t;

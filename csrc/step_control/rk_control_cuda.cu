@@ -20,21 +20,15 @@ template <class T>
 __global__ void rk_trial_kernel(Control* control, const acc_t<T>* d0, const acc_t<T>* d1, int parts,
                                 const double* end, T* time) {
   Course& course = control->course;
-  const double size = worst(d0, parts), slope = worst(d1, parts);
-  const double span = std::abs(*end - course.t);
-  course.taken = Controller::trial_step(size, slope, span);
-  course.step = course.direction * course.taken;
-  course.stuck = !(finite(size) && finite(slope));
+  plan_trial(course, worst(d0, parts), worst(d1, parts), *end);
   *time = as_time<T>(course.t + course.step);
 }
 
 template <class A>
 __global__ void rk_first_kernel(Control* control, const __grid_constant__ Controller controller,
                                 const A* d1, const A* difference, int parts) {
-  Course& course = control->course;
-  const double h = controller.first_step(course.taken, worst(d1, parts), worst(difference, parts),
-                                         PortablePower());
-  course.h = course.stuck ? bit_cast<double>(0x7FF8000000000000ull) : controller.clip(h);
+  plan_first(control->course, controller, worst(d1, parts), worst(difference, parts),
+             PortablePower());
 }
 
 template <class T>
