@@ -30,6 +30,7 @@ PYBIND11_MODULE(_C, m) {
         });
   fastnode::bind_driver(m);
   fastnode::bind_mlp(m);
+  fastnode::bind_mlp_takes(m);
   fastnode::bind_mlp_samples(m);
   fastnode::bind_mlp_step(m);
   fastnode::bind_layers(m);

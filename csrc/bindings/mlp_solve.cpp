@@ -1,4 +1,4 @@
-// fastnode._C.MlpRequest, mlp_takes and mlp_solve, which fastnode.engines.fused.joint calls.
+// fastnode._C.MlpRequest and mlp_solve, which fastnode.engines.fused.joint calls.
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "bindings/bindings.h"
+#include "bindings/mlp_arguments.h"
 #include "bindings/read_layers.h"
 #include "bindings/read_tableau.h"
 #include "driver/handle.h"
@@ -59,42 +60,6 @@ std::vector<Tensor> double_backward(const Tensor& y0, const Tensor& t, at::Tenso
     out.push_back(each.is_none() ? Tensor() : THPVariable_Unpack(each.ptr()));
   }
   return out;
-}
-
-bool wants_gradient(const Tensor& y0, const Tensor& t, const std::vector<LayerTensors>& layers) {
-  if (!at::GradMode::is_enabled()) return false;
-  if (y0.requires_grad() || t.requires_grad()) return true;
-  for (const LayerTensors& each : layers) {
-    if (each.weight.requires_grad() || (each.bias.defined() && each.bias.requires_grad())) {
-      return true;
-    }
-  }
-  return false;
-}
-
-// Of times on a GPU a copy.
-Tensor times_on_cpu(const Tensor& y0, const Tensor& t) {
-  return y0.is_cuda() && t.is_cuda() ? t.cpu() : t;
-}
-
-// Whether mlp_solve takes these arguments, and without `forced` whether it is faster than another
-// engine.
-bool takes(const py::list& given_layers, py::handle y0, py::handle t, const MlpRequest& request,
-           bool forced) {
-  std::vector<LayerTensors> layers;
-  if (!is_plain(y0) || !is_plain(t) || !read_layers(given_layers, layers)) return false;
-  const Tensor& state = THPVariable_Unpack(y0.ptr());
-  const Tensor times = times_on_cpu(state, THPVariable_Unpack(t.ptr()));
-  std::vector<double> numbers;
-  if (!mlp_fits(layers, state) || !mlp_times(times, numbers)) return false;
-  const bool gradients = wants_gradient(state, times, layers);
-  if (!request.adaptive() && at::GradMode::is_enabled() && times.requires_grad()) return false;
-  if (!state.is_cuda()) return forced || mlp_pays(layers, state, gradients);
-  const Tableau& tableau = *mlp_method(request.method).tableau;
-  const auto fits = [&](MlpKind kind) { return mlp_fits_on_chip(layers, state, tableau, kind); };
-  // Only where it was named while nobody has measured it.
-  if (!forced || !fits(request.adaptive() ? MlpKind::kJoint : MlpKind::kFixed)) return false;
-  return !gradients || (!request.revolves() && fits(MlpKind::kBackward));
 }
 
 // Of arguments that it takes ys, or for a request that records the results of the op, evaluations
@@ -171,7 +136,6 @@ void bind_mlp(py::module_& m) {
       .def_property_readonly("adaptive", &MlpRequest::adaptive)
       .def("numbers", &MlpRequest::numbers)
       .def("settings", &MlpRequest::settings);
-  m.def("mlp_takes", &takes);
   m.def("mlp_solve", &solve);
   m.def("mlp_method", &register_method);
   mlp_calls().fail = raise_failure;

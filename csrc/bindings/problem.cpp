@@ -35,7 +35,7 @@ py::object check_problem(py::handle y0, py::handle t) {
     PyList_SET_ITEM(out.ptr(), i, PyFloat_FromDouble(x));
     before = x;
   }
-  return std::move(out);
+  return out;
 }
 
 }  // namespace

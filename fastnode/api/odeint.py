@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastnode.engines import select
 from fastnode.engines.fused import joint as fused
+from fastnode.engines.fused.refusal import refusal
 from fastnode.engines.methods import odeint_request
 from fastnode.events.search import attach_event_gradients, solve_until_event
 from fastnode.problem.ivp import State, make_problem
@@ -123,7 +124,7 @@ def _traced(
     if hasattr(type(func), "perceptron") and options is None and event_fn is None:
         request = odeint_request(method, rtol, atol, options, engine)
         problem = make_problem(func, y0, t, args)
-        if fused.refusal(problem, request) is None:
+        if refusal(problem, request) is None:
             return fused.integrate(problem, request)
     return (_solve if select.traceable(method, options, event_fn) else _solve_uncompiled)(*given)
 

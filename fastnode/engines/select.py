@@ -20,6 +20,7 @@ from fastnode.engines import failures
 from fastnode.engines.fused import double_backward
 from fastnode.engines.fused import joint as fused
 from fastnode.engines.fused import per_sample as per_sample_fused
+from fastnode.engines.fused.refusal import refusal as fused_refusal
 from fastnode.engines.methods import fixed_steps
 from fastnode.engines.native import joint as native
 from fastnode.engines.native import per_sample as per_sample_native
@@ -56,7 +57,7 @@ def choose(problem: Problem, request: SolveRequest) -> str:
     """
     named = request.engine
     if named == "auto" or named == "fused":
-        why = fused.refusal(problem, request)
+        why = fused_refusal(problem, request)
         if why is None:
             return "fused"
         if named == "fused":

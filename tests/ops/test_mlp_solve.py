@@ -5,7 +5,7 @@ import torch
 
 import fastnode
 from fastnode import extension
-from fastnode.engines.fused import joint as fused
+from fastnode.engines.fused import request as fused_request
 from fastnode.engines.fused.mlp import perceptron
 from fastnode.nn import MLPField
 from fastnode.ops.mlp_solve import mlp_solve
@@ -26,7 +26,7 @@ def request(method="dopri5", controller=CONTROL, max_num_steps=1000, slots=None,
         record=True,
         adjoint="backprop" if slots is None else "revolve",
         slots=slots,
-        **{"instructions": fused._INSTRUCTIONS, **options},
+        **{"instructions": fused_request.INSTRUCTIONS, **options},
     )
     return [method, made.numbers(), made.settings()]
 

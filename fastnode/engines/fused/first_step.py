@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from fastnode import extension
-from fastnode.engines.fused import joint as fused
+from fastnode.engines.fused import request as fused_request
 from fastnode.engines.fused.double_backward import PerceptronField
 from fastnode.engines.fused.mlp import Layers, perceptron
 from fastnode.engines.fused.per_sample import tensors
+from fastnode.engines.fused.refusal import runs_here
 from fastnode.engines.reference.step import take_step
 from fastnode.ops.rk_error import rk_error_reference
 from fastnode.tableaus import METHODS, Tableau
@@ -41,7 +42,7 @@ def first_step(
         y: a constant to the gradient, as the size of the step is.
         hold_k1: whether the slope at (t, y) is one too.
     """
-    if torch.compiler.is_compiling() or not fused.runs_here() or not isinstance(y, Tensor):
+    if torch.compiler.is_compiling() or not runs_here() or not isinstance(y, Tensor):
         return None
     if not isinstance(rtol, (int, float)) or not isinstance(atol, (int, float)):
         return None
@@ -52,7 +53,7 @@ def first_step(
     numbers = (tableau.name, float(rtol), float(atol), hold_k1)
     with torch.no_grad():
         taken = extension.native().mlp_first_step(
-            layers, activation, y.detach(), t, end, *numbers[:3], fused._INSTRUCTIONS
+            layers, activation, y.detach(), t, end, *numbers[:3], fused_request.INSTRUCTIONS
         )
     if taken is None:
         return None
@@ -124,7 +125,7 @@ class _Error(torch.autograd.Function):
             rule.error,
             float(upstream),
             rule.hold_k1,
-            fused._INSTRUCTIONS,
+            fused_request.INSTRUCTIONS,
         )
         return None, None, *found
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from fastnode import extension
 from fastnode.control.request import SolveRequest
 from fastnode.engines.failures import Failure
-from fastnode.engines.fused import joint as fused
+from fastnode.engines.fused import request as fused_request
 from fastnode.engines.fused.mlp import Layers, Perceptron, perceptron
+from fastnode.engines.fused.refusal import runs_here
 from fastnode.engines.native import joint as native
 from fastnode.engines.per_sample_trace import Trace
 from fastnode.problem.batch import SampleProblem
@@ -50,7 +51,7 @@ def find(problem: SampleProblem) -> Perceptron | None:
     y0, func, layout = problem.y0, problem.field.func, problem.field.layout
     if not hasattr(type(func), "perceptron") or problem.args or layout.is_tuple:
         return None
-    if len(layout.shapes[0]) != 1 or not fused.runs_here() or native.refusal(y0, ()):
+    if len(layout.shapes[0]) != 1 or not runs_here() or native.refusal(y0, ()):
         return None
     if y0.device.type not in ("cpu", "cuda") or y0.is_complex():
         return None
@@ -86,7 +87,7 @@ def solve(problem: SampleProblem, request: SolveRequest, keep: bool) -> tuple[Tr
             controller=native.control_numbers(request.controller),
             max_num_steps=request.max_num_steps,
             keep=keep,
-            instructions=fused._INSTRUCTIONS,
+            instructions=fused_request.INSTRUCTIONS,
         ),
         request.throw,
     )
@@ -117,5 +118,5 @@ def back(
         t1,
         kept,
         any(x.requires_grad for x in tensors(layers)),
-        fused._INSTRUCTIONS,
+        fused_request.INSTRUCTIONS,
     )

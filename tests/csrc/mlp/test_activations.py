@@ -8,7 +8,7 @@ import torch
 
 import fastnode
 from fastnode import extension
-from fastnode.engines.fused import joint as fused
+from fastnode.engines.fused import request as fused_request
 from fastnode.engines.fused.mlp import ACTIVATIONS
 from fastnode.nn import MLPField
 
@@ -91,7 +91,7 @@ def test_tables_are_as_near_as_they_say(name, end):
 @pytest.mark.parametrize("name", NAMES)
 def test_derivatives_in_float32(name, instructions, monkeypatch):
     """One step of size one of dy/dt = f(y): its derivative is 1 + f'(y)."""
-    monkeypatch.setattr(fused, "_INSTRUCTIONS", instructions)
+    monkeypatch.setattr(fused_request, "INSTRUCTIONS", instructions)
     field = MLPField(1, 1, 2, name, "none", bias=False)
     with torch.no_grad():
         for weight in field.parameters():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import fastnode
 from fastnode import extension
-from fastnode.engines.fused import joint as fused
+from fastnode.engines.fused import request as fused_request
 from fastnode.engines.fused.mlp import ACTIVATIONS
 from fastnode.nn import MLPField
 from fastnode.tableaus import METHODS
@@ -145,7 +145,7 @@ def test_instruction_sets_agree(monkeypatch, instructions, batch):
     y0, t = torch.randn(batch, 5).double(), torch.tensor([0.0, 1.0]).double()
     upstream = torch.ones(2, batch, 5).double()
     expected = gradients(field, called(field), y0, t, upstream, rtol=1e-6, atol=1e-6)
-    monkeypatch.setattr(fused, "_INSTRUCTIONS", instructions)
+    monkeypatch.setattr(fused_request, "INSTRUCTIONS", instructions)
     found = gradients(field, field, y0, t, upstream, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
 

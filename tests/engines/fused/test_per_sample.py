@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import fastnode
 from fastnode import extension
-from fastnode.engines.fused import joint as fused
+from fastnode.engines.fused import request as fused_request
 from fastnode.engines.fused.mlp import ACTIVATIONS
 from fastnode.nn import MLPField
 
@@ -139,7 +139,7 @@ def test_instruction_sets_agree(monkeypatch, instructions, batch):
     options = {"per_sample": True, "rtol": 1e-6, "atol": 1e-6}
     with torch.no_grad():
         expected = fastnode.solve(field, y0, ts, engine="reference", **options)
-        monkeypatch.setattr(fused, "_INSTRUCTIONS", instructions)
+        monkeypatch.setattr(fused_request, "INSTRUCTIONS", instructions)
         compare(fastnode.solve(field, y0, ts, engine="fused", **options), expected, 1e-12)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import fastnode
 from fastnode import extension
-from fastnode.engines.fused import joint as fused
+from fastnode.engines.fused import request as fused_request
 from fastnode.engines.fused.mlp import ACTIVATIONS
 from fastnode.nn import MLPField
 
@@ -112,7 +112,7 @@ def test_instruction_sets_agree(monkeypatch, instructions, batch):
     y0, ts = torch.randn(batch, 5).double(), spans(batch, 3)
     upstream = torch.randn(3, batch, 5).double()
     _, expected = gradients(field, y0, ts, upstream, engine="reference", rtol=1e-6, atol=1e-6)
-    monkeypatch.setattr(fused, "_INSTRUCTIONS", instructions)
+    monkeypatch.setattr(fused_request, "INSTRUCTIONS", instructions)
     _, found = gradients(field, y0, ts, upstream, engine="fused", rtol=1e-6, atol=1e-6)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)

@@ -10,7 +10,7 @@ from emulated_mlp import BY_SAMPLE, FIXED, JOINT, TIMES, make, run
 from emulated_mlp_backward import back
 
 from fastnode import extension
-from fastnode.engines.fused import joint as fused
+from fastnode.engines.fused import request as fused_request
 from fastnode.engines.fused.mlp import ACTIVATIONS
 from fastnode.engines.native import joint as native
 from fastnode.tableaus import METHODS
@@ -44,7 +44,7 @@ def by_cpu(field, of_ys, times, kept, edges, method, kind=JOINT, perturb=False):
         method=method,
         controller=[1.0] * 9 if adaptive else [],
         perturb=perturb,
-        instructions=fused._INSTRUCTIONS,
+        instructions=fused_request.INSTRUCTIONS,
     )
     packed = (method, request.numbers(), request.settings(), True, adaptive)
     return torch.ops.fastnode.mlp_solve_backward(
@@ -219,7 +219,7 @@ def samples_by_cpu(field, of_ys, times, method, found):
         torch.cat([found.steps("ends", b) for b in range(batch)]),
         kept,
         True,
-        fused._INSTRUCTIONS,
+        fused_request.INSTRUCTIONS,
     )
 
 

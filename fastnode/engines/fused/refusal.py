@@ -1,0 +1,93 @@
+"""What the fused engine takes, and why it refuses the rest."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from fastnode import extension
+from fastnode.control.request import SolveRequest
+from fastnode.engines.fused.mlp import perceptron
+from fastnode.engines.fused.request import native_request
+from fastnode.ops.dispatch import transformed
+from fastnode.ops.mlp_solve import takes_in_graph
+from fastnode.problem.ivp import LONE, Problem
+from fastnode.tableaus import METHODS
+
+LIMITS = (
+    "it takes an MLPField or what fastnode.fuse returns, without hooks or callbacks, one tensor of "
+    "float32 or float64 whose last dimension is the field's, numbers as tolerances and explicit "
+    "Runge-Kutta methods, and knows no args, events, stops, norms or controllers of the caller's "
+    "making, adjoints but backprop, checkpoint and revolve, torch.func transforms, or with fixed "
+    "steps times inside of a step; on a GPU no gradients of local errors, no revolve, and no "
+    "states of which eight samples, or with shared steps all of them at once, do not fit into its "
+    "shared memory beside their slopes, activations and with gradients what these need"
+)
+
+
+def runs_here() -> bool:
+    """Whether tensors are what they seem (see engines.native)."""
+    cast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    return extension.AVAILABLE and not transformed() and not cast
+
+
+def refusal(problem: Problem, request: SolveRequest) -> str | None:
+    """Why this engine does not run a solve; None if it does. It also refuses, unless it was named,
+    where another engine is faster."""
+    if not hasattr(type(problem.func), "perceptron") or problem.args or problem.layout is not LONE:
+        return LIMITS
+    compiling = torch.compiler.is_compiling()
+    fits = request.derived.get("mlp_fits")
+    if fits is None:
+        fits = request.derived["mlp_fits"] = _fits(request)
+    if not fits or not runs_here():
+        return LIMITS
+    if problem.y0.is_cuda and hasattr(request.on_step, "take_errors"):
+        return LIMITS
+    problem.mlp = found = perceptron(problem.func)
+    if found is None:
+        return LIMITS
+    if request.fixed is not None and not _grid_fits(problem, request):
+        return LIMITS
+    if compiling:
+        return None if takes_in_graph(found[0], problem.y0, problem.t, request.adaptive) else LIMITS
+    takes = extension.native().mlp_takes(
+        found[0], problem.y0, problem.t, native_request(request), request.engine == "fused"
+    )
+    return None if takes else LIMITS
+
+
+def _fits(request: SolveRequest) -> bool:
+    """Whether the request is one for this engine, whatever the problem."""
+    rtol, atol, hook = request.rtol, request.atol, request.on_step
+    if request.method not in METHODS or request.save != "times" or request.events:
+        return False
+    if type(rtol) not in (int, float) or type(atol) not in (int, float):
+        return False
+    if not (rtol >= 0 and atol >= 0) or request.norm is not None:
+        return False
+    by_engine = ("backprop", "none", "checkpoint", "revolve")
+    if request.adjoint not in by_engine or request.adjoint_params is not None:
+        return False
+    if hook is not None and not (hasattr(hook, "take_errors") or hasattr(hook, "take_states")):
+        return False
+    if request.fixed is not None:
+        return hook is None and request.fixed.grid_constructor is None
+    if request.controller.has_own_rules or request.stops(-math.inf, math.inf, 1.0):
+        return False
+    # An output of a solve that failed is NaN from there on: the other engines know how.
+    return request.throw
+
+
+def _grid_fits(problem: Problem, request: SolveRequest) -> bool:
+    """Whether fixed steps hold the outputs at their ends, or a straight line between."""
+    assert request.fixed is not None
+    if problem.t.requires_grad and torch.is_grad_enabled():
+        return False
+    if request.fixed.interp == "linear":
+        return True
+    if not request.record:
+        return False
+    grid = request.grid(problem)
+    return 1 < len(grid) <= request.max_num_steps + 1 and set(problem.times) <= set(grid)
