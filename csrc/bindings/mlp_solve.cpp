@@ -64,11 +64,14 @@ std::vector<Tensor> double_backward(const Tensor& y0, const Tensor& t, at::Tenso
 
 // Of arguments that it takes ys, or for a request that records the results of the op, evaluations
 // and rejected steps as numbers, and None for what was kept unless the request asks for it.
-py::object solve(const py::list& given_layers, int64_t activation, const Tensor& y0,
-                 const Tensor& t, const std::optional<Tensor>& grid, const MlpRequest& request) {
+py::object solve(const py::list& given_layers, int64_t activation, py::handle state,
+                 py::handle given_times, const std::optional<Tensor>& grid,
+                 const MlpRequest& request) {
   std::vector<LayerTensors> layers;
-  const bool read = read_layers(given_layers, layers);
-  TORCH_CHECK_TYPE(read, "layers must be plain tensors");
+  // Without the casters of pybind11, which show in the time of a small solve.
+  const bool plain = is_plain(state) && is_plain(given_times) && read_layers(given_layers, layers);
+  TORCH_CHECK_TYPE(plain, "y0, t and layers must be plain tensors");
+  const Tensor &y0 = THPVariable_Unpack(state.ptr()), &t = THPVariable_Unpack(given_times.ptr());
   const Tensor times = times_on_cpu(y0, t);
   // Modes and profilers see what goes through the dispatcher.
   if (!request.record && mlp_runs_directly(y0) && !at::hasCallbacks() &&

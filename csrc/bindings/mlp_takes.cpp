@@ -1,4 +1,5 @@
 // fastnode._C.mlp_takes, which fastnode.engines.fused.refusal calls.
+#include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -16,6 +17,10 @@ using at::Tensor;
 // engine.
 bool takes(const py::list& given_layers, py::handle y0, py::handle t, const MlpRequest& request,
            bool forced) {
+  // Autocast would have a field in Python compute in another type.
+  if (at::autocast::is_autocast_enabled(at::kCPU) || at::autocast::is_autocast_enabled(at::kCUDA)) {
+    return false;
+  }
   std::vector<LayerTensors> layers;
   if (!is_plain(y0) || !is_plain(t) || !read_layers(given_layers, layers)) return false;
   const Tensor& state = THPVariable_Unpack(y0.ptr());

@@ -65,8 +65,23 @@ py::object read_layers(const py::list& inside, const py::list& layers) {
   return found;
 }
 
+// The first name of `places`, tuples of a dict, a name and a module, under which the dict holds
+// something else; None if there is none.
+py::object replaced_module(const py::list& places) {
+  for (const py::handle place : places) {
+    PyObject* const name = PyTuple_GET_ITEM(place.ptr(), 1);
+    if (entry(PyTuple_GET_ITEM(place.ptr(), 0), name).ptr() != PyTuple_GET_ITEM(place.ptr(), 2)) {
+      return py::reinterpret_borrow<py::object>(name);
+    }
+  }
+  return py::none();
+}
+
 }  // namespace
 
-void bind_layers(py::module_& m) { m.def("read_layers", &read_layers); }
+void bind_layers(py::module_& m) {
+  m.def("read_layers", &read_layers);
+  m.def("replaced_module", &replaced_module);
+}
 
 }  // namespace fastnode

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnode.control.request import SolveRequest
 from fastnode.engines import select
 from fastnode.engines.fused import joint as fused
 from fastnode.engines.fused.refusal import refusal
-from fastnode.engines.methods import odeint_request
+from fastnode.engines.methods import new_odeint_request, odeint_request
 from fastnode.events.search import attach_event_gradients, solve_until_event
 from fastnode.problem.ivp import State, make_problem
 from fastnode.torch_support.compile import uncompiled
@@ -79,11 +80,30 @@ def odeint(
         StepSizeUnderflow, MaxStepsExceeded, NonFiniteState, StagesNotSolved: the solve cannot go
             on.
     """
-    given = func, y0, t, rtol, atol, method, options, event_fn, args, engine
-    return _traced(*given) if torch.compiler.is_compiling() else _solve(*given)
+    if torch.compiler.is_compiling():
+        return _traced(func, y0, t, rtol, atol, method, options, event_fn, args, engine)
+    request = odeint_request(method, rtol, atol, options, engine)
+    return _solve(func, y0, t, request, event_fn, args)
 
 
 def _solve(
+    func: Callable[..., Any],
+    y0: State,
+    t: Tensor,
+    request: SolveRequest,
+    event_fn: Callable[..., Any] | None,
+    args: tuple[Any, ...],
+) -> Any:
+    problem = make_problem(func, y0, t, args)
+    if event_fn is not None:
+        if request.engine != "auto":
+            raise ValueError(f"engine must be 'auto' with event_fn, got {request.engine!r}")
+        return solve_until_event(problem, request, event_fn)
+    return problem.layout.unpack(select.integrate(problem, request))
+
+
+@uncompiled
+def _solve_uncompiled(
     func: Callable[..., Any],
     y0: State,
     t: Tensor,
@@ -96,15 +116,7 @@ def _solve(
     engine: str,
 ) -> Any:
     request = odeint_request(method, rtol, atol, options, engine)
-    problem = make_problem(func, y0, t, args)
-    if event_fn is not None:
-        if engine != "auto":
-            raise ValueError(f"engine must be 'auto' with event_fn, got {engine!r}")
-        return solve_until_event(problem, request, event_fn)
-    return problem.layout.unpack(select.integrate(problem, request))
-
-
-_solve_uncompiled = uncompiled(_solve)
+    return _solve(func, y0, t, request, event_fn, args)
 
 
 def _traced(
@@ -120,13 +132,15 @@ def _traced(
     engine: str,
 ) -> Any:
     """In a graph of torch.compile: what it can record, and all else outside of it."""
-    given = func, y0, t, rtol, atol, method, options, event_fn, args, engine
     if hasattr(type(func), "perceptron") and options is None and event_fn is None:
-        request = odeint_request(method, rtol, atol, options, engine)
+        request = new_odeint_request(method, rtol, atol, options, engine)
         problem = make_problem(func, y0, t, args)
         if refusal(problem, request) is None:
             return fused.integrate(problem, request)
-    return (_solve if select.traceable(method, options, event_fn) else _solve_uncompiled)(*given)
+    if select.traceable(method, options, event_fn):
+        request = new_odeint_request(method, rtol, atol, options, engine)
+        return _solve(func, y0, t, request, event_fn, args)
+    return _solve_uncompiled(func, y0, t, rtol, atol, method, options, event_fn, args, engine)
 
 
 def odeint_event(

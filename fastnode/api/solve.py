@@ -136,6 +136,7 @@ def solve(
         raise ValueError(f"step_size and steps need a method of fixed steps, got {method!r}")
     name, slots = find_adjoint(adjoint, method)
     _check_combination(name, method, per_sample, save, bool(watched), on_step)
+    fixed = _fixed(method, step_size, steps) if method in FIXED else None
     request = SolveRequest(
         method,
         rtol,
@@ -145,7 +146,10 @@ def solve(
         slots,
         None if adjoint_params is None else tuple(adjoint_params),
         control,
-        max_num_steps=max_num_steps,
+        None if per_sample else _positive("first_step", first_step),
+        max_num_steps,
+        fixed=fixed,
+        steps=steps,
         all_together=True,
         save=save,
         events=watched,
@@ -164,9 +168,6 @@ def solve(
                 first_step=sample_first_step(first_step, samples.y0),
             )
             return solve_samples(ts, samples, request)
-        request = request.with_(first_step=_positive("first_step", first_step))
-        if method in FIXED:
-            request = request.with_(fixed=_fixed(method, step_size, steps), steps=steps)
         check_times("ts", ts)
         return JointSolve(make_problem(func, y0, ts, tuple(args)), request).run()
 

@@ -36,17 +36,17 @@ class JointSolve:
 
     def __init__(self, problem: Problem, request: SolveRequest):
         self.problem, self.request = problem, request
+        self.norm: ErrorNorm | None = None
         self.grid: list[Time] = [] if request.fixed is None else request.grid(problem)
-        # Checked before any work is done.
-        self.norm = None
-        if request.fixed is None:
-            self.norm = ErrorNorm(problem.layout, problem.y0, request.rtol, request.atol)
 
     def run(self) -> Solution:
         """The solution with the gradients of the request's adjoint (see ``adjoints.select``)."""
         problem, request = self.problem, self.request
         if select.choose(problem, request) == "fused":
             return fused.solve(problem, request)
+        if request.adaptive:
+            # Checks the tolerances before any work is done.
+            self.norm = ErrorNorm(problem.layout, problem.y0, request.rtol, request.atol)
         if len(problem.times) == 1 or request.adjoint in ("backprop", "none"):
             return self._backprop(problem).solution()
         params = find_params(problem.func, request.adjoint, request.adjoint_params)

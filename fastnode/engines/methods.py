@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, TypeAlias
 
-import torch
-
 from fastnode.control.norms import ErrorNorm
 from fastnode.control.options import (
     AdamsOptions,
@@ -106,24 +104,23 @@ def odeint_request(
     if options is None and type(rtol) is float and type(atol) is float:
         # The smallest solves take a few microseconds: their request is not made anew.
         key = method, rtol, atol, engine
-        if torch.compiler.is_compiling():
-            return _odeint_request(*key, None)
         known = _REQUESTS.get(key)
         if known is None:
             if len(_REQUESTS) >= 64:
                 _REQUESTS.clear()
-            known = _REQUESTS[key] = _odeint_request(*key, None)
+            known = _REQUESTS[key] = new_odeint_request(method, rtol, atol, None, engine)
         return known
-    return _odeint_request(method, rtol, atol, engine, options)
+    return new_odeint_request(method, rtol, atol, options, engine)
 
 
 _REQUESTS: dict[Any, SolveRequest] = {}
 _DEFAULTS = AdaptiveOptions()
 
 
-def _odeint_request(
-    method: Any, rtol: Any, atol: Any, engine: str, options: Mapping[str, Any] | None
+def new_odeint_request(
+    method: Any, rtol: Any, atol: Any, options: Mapping[str, Any] | None, engine: str
 ) -> SolveRequest:
+    """The same, made anew: as a graph of torch.compile must."""
     name = find_method(method)
     if name in ADAPTIVE:
         chosen = _DEFAULTS if options is None else parse(AdaptiveOptions, name, options)

@@ -18,6 +18,7 @@ from fastnode.engines.fused.mlp import (
     TIMELESS,
     Layers,
     read_layers,
+    replaced_module,
 )
 from fastnode.fields.fuse_trace import Net, NotFusable, Reader, Tracer
 from fastnode.nn.fields import MLPField
@@ -51,12 +52,12 @@ class FusedField(nn.Module):
         Raises:
             ValueError: a module inside has been replaced since ``fuse`` read it.
         """
-        for modules, name, child in self._places:
-            if modules.get(name) is not child:
-                raise ValueError(
-                    f"the module {name!r} of a fused field has been replaced since fastnode.fuse "
-                    "read it: call fuse again"
-                )
+        name = replaced_module(self._places)
+        if name is not None:
+            raise ValueError(
+                f"the module {name!r} of a fused field has been replaced since fastnode.fuse "
+                "read it: call fuse again"
+            )
         found = read_layers([self, *self._inside], self._layers)
         return None if found is None else (found, self._activation)
 

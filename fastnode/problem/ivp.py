@@ -175,7 +175,18 @@ class Problem:
         direction: of time, 1.0 or -1.0.
     """
 
-    __slots__ = ("_field", "_times", "args", "direction", "func", "layout", "mlp", "t", "y0")
+    __slots__ = (
+        "_field",
+        "_times",
+        "args",
+        "direction",
+        "func",
+        "layout",
+        "mlp",
+        "t",
+        "traced",
+        "y0",
+    )
 
     def __init__(
         self,
@@ -187,10 +198,13 @@ class Problem:
         args: tuple[Any, ...] = (),
         field: VectorField | None = None,
         times: list[float] | None = None,
+        traced: bool = False,
     ):
         self.func, self.layout, self.y0, self.t = func, layout, y0, t
         self.direction, self.args = direction, args
         self._field, self._times = field, times
+        #: Whether torch.compile records the solve.
+        self.traced = traced
         #: The MLP that func is, once the fused engine has read it.
         self.mlp: Any = None
 
@@ -264,7 +278,8 @@ def make_problem(
         raise TypeError(f"func must be callable, got {type(func).__name__}")
     if not isinstance(args, tuple):
         raise TypeError(f"args must be a tuple, got {type(args).__name__}")
-    if extension.AVAILABLE and not torch.compiler.is_compiling():
+    traced = torch.compiler.is_compiling()
+    if extension.AVAILABLE and not traced:
         # The checks below in one call: of a plain state and finite, ordered times on the CPU.
         times = extension.native().check_problem(y0, t)
         if times is not None:
@@ -275,7 +290,7 @@ def make_problem(
     packed = layout.pack(y0)
     if t.device != packed.device and t.device.type != "cpu":
         warn(f"t is on {t.device}, y0 on {packed.device}: t is moved")
-    return Problem(func, layout, packed, t.cpu(), direction, args)
+    return Problem(func, layout, packed, t.cpu(), direction, args, traced=traced)
 
 
 def _check_state(y0: State) -> Layout:

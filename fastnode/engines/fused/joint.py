@@ -45,7 +45,7 @@ def integrate(problem: Problem, request: SolveRequest) -> Any:
     if request.fixed is not None:
         grid = request.grid_tensor(problem).detach().double()
     layers, activation = problem.mlp
-    if torch.compiler.is_compiling():
+    if problem.traced:
         numbers, settings = packed_request(request)
         return solve_in_graph(
             layers, activation, problem.y0, problem.t, grid, request.method, numbers, settings

@@ -58,6 +58,13 @@ def read_layers(inside: list[nn.Module], layers: list[tuple[nn.Module, int]]) ->
     return found
 
 
+def replaced_module(places: list[tuple[dict[str, Any], str, Any]]) -> str | None:
+    """The first name under which a dict no longer holds its module."""
+    if extension.AVAILABLE and not torch.compiler.is_compiling():
+        return extension.native().replaced_module(places)
+    return next((name for modules, name, child in places if modules.get(name) is not child), None)
+
+
 def perceptron(func: Any) -> Perceptron | None:
     """The layers and the activation of a field that declares itself a perceptron, or None."""
     declare = getattr(type(func), "perceptron", None)

@@ -37,11 +37,10 @@ def refusal(problem: Problem, request: SolveRequest) -> str | None:
     where another engine is faster."""
     if not hasattr(type(problem.func), "perceptron") or problem.args or problem.layout is not LONE:
         return LIMITS
-    compiling = torch.compiler.is_compiling()
     fits = request.derived.get("mlp_fits")
     if fits is None:
         fits = request.derived["mlp_fits"] = _fits(request)
-    if not fits or not runs_here():
+    if not fits or not extension.AVAILABLE or transformed():
         return LIMITS
     if problem.y0.is_cuda and hasattr(request.on_step, "take_errors"):
         return LIMITS
@@ -50,8 +49,9 @@ def refusal(problem: Problem, request: SolveRequest) -> str | None:
         return LIMITS
     if request.fixed is not None and not _grid_fits(problem, request):
         return LIMITS
-    if compiling:
-        return None if takes_in_graph(found[0], problem.y0, problem.t, request.adaptive) else LIMITS
+    if problem.traced:
+        takes = takes_in_graph(found[0], problem.y0, problem.t, request.adaptive) and runs_here()
+        return None if takes else LIMITS
     takes = extension.native().mlp_takes(
         found[0], problem.y0, problem.t, native_request(request), request.engine == "fused"
     )
