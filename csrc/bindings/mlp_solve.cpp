@@ -127,11 +127,12 @@ void bind_mlp(py::module_& m) {
                                slots.value_or(0),
                                instructions};
            }),
-           py::kw_only(), py::arg("method"), py::arg("rtol") = 0.0, py::arg("atol") = 0.0,
+           py::arg("method"), py::arg("rtol") = 0.0, py::arg("atol") = 0.0,
            py::arg("controller") = std::vector<double>(), py::arg("first_step") = py::none(),
            py::arg("max_num_steps") = 0, py::arg("all_together") = false,
            py::arg("perturb") = false, py::arg("record") = false, py::arg("keep") = false,
-           py::arg("adjoint") = "backprop", py::arg("slots") = py::none(), py::arg("instructions"))
+           py::arg("adjoint") = "backprop", py::arg("slots") = py::none(),
+           py::arg("instructions") = 0)
       .def_readonly("method", &MlpRequest::method)
       .def_readonly("rtol", &MlpRequest::rtol)
       .def_readonly("atol", &MlpRequest::atol)

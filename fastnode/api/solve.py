@@ -21,7 +21,7 @@ from fastnode.engines import select
 from fastnode.engines.methods import ADAPTIVE, FIXED, SOLVED, fixed_options
 from fastnode.events.watch import as_events
 from fastnode.problem.batch import make_samples, sample_first_step, sample_tolerances
-from fastnode.problem.ivp import State, check_times, make_problem
+from fastnode.problem.ivp import State, make_problem
 from fastnode.solution import Solution
 from fastnode.torch_support.compile import uncompiled
 
@@ -168,8 +168,7 @@ def solve(
                 first_step=sample_first_step(first_step, samples.y0),
             )
             return solve_samples(ts, samples, request)
-        check_times("ts", ts)
-        return JointSolve(make_problem(func, y0, ts, tuple(args)), request).run()
+        return JointSolve(make_problem(func, y0, ts, tuple(args), "ts"), request).run()
 
 
 def _fixed(method: str, step_size: float | None, steps: int | None) -> FixedOptions:
@@ -208,6 +207,8 @@ def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
 
 
 def _limited(controller: Controller, min_step: Any, max_step: Any) -> Controller:
+    if min_step is None and max_step is None:
+        return controller
     limits = {"min_step": min_step, "max_step": max_step}
     return replace(controller, **{n: v for n, v in limits.items() if v is not None})
 

@@ -271,9 +271,10 @@ def as_times(t: Tensor) -> list[Time]:
 
 
 def make_problem(
-    func: Callable[..., Any], y0: State, t: Tensor, args: tuple[Any, ...] = ()
+    func: Callable[..., Any], y0: State, t: Tensor, args: tuple[Any, ...] = (), name: str = "t"
 ) -> Problem:
-    """Checks and packs; raises ValueError or TypeError naming the argument before any work."""
+    """Checks and packs; raises ValueError or TypeError naming the argument before any work.
+    ``name`` is that of the times."""
     if not callable(func):
         raise TypeError(f"func must be callable, got {type(func).__name__}")
     if not isinstance(args, tuple):
@@ -286,10 +287,10 @@ def make_problem(
             direction = 1.0 if times[-1] >= times[0] else -1.0
             return Problem(func, LONE, y0, t, direction, args, times=times)  # pyright: ignore
     layout = _check_state(y0)
-    direction = check_times("t", t)
+    direction = check_times(name, t)
     packed = layout.pack(y0)
     if t.device != packed.device and t.device.type != "cpu":
-        warn(f"t is on {t.device}, y0 on {packed.device}: t is moved")
+        warn(f"{name} is on {t.device}, y0 on {packed.device}: {name} is moved")
     return Problem(func, layout, packed, t.cpu(), direction, args, traced=traced)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from fastnode import extension
 
@@ -68,7 +69,7 @@ def replaced_module(places: list[tuple[dict[str, Any], str, Any]]) -> str | None
 def perceptron(func: Any) -> Perceptron | None:
     """The layers and the activation of a field that declares itself a perceptron, or None."""
     declare = getattr(type(func), "perceptron", None)
-    if declare is None or torch.nn.modules.module._has_any_global_hook():
+    if declare is None or _has_any_global_hook():
         return None
     own = func.__dict__
     if "callback_step" in own or "callback_accept_step" in own or "callback_reject_step" in own:

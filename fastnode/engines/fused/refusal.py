@@ -7,7 +7,7 @@ import math
 import torch
 
 from fastnode import extension
-from fastnode.control.request import SolveRequest
+from fastnode.control.request import SolveRequest, no_stops
 from fastnode.engines.fused.mlp import perceptron
 from fastnode.engines.fused.request import native_request
 from fastnode.ops.dispatch import transformed
@@ -74,7 +74,9 @@ def _fits(request: SolveRequest) -> bool:
         return False
     if request.fixed is not None:
         return hook is None and request.fixed.grid_constructor is None
-    if request.controller.has_own_rules or request.stops(-math.inf, math.inf, 1.0):
+    if request.controller.has_own_rules:
+        return False
+    if request.stops is not no_stops and request.stops(-math.inf, math.inf, 1.0):
         return False
     # An output of a solve that failed is NaN from there on: the other engines know how.
     return request.throw

@@ -18,20 +18,21 @@ def native_request(request: SolveRequest) -> Any:
     made = request.derived.get("mlp")
     if made is None or request.derived["instructions"] != INSTRUCTIONS:
         hook = request.on_step
+        # In the order of MlpRequest's members.
         made = request.derived["mlp"] = extension.native().MlpRequest(
-            method=request.method,
-            rtol=float(request.rtol),
-            atol=float(request.atol),
-            controller=native.control_numbers(request.controller) if request.adaptive else (),
-            first_step=request.first_step,
-            max_num_steps=request.max_num_steps,
-            all_together=request.all_together,
-            perturb=request.fixed is not None and request.fixed.perturb,
-            record=request.record,
-            keep=hasattr(hook, "take_states"),
-            adjoint=request.adjoint,
-            slots=request.slots,
-            instructions=INSTRUCTIONS,
+            request.method,
+            float(request.rtol),
+            float(request.atol),
+            native.control_numbers(request.controller) if request.adaptive else (),
+            request.first_step,
+            request.max_num_steps,
+            request.all_together,
+            request.fixed is not None and request.fixed.perturb,
+            request.record,
+            hasattr(hook, "take_states"),
+            request.adjoint,
+            request.slots,
+            INSTRUCTIONS,
         )
         request.derived["instructions"] = INSTRUCTIONS
     return made
