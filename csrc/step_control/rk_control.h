@@ -34,7 +34,8 @@ FASTNODE_HD void plan_trial(Course& course, double d0, double d1, double end) {
   course.stuck = !(finite(d0) && finite(d1));
 }
 
-// The first step from it and the norm of the derivative's change over it; NaN if the course is stuck.
+// The first step from it and the norm of the derivative's change over it; NaN if the course is
+// stuck.
 template <class Power>
 FASTNODE_HD void plan_first(Course& course, const Controller& controller, double d1,
                             double difference, Power power) {
