@@ -25,8 +25,8 @@ test-slow: build
 
 test-all: test test-slow
 
-# Which lines the tests run, in Python and C++, in a copy built with counters: half an hour. Tests
-# start processes in other folders too, hence the whole paths.
+# Which lines `make test` runs, in Python and C++, in a copy built with counters: a quarter of an
+# hour. Tests start processes in other folders too, hence the whole paths.
 COPY := $(CURDIR)/out/coverage
 COVERAGE := $(CURDIR)/$(PY) -m coverage
 coverage: build
@@ -34,8 +34,9 @@ coverage: build
 	$(PY) -m tests.tools.tree $(COPY)
 	cd $(COPY) && FASTNODE_CUDA=0 CFLAGS="--coverage -fprofile-update=atomic" LDFLAGS=--coverage \
 	    $(CURDIR)/$(PY) setup.py -q build_ext --inplace
-	cd $(COPY) && $(COVERAGE) run --source=$(COPY)/fastnode --data-file=$(COPY)/.coverage \
-	    -m pytest -q --timeout=900
+	cd $(COPY) && HYPOTHESIS_PROFILE=fast OMP_NUM_THREADS=1 $(COVERAGE) run \
+	    --source=$(COPY)/fastnode --data-file=$(COPY)/.coverage \
+	    -m pytest -q --timeout=900 --numprocesses=$(WORKERS) --dist=worksteal -m "not slow"
 	cd $(COPY) && $(COVERAGE) combine -q && $(COVERAGE) json -q -o python.json
 	cd $(COPY) && $(COVERAGE) report --skip-covered -m
 	cd $(COPY) && $(CURDIR)/$(VENV)/bin/gcovr --filter csrc/ \

@@ -40,7 +40,7 @@ def odeint(
             state's form. Its attributes callback_step, callback_accept_step and
             callback_reject_step, where it has them, are called with (t0, y0, dt), the time and
             state at the start of a step and its length (positive): before each step is tried and
-            once it is accepted or rejected. Methods with given steps know the first one only.
+            once it is accepted or rejected. Methods of fixed steps call the first one only.
         y0: state, a floating or complex tensor of any shape, or a tuple of tensors, which are
             promoted to one dtype.
         t: times [T], floating, strictly increasing or strictly decreasing.
@@ -55,7 +55,7 @@ def odeint(
             ``sdirk2`` and ``trbdf2``.
         options: for methods that choose their steps first_step, min_step, max_step, safety,
             ifactor, dfactor, max_num_steps (steps tried between two output times), step_t (times at
-            which steps end), jump_t (the same, and func jumps there: it is evaluated anew just
+            which steps end), jump_t (the same, and func jumps there: it is evaluated again just
             after), norm (takes the error over the tolerance in the state's form, returns a number;
             1 is just acceptable) and dtype (without effect: times are float64). For the others
             step_size or grid_constructor (takes func, y0, t, returns the grid), interp ("linear" or
@@ -64,7 +64,7 @@ def odeint(
             methods. For SciPy solver (its ``method``), min_step and max_step. Unknown ones are
             named in a warning.
         event_fn: ends the solve at the first sign change of an element of what it returns for a
-            time (0-dim, float64; in the real dtype of y0 with given steps) and a state; see
+            time (0-dim, float64; in the real dtype of y0 with fixed steps) and a state; see
             odeint_event. t then holds two times, the start and any later one for the direction.
         args: further arguments of func.
         engine: which loop runs it, as in ``solve``; with event_fn it must be "auto".
@@ -155,7 +155,7 @@ def odeint_event(
 ) -> tuple[Tensor, Any]:
     """Solves from t0 until an element of event_fn(t, y) changes its sign.
 
-    The event lies where the solution between the points of the solver (its dense output; with given
+    The event lies where the solution between the points of the solver (its dense output; with fixed
     steps, the interpolation that ``interp`` names) changes the sign, to the last digits of float64
     times; how near that is to the exact event is up to rtol and atol, or to the step size. Elements
     of event_fn are watched one by one, and of several sign changes the first one counts, but two
@@ -169,18 +169,18 @@ def odeint_event(
     Args:
         func, y0: as in odeint.
         t0: time at the start, a floating tensor with one element.
-        event_fn: takes a time (0-dim, float64; in the real dtype of y0 with given steps) and a
+        event_fn: takes a time (0-dim, float64; in the real dtype of y0 with fixed steps) and a
             state, returns a real tensor of any shape.
         reverse_time: solve towards earlier times.
         odeint_interface: what solves: odeint, odeint_adjoint or a function with their arguments.
-        kwargs: passed to it. Methods with given steps need step_size among the options.
+        kwargs: passed to it. Methods of fixed steps need step_size among the options.
 
     Returns:
         Time of the event, 0-dim, in the dtype of t0, and the states at t0 and at the event, [2,
         *y0.shape], or a tuple of such.
 
     Raises:
-        EventNotFound: there is no event in the first 20000 given steps, or as long as times are
+        EventNotFound: there is no event in the first 20000 fixed steps, or as long as times are
             finite numbers.
         ValueError, TypeError, SolverError: as odeint does.
     """

@@ -60,9 +60,9 @@ def solve(
     with which other libraries of differentiable solvers begin. Gradients flow to y0, to args, to
     what func closes over and to ts; ``adjoint`` says how.
 
-    With ``per_sample=True`` the first dimension of y0 is a batch of independent problems, each with
-    steps of its own: what comes out for one is what solving it alone gives. Each may have its own
-    times, direction of time included. func then gets t of shape [b] and y of shape [b, ...], the b
+    With ``per_sample=True`` the first dimension of y0 is a batch of independent problems, each
+    stepped by itself: the result for one is that of solving it alone. Each may have its own times,
+    direction of time included. func then gets t of shape [b] and y of shape [b, ...], the b
     samples that still run, a number that shrinks as samples finish; tensors of args whose first
     dimension is B hold a row for each sample and shrink along. A tensor to be shared whose first
     dimension happens to be B is better closed over than passed.
@@ -104,7 +104,7 @@ def solve(
             and ``t1``, the packed states ``y`` and ``y1`` at both, the slopes ``k`` of the stages
             and, in units of the tolerances, the local ``error``; not per sample.
         adjoint: how gradients are made. "backprop": through the operations of the solve, whose
-            graph stays in memory. "checkpoint": the steps are taken again from the state at the
+            graph stays in memory. "checkpoint": the steps are recomputed from the state at the
             beginning of each, ``Revolve(slots)``: from at most that many states; the same
             gradient, in the memory of one step and of the states. "reversible": by two states and
             steps that can be undone, a solution of its own (see adjoints/reversible.py) and its

@@ -54,7 +54,7 @@ def solve_triton(
     max_num_steps: int = 100_000,
     throw: bool = True,
 ) -> Trajectories:
-    """Solves dy/dt = field(t, y, *args) for B trajectories with steps of their own, in one kernel.
+    """Solves dy/dt = field(t, y, *args) for B trajectories with per-sample stepping, in one kernel.
 
     It is ``solve(..., per_sample=True)`` for a field that is a Triton device function: the same
     steps up to rounding. The whole solve is one launch; states, slopes and the field stay in

@@ -102,7 +102,7 @@ def odeint_request(
         ValueError, TypeError: the method or an option is wrong.
     """
     if options is None and type(rtol) is float and type(atol) is float:
-        # The smallest solves take a few microseconds: their request is not made anew.
+        # The smallest solves take a few microseconds: so equal arguments share a request.
         key = method, rtol, atol, engine
         known = _REQUESTS.get(key)
         if known is None:
@@ -120,7 +120,7 @@ _DEFAULTS = AdaptiveOptions()
 def new_odeint_request(
     method: Any, rtol: Any, atol: Any, options: Mapping[str, Any] | None, engine: str
 ) -> SolveRequest:
-    """The same, made anew: as a graph of torch.compile must."""
+    """The same, always a new one: a graph of torch.compile can hold no other."""
     name = find_method(method)
     if name in ADAPTIVE:
         chosen = _DEFAULTS if options is None else parse(AdaptiveOptions, name, options)

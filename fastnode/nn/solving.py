@@ -51,7 +51,7 @@ def fusable(
     counts evaluations. ``last``: the state at the end is all that is asked for."""
     if not hasattr(type(field), "perceptron") or method not in METHODS:
         return False
-    # Inside given steps ``odeint`` and ``solve`` interpolate differently.
+    # Inside fixed steps ``odeint`` and ``solve`` interpolate differently.
     given = set(options or ())
     return given <= set(OPTIONS) and (method in ADAPTIVE or last or "step_size" not in given)
 

@@ -83,7 +83,7 @@ struct Backward {
     for (int64_t i = threadIdx.x; i < numbers; i += threads()) to[i] = own.totals[i];
   }
 
-  // Read anew where it is needed, as numbers that live across a VJP take registers from it.
+  // Read again where it is needed, as numbers that live across a VJP take registers from it.
   __device__ static Course course_of(const MlpBackwardSample& at) {
     Course course;
     course.t = at.t;

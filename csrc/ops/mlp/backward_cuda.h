@@ -26,8 +26,8 @@ struct DeviceGradients {
   std::vector<at::Tensor> parameters;
 };
 
-// From of_ys [outputs, batch, ..., dim]; `layers` are contiguous. Samples with steps of their own
-// have no gradients of times.
+// From of_ys [outputs, batch, ..., dim]; `layers` are contiguous. With per-sample stepping
+// the times have no gradients.
 DeviceGradients mlp_gradients_on_gpu(const std::vector<LayerTensors>& layers, Activation activation,
                                      const DevicePath& path, const at::Tensor& of_ys,
                                      bool of_parameters, bool of_times);

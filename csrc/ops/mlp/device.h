@@ -37,7 +37,7 @@ inline at::Tensor upload(const std::vector<double>& numbers, at::Device device) 
   return out.to(device);
 }
 
-// What solves and the way back are told alike; `layers` must outlive the task.
+// What tasks of solves and of backward passes share; `layers` must outlive the task.
 template <class T>
 void describe(MlpTask<T>& task, MlpKind kind, const std::vector<LayerTensors>& layers,
               Activation activation, const Tableau& tableau,

@@ -24,7 +24,7 @@ Cotangents = Sequence[Tensor | None]
 class Inputs:
     """The tensors that a solve depends on and that autograd may want gradients of.
 
-    ``ts`` are the caller's times and ``grid`` the ends of given steps, None where they need no
+    ``ts`` are the caller's times and ``grid`` the ends of fixed steps, None where they need no
     gradient. ``args`` are those of the caller's that need one, ``params`` what func holds, or what
     the chain hands to it, if ``handed``.
     """

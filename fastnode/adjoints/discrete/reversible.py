@@ -60,7 +60,7 @@ from fastnode.solution import Solution
 from fastnode.torch_support.grad_mode import recorded
 from fastnode.torch_support.recompute import ReplayableField, Surroundings
 
-#: L. The nearer to 1, the less do errors grow on the way back.
+#: L. The nearer to 1, the less do errors grow in the backward pass.
 COUPLING = 0.999
 
 

@@ -24,7 +24,7 @@ class Revolve:
 
     Args:
         slots: states kept beside the initial one, at least 1. With s of them and n steps each step
-            is taken again about as often as the smallest r has (s + r)! / (s! r!) >= n.
+            is recomputed about as often as the smallest r has (s + r)! / (s! r!) >= n.
 
     Raises:
         ValueError, TypeError: slots is not an integer of at least 1.
