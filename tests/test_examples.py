@@ -8,22 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from selection import slow_but
 
 ROOT = Path(__file__).parents[1]
 #: demo.py has no short form; `make demo` runs it.
 NEEDS = {"with_accelerate.py": ["accelerate"]}
-#: What `make test` runs.
-QUICKEST = {"classifier.py", "cnf.py"}
 SCRIPTS = sorted(
     path.name for path in (ROOT / "examples").glob("*.py") if "--quick" in path.read_text()
 )
 
 
-def case(script: str):
-    return pytest.param(script, marks=[] if script in QUICKEST else pytest.mark.slow)
-
-
-@pytest.mark.parametrize("script", map(case, SCRIPTS))
+@pytest.mark.parametrize("script", slow_but(SCRIPTS, "classifier.py"))
 def test_example_runs_with_quick(script, tmp_path):
     for package in ("sklearn", *NEEDS.get(script, ())):
         pytest.importorskip(package)

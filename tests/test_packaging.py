@@ -111,6 +111,7 @@ def test_sdist_holds_what_is_built_and_nothing_else(source, sdist):
     }
 
 
+@pytest.mark.slow
 def test_a_wheel_made_again_elsewhere_has_the_same_bytes(wheel_without_compiler, sdist, tmp_path):
     again = []
     for place in ("here", "there"):

@@ -52,6 +52,7 @@ def run(folder, budget):
     return result, {each["step"]: each["status"] for each in steps}
 
 
+@pytest.mark.slow
 def test_a_step_that_hangs_or_fails_does_not_lose_the_others(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "odeint.json").write_text("")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
 FAULTS = {
@@ -37,7 +38,6 @@ def killed(tmp_path_factory):
     return report_of("killed_runs.py", tmp_path_factory.mktemp("killed"), 20)
 
 
-@pytest.mark.slow
 def test_killed_runs_resume_to_the_same_result(killed):
     steps, equal = zip(*killed["runs"], strict=True)
     assert equal == (True,) * 20
@@ -45,7 +45,6 @@ def test_killed_runs_resume_to_the_same_result(killed):
     assert min(steps) == 0 and max(steps) == 12 and len(set(steps)) >= 5
 
 
-@pytest.mark.slow
 def test_write_atomically_leaves_the_old_or_the_new_file(killed):
     held = killed["writes"]
     assert len(held) > 20 and set(held) == {"old", "new"}

@@ -261,6 +261,7 @@ ODD = (None, -1, 10**400, math.nan, "x", b"", [], {"a": 1}, torch.zeros(3), torc
 ODD += (torch.empty(2, device="meta"), torch.ones(2).to_sparse(), torch.float32)
 
 
+@pytest.mark.slow
 def test_any_checkpoint_content_is_used_or_refused(tmp_path, run_parts):
     parts = run_parts("regression", "simfree", steps=220)
     begun = Trainer(*parts, tmp_path)

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from selection import slow_but
 
 from fastnode.regularize import Exponential
 from fastnode.training import CHECKPOINT, METRICS, REGULARIZERS, Trainer, build_model, checkpoint
@@ -25,7 +26,7 @@ def same(one, other):
     return one == other or (one != one and other != other)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but(NAMES, "local-biased"))
 def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, run_parts, name):
     parts = run_parts("classification", "node", regularizer=name, steps=8)
     whole = Trainer(*parts, tmp_path / "whole")

@@ -2,6 +2,7 @@ import os
 
 import pytest
 import torch
+from selection import slow
 
 pytest.importorskip("triton")
 
@@ -136,7 +137,9 @@ def test_nothing_is_written_outside_the_results(random, monkeypatch):
         assert (buffer[:2048] == 7).all() and (buffer[-2048:] == 7).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, slow(torch.bfloat16), slow(torch.float16)], ids=str
+)
 @pytest.mark.parametrize("kind, path", enumerate((Linear(), Concave(), Convex())))
 def test_sampled_times_and_states_belong_together(kind, path, dtype, random, device):
     z0, z1 = random(9, 1030, dtype=dtype), random(9, 1030, dtype=dtype)

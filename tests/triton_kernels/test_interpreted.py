@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from selection import slow
 
 pytest.importorskip("triton")
 
@@ -19,7 +20,8 @@ HERE = Path(__file__).parent
 @pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter is on here already"
 )
-def test_kernels_agree_with_plain_torch_under_the_interpreter(tmp_path):
+@pytest.mark.parametrize("chosen", ["not slow", slow("slow")])
+def test_kernels_agree_with_plain_torch_under_the_interpreter(tmp_path, chosen):
     files = ["test_interpolant.py", "test_flow_loss.py", "test_tiling.py", "test_trajectories.py"]
     files.append("test_linear_flow_loss.py")
     environment = os.environ | {
@@ -27,7 +29,7 @@ def test_kernels_agree_with_plain_torch_under_the_interpreter(tmp_path):
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", chosen]
     command += [f"--confcutdir={HERE}", *(str(HERE / name) for name in files)]
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]

@@ -2,6 +2,7 @@ import os
 
 import pytest
 import torch
+from selection import slow
 
 pytest.importorskip("triton")
 
@@ -18,7 +19,7 @@ if not INTERPRETED and not torch.cuda.is_available():
 # The interpreter multiplies the bits of bfloat16 as if they were integers.
 DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
 # Batch, width of the output, width of the input: one tile, odd ones, several in each direction.
-SIZES = [(1, 1, 1), (5, 3, 70), (130, 7, 9), (129, 257, 33), (300, 136, 72)]
+SIZES = [(1, 1, 1), (5, 3, 70), (130, 7, 9), (129, 257, 33), slow((300, 136, 72))]
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@ import os
 
 import pytest
 import torch
+from selection import slow
 
 triton = pytest.importorskip("triton")
 
@@ -79,7 +80,7 @@ def assert_same(ours, theirs, tolerance=1e-10):
 
 
 # Two programs, the second of them with idle threads.
-@pytest.mark.parametrize("count", [1, trajectories.LANES + 5])
+@pytest.mark.parametrize("count", [1, slow(trajectories.LANES + 5)])
 def test_steps_are_those_of_per_sample_solves(count, start):
     y0, args = start(count)
     ts = torch.tensor([0.0, 0.4])
@@ -94,11 +95,11 @@ def test_steps_are_those_of_per_sample_solves(count, start):
     "times, options",
     [
         ([0.0, 0.1, 0.11, 0.2, 0.4], {}),
-        ([1.0, 0.95, 0.9], {}),
-        ([0.0, 0.05, 0.3], {"method": "dopri5", "controller": "PID"}),
-        ([0.0, 0.3], {"method": "bosh3", "first_step": 0.01}),
-        ([0.0, 0.3], {"controller": fastnode.Controller(min_step=0.02, max_step=0.03)}),
-        ([0.0, 0.3], {"controller": fastnode.Controller(keeps_accepted=True, ifactor=2.0)}),
+        slow([1.0, 0.95, 0.9], {}),
+        slow([0.0, 0.05, 0.3], {"method": "dopri5", "controller": "PID"}),
+        slow([0.0, 0.3], {"method": "bosh3", "first_step": 0.01}),
+        slow([0.0, 0.3], {"controller": fastnode.Controller(min_step=0.02, max_step=0.03)}),
+        slow([0.0, 0.3], {"controller": fastnode.Controller(keeps_accepted=True, ifactor=2.0)}),
     ],
     ids=str,
 )

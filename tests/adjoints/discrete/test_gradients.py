@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 from adjoint_cases import ADAPTIVE, state, steady, times
+from selection import slow_but
 
 import fastnode
 from fastnode.adjoints.discrete import checkpoint, retained_graph
@@ -37,7 +38,7 @@ def gradients(net, adjoint, *, y0, timed=False, save="times", **options):
 
 @pytest.mark.parametrize("small", [True, False], ids=["by step", "by stage"])
 @pytest.mark.parametrize("timed", [False, True])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", slow_but(METHODS, "rk4", "dopri5", "fehlberg2"))
 def test_gradients_are_those_of_backprop(make_net, relative, monkeypatch, method, timed, small):
     monkeypatch.setattr(checkpoint, "SMALL", 2**30 if small else 0)
     net, y0 = make_net(), state(5, 4)
@@ -50,7 +51,7 @@ def test_gradients_are_those_of_backprop(make_net, relative, monkeypatch, method
 
 @pytest.mark.parametrize("room", [2**15, 2**30], ids=["first steps", "all steps"])
 @pytest.mark.parametrize("save", ["times", "steps", "dense"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", slow_but(METHODS, "rk4", "dopri5", "fehlberg2"))
 def test_a_graph_may_be_kept(make_net, relative, monkeypatch, method, save, room):
     monkeypatch.setattr(retained_graph, "ROOM", room)
     options = {"rtol": 1e-6} if method in ADAPTIVE else {"step_size": 0.03}

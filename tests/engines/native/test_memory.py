@@ -104,6 +104,7 @@ def test_field_exceptions_propagate_and_leak_nothing():
     assert tensors() <= before
 
 
+@pytest.mark.slow
 def test_memory_is_flat_over_many_solves():
     def resident():
         with open("/proc/self/statm") as file:

@@ -8,6 +8,7 @@ import torch
 from cuda_emulation import COMPILER
 from emulated_mlp import BY_SAMPLE, FIXED, JOINT, TIMES, make, run
 from emulated_mlp_backward import back_through
+from selection import slow
 
 from fastnode import extension
 
@@ -18,7 +19,7 @@ pytestmark = [
 GRID = [0.0, 0.5, 1.0, 1.5, 2.0]
 SHAPES = [
     (8, 32, 2, "none"),  # whole tiles
-    (19, (40, 21), None, "every"),  # parts of tiles on every side, a column for the time
+    slow(19, (40, 21), None, "every"),  # parts of tiles on every side, a column for the time
     (3, (64, 9, 64), None, "once"),  # layers that are too narrow between others
 ]
 
