@@ -40,7 +40,9 @@ coverage: build
 	cd $(COPY) && $(COVERAGE) combine -q && $(COVERAGE) json -q -o python.json
 	cd $(COPY) && $(COVERAGE) report --skip-covered -m
 	cd $(COPY) && $(CURDIR)/$(VENV)/bin/gcovr --filter csrc/ \
-	    --merge-mode-functions=separate --json-summary cpp.json --txt
+	    --merge-mode-functions=separate --merge-lines \
+	    --gcov-ignore-parse-errors=suspicious_hits.warn_once_per_file \
+	    --json-summary cpp.json --txt
 	$(PY) -m bench.keep_coverage $(COPY)
 
 # Whether tests notice twenty wrong lines, in a copy: a quarter of an hour.
