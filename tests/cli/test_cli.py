@@ -143,6 +143,11 @@ def test_info_tells_versions_and_what_is_active(capsys):
     assert re.search(r"^compiler +\S", out, re.M)
 
 
+def test_python_m_fastnode_is_the_command_line():
+    code, out, err = finish(start("info"))
+    assert code == 0 and "torch" in out and err == ""
+
+
 def test_info_names_the_reason_without_the_extension(monkeypatch, capsys):
     monkeypatch.setattr(extension, "AVAILABLE", False)
     monkeypatch.setattr(extension, "REASON", "not built: no compiler")
