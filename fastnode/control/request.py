@@ -41,7 +41,7 @@ class SolveRequest:
         events: those of ``fastnode.solve``.
         on_step: called with each accepted step.
         throw: whether a solve that cannot go on raises.
-        record: whether the caller is told what the solve did: its steps, their errors, counts.
+        record: whether the result holds what the solve did: its steps, their errors, counts.
     """
 
     method: str

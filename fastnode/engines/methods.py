@@ -101,7 +101,8 @@ def odeint_request(
     Raises:
         ValueError, TypeError: the method or an option is wrong.
     """
-    if options is None and type(rtol) is float and type(atol) is float:
+    plain = type(rtol) is float and type(atol) is float and type(engine) is str
+    if options is None and plain and (method is None or type(method) is str):
         # The smallest solves take a few microseconds: so equal arguments share a request.
         key = method, rtol, atol, engine
         known = _REQUESTS.get(key)

@@ -148,3 +148,9 @@ def test_other_errors_have_the_type_they_have_in_torchdiffeq(change):
             library.odeint(**arguments)
         kinds.append(caught.type)
     assert kinds[0] is kinds[1]
+
+
+@pytest.mark.parametrize("method", [["rk4"], {"name": "rk4"}], ids=["list", "dict"])
+def test_odeint_names_a_method_that_is_no_string(method):
+    with pytest.raises(ValueError, match="method must be one of"):
+        fastnode.odeint(decay, torch.ones(2), torch.tensor([0.0, 1.0]), method=method)
