@@ -41,8 +41,8 @@ def first_error(field: nn.Module, y: Tensor, tolerance: float) -> float:
     middle = fastnode.solve(field, y, times, rtol=1e-6, atol=1e-6, adjoint="none").ys[-1]
     tableau = find_tableau("tsit5")
     start = Start(field, 0.5, 1.0, middle, (), tableau, tolerance, tolerance)
-    slope = start.slope(constant=True)
-    return start.norm(start.take(slope, start.first_step(slope))).item()
+    derivative = start.derivative(constant=True)
+    return start.norm(start.take(derivative, start.first_step(derivative))).item()
 
 
 def main() -> None:

@@ -44,19 +44,20 @@ def divergence(field: nn.Module, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The field and the exact trace of its Jacobian, [N], both with gradients."""
     with torch.enable_grad():
         y = y if y.requires_grad else y.requires_grad_()
-        slope = field(t, y)
+        derivative = field(t, y)
         rows = [
-            torch.autograd.grad(slope[:, i].sum(), y, create_graph=True)[0][:, i] for i in (0, 1)
+            torch.autograd.grad(derivative[:, i].sum(), y, create_graph=True)[0][:, i]
+            for i in (0, 1)
         ]
-    return slope, rows[0] + rows[1]
+    return derivative, rows[0] + rows[1]
 
 
 def usual(field: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """The end of the path and the integral of the divergence, solved as one state."""
 
     def both(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        slope, trace = divergence(field, t, state[0])
-        return slope, trace.unsqueeze(1)
+        derivative, trace = divergence(field, t, state[0])
+        return derivative, trace.unsqueeze(1)
 
     start = (x, x.new_zeros(len(x), 1))
     z, integral = fastnode.odeint(both, start, torch.tensor([0.0, 1.0]), **TOLERANCE)

@@ -62,12 +62,17 @@ class InvalidType(TypeError, AssertionError):
 
 
 def cannot_continue(
-    t: float, h: float, attempts: int, max_num_steps: int, ratio: float, slopes: Sequence[Tensor]
+    t: float,
+    h: float,
+    attempts: int,
+    max_num_steps: int,
+    ratio: float,
+    derivatives: Sequence[Tensor],
 ) -> NoReturn:
     """Raises the reason why a solve cannot try a step of signed size h at t.
 
     ``attempts`` counts the steps tried since the last output time, ``ratio`` is the error over the
-    tolerance of the last one and ``slopes`` what the vector field returned during it.
+    tolerance of the last one and ``derivatives`` what the vector field returned during it.
     """
     if attempts >= max_num_steps:
         raise MaxStepsExceeded(
@@ -78,7 +83,8 @@ def cannot_continue(
         )
     if not -float("inf") < ratio < float("inf"):
         raise NonFiniteState(
-            f"{describe_nonfinite(slopes)} near t = {t:.9g}, however small the step (h = {h:g})",
+            f"{describe_nonfinite(derivatives)} near t = {t:.9g}, however small the step "
+            f"(h = {h:g})",
             time=t,
             step=h,
         )
@@ -96,13 +102,13 @@ def not_finite_at_start(t: float, y: Tensor, f: Tensor) -> NoReturn:
     raise NonFiniteState(f"{cause} at t = {t:g}", time=t)
 
 
-def describe_nonfinite(slopes: Sequence[Tensor]) -> str:
+def describe_nonfinite(derivatives: Sequence[Tensor]) -> str:
     """Says whether it was NaN or infinity that the vector field returned."""
     kinds = [
         name
         for name, found in (
-            ("NaN", any(bool(k.isnan().any()) for k in slopes)),
-            ("infinity", any(bool(k.isinf().any()) for k in slopes)),
+            ("NaN", any(bool(k.isnan().any()) for k in derivatives)),
+            ("infinity", any(bool(k.isinf().any()) for k in derivatives)),
         )
         if found
     ]

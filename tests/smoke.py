@@ -22,8 +22,8 @@ rate = torch.tensor(-1.0, dtype=torch.float64, requires_grad=True)
 start, times = torch.ones(3, dtype=torch.float64), torch.tensor([0.0, 2.0])
 y = fastnode.odeint(lambda t, y: rate * y, start, times, rtol=1e-9, atol=1e-9)
 assert torch.allclose(y[-1], torch.full_like(start, math.exp(-2.0)), atol=1e-7), y
-(slope,) = torch.autograd.grad(y[-1, 0], rate)
-assert math.isclose(slope.item(), 2 * math.exp(-2.0), rel_tol=1e-6), slope
+(derivative,) = torch.autograd.grad(y[-1, 0], rate)
+assert math.isclose(derivative.item(), 2 * math.exp(-2.0), rel_tol=1e-6), derivative
 
 # The fused engine against the native one: smooth and in float64, so that rounding decides on no
 # step.

@@ -54,7 +54,7 @@ def before(t, DIRECTION: tl.constexpr):
 
 
 @triton.jit
-def slopes(FIELD: tl.constexpr, t, y, p):
+def derivatives(FIELD: tl.constexpr, t, y, p):
     """The field at t [BLOCK] and y, a tuple of its components [BLOCK]."""
     found = FIELD(t.to(y[0].dtype), *y, *p)
     tl.static_assert(len(found) == len(y), "the field must return one derivative a component")
@@ -67,7 +67,7 @@ def slopes(FIELD: tl.constexpr, t, y, p):
 @triton.jit
 def combine(y, k, h, ROWS: tl.constexpr, row: tl.constexpr):
     """y + h sum_j ROWS[row][j] k_j."""
-    total = weigh_slopes(k, ROWS, row)
+    total = weighted_derivatives(k, ROWS, row)
     out = ()
     for d in tl.static_range(len(y)):
         out = out + (y[d] + h * total[d],)
@@ -75,7 +75,7 @@ def combine(y, k, h, ROWS: tl.constexpr, row: tl.constexpr):
 
 
 @triton.jit
-def weigh_slopes(k, ROWS: tl.constexpr, row: tl.constexpr):
+def weighted_derivatives(k, ROWS: tl.constexpr, row: tl.constexpr):
     totals = ()
     for d in tl.static_range(len(k[0])):
         total = tl.zeros_like(k[0][d])
@@ -154,7 +154,7 @@ def first_step(
     moved = ()
     for d in tl.static_range(len(y)):
         moved = moved + (y[d] + (h * DIRECTION).to(f[d].dtype) * f[d],)
-    trial = slopes(FIELD, t + h * DIRECTION, moved, p)
+    trial = derivatives(FIELD, t + h * DIRECTION, moved, p)
     change = ()
     for d in tl.static_range(len(y)):
         change = change + (trial[d] - f[d],)

@@ -17,15 +17,15 @@ from .stepping import (
     before,
     choose,
     combine,
+    derivatives,
     first_step,
     interpolate,
     is_any,
     is_finite,
     next_step,
     norm,
-    slopes,
     store_rows,
-    weigh_slopes,
+    weighted_derivatives,
 )
 from .tiling import ceil_div
 
@@ -110,7 +110,7 @@ def solve_kernel(
 
     end = tl.load(ts + T - 1)
     t = tl.zeros([BLOCK], tl.float64) + tl.load(ts)
-    f = slopes(FIELD, t, y, p)
+    f = derivatives(FIELD, t, y, p)
     failure = tl.where(all_finite(y) & all_finite(f), 0, 1)
     running = present & (failure == 0)
     evaluations = tl.full([BLOCK], 1, tl.int32)
@@ -141,10 +141,10 @@ def solve_kernel(
                 at = before(t1.to(compute), DIRECTION)
             else:
                 at = (t + signed * C[s]).to(compute)
-            k = k + (slopes(FIELD, at, y1, p),)
+            k = k + (derivatives(FIELD, at, y1, p),)
         error = ()
         for d in tl.static_range(D):
-            error = error + (step * weigh_slopes(k, ERROR, 0)[d],)
+            error = error + (step * weighted_derivatives(k, ERROR, 0)[d],)
         ratio = norm(error, y, y1, relative, absolute)
         following = next_step(taken, ratio, previous, earlier, ORDER, CONTROL)
         kept = (ratio <= 1) | ((taken <= CONTROL[4]) & is_finite(ratio))

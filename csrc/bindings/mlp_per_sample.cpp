@@ -38,9 +38,9 @@ using at::Tensor;
     if (each.saw_nan) numbers[0] = std::numeric_limits<double>::quiet_NaN();
     if (each.saw_infinity) numbers[1] = std::numeric_limits<double>::infinity();
   }
-  py::list slopes;
-  slopes.append(wrap(found));
-  python_calls().raise_failure(int(failure), samples, times, steps, slopes, max_num_steps);
+  py::list derivatives;
+  derivatives.append(wrap(found));
+  python_calls().raise_failure(int(failure), samples, times, steps, derivatives, max_num_steps);
   throw std::logic_error("a solve ended without a reason");
 }
 
@@ -141,9 +141,9 @@ py::object solve(const py::list& layers, int activation, const Tensor& y0, const
       const MlpKernels<T>* kernels = mlp_kernels<T>(InstructionSet(request.instructions));
       TORCH_CHECK_VALUE(kernels, "this machine lacks the instruction set asked for");
       const auto given = sources<T>(plain);
-      const bool by_sample = MlpSolve<T>::prefers_rows(given, batch, kernels->lanes);
-      const MlpField<T> field(given, Activation(activation), by_sample, false, kernels);
-      MlpSamples<T> solve(field, by_sample, batch, control);
+      const bool sample_major = MlpSolve<T>::prefers_sample_major(given, batch, kernels->lanes);
+      const MlpField<T> field(given, Activation(activation), sample_major, false, kernels);
+      MlpSamples<T> solve(field, sample_major, batch, control);
       solve.run(start.const_data_ptr<T>(), ys.mutable_data_ptr<T>(),
                 thread_count(field.multiplications() * batch), parallel);
       records = solve.records();
@@ -178,7 +178,7 @@ bool takes(const py::list& layers, py::handle y0, const std::string& method, boo
   if (!state.is_cuda()) return forced || mlp_pays(tensors, state, keep);
   const Tableau& tableau = *mlp_method(method).tableau;
   const auto fits = [&](MlpKind kind) { return mlp_fits_on_chip(tensors, state, tableau, kind); };
-  return forced && fits(MlpKind::kBySample) && (!keep || fits(MlpKind::kBackward));
+  return forced && fits(MlpKind::kPerSample) && (!keep || fits(MlpKind::kBackward));
 }
 
 DeviceGradients backward_on_gpu(const std::vector<LayerTensors>& layers, int activation,
@@ -228,8 +228,8 @@ py::tuple backward(const py::list& layers, int activation, const Tensor& of_ys, 
       TORCH_CHECK_VALUE(kernels, "this machine lacks the instruction set asked for");
       const auto given = sources<T>(plain);
       const int64_t batch = gy0.size(0);
-      const bool by_sample = MlpSolve<T>::prefers_rows(given, batch, kernels->lanes);
-      const MlpField<T> field(given, Activation(activation), by_sample, true, kernels);
+      const bool sample_major = MlpSolve<T>::prefers_sample_major(given, batch, kernels->lanes);
+      const MlpField<T> field(given, Activation(activation), sample_major, true, kernels);
       const SamplePath<T> path{tableau,
                                batch,
                                ts.size(1),
@@ -239,7 +239,7 @@ py::tuple backward(const py::list& layers, int activation, const Tensor& of_ys, 
                                t1.const_data_ptr<double>(),
                                kept.const_data_ptr<T>()};
       std::vector<std::vector<T>> sums;
-      sample_gradient<T>(field, by_sample, path, upstream.const_data_ptr<T>(),
+      sample_gradient<T>(field, sample_major, path, upstream.const_data_ptr<T>(),
                          gy0.mutable_data_ptr<T>(), of_parameters ? &sums : nullptr,
                          thread_count(field.multiplications() * batch), parallel);
       if (of_parameters) {

@@ -32,10 +32,10 @@ void raise_failure(const MlpTrace& trace, const Tensor& y0, int64_t max_num_step
   if (trace.ending == Ending::kBadStart) {
     python_calls().not_finite_at_start(trace.t, wrap(y0.detach()), wrap(found));
   }
-  py::list slopes;
-  slopes.append(wrap(found));
+  py::list derivatives;
+  derivatives.append(wrap(found));
   python_calls().cannot_continue(trace.t, trace.h, trace.attempts, max_num_steps, trace.ratio,
-                                 slopes);
+                                 derivatives);
 }
 
 void register_method(const std::string& name, std::shared_ptr<Tableau> tableau,

@@ -23,13 +23,13 @@ void with_field(const std::vector<LayerTensors>& layers, int activation, int64_t
   const MlpKernels<T>* kernels = mlp_kernels<T>(InstructionSet(instructions));
   TORCH_CHECK_VALUE(kernels, "this machine lacks the instruction set asked for");
   const auto given = sources<T>(layers);
-  const bool by_sample = MlpSolve<T>::prefers_rows(given, batch, kernels->lanes);
-  f(MlpField<T>(given, Activation(activation), by_sample, gradients, kernels), by_sample);
+  const bool sample_major = MlpSolve<T>::prefers_sample_major(given, batch, kernels->lanes);
+  f(MlpField<T>(given, Activation(activation), sample_major, gradients, kernels), sample_major);
 }
 
 // The first step of a solve from (t, y) to `end`: where it ends, its local error in units of the
-// tolerances, and the state and the slope at which it begins. None where the layers do not fit,
-// where it does not pay, or where there is no such step.
+// tolerances, and the state and the derivative at which it begins. None where the layers do not
+// fit, where it does not pay, or where there is no such step.
 py::object step(const py::list& layers, int activation, const Tensor& y, double t, double end,
                 const std::string& method, double rtol, double atol, int instructions) {
   std::vector<LayerTensors> tensors;
@@ -59,8 +59,8 @@ py::object step(const py::list& layers, int activation, const Tensor& y, double 
         1, 1, 1, 1, 0, std::numeric_limits<double>::infinity(), 0, 0, 0, options.tableau->order};
     dispatch_real(y.scalar_type(), [&]<class T>(T*) {
       with_field<T>(plain, activation, batch, false, instructions,
-                    [&](const MlpField<T>& field, bool by_sample) {
-                      MlpSolve<T> solve(field, by_sample, batch, std::move(options));
+                    [&](const MlpField<T>& field, bool sample_major) {
+                      MlpSolve<T> solve(field, sample_major, batch, std::move(options));
                       trace = solve.run(start.const_data_ptr<T>(), ys.mutable_data_ptr<T>(),
                                         thread_count(field.multiplications() * batch), parallel);
                       if (trace.ending != Ending::kFinished) return;
@@ -78,7 +78,7 @@ py::object step(const py::list& layers, int activation, const Tensor& y, double 
 // The gradients of weights and biases in the order of the layers, given that of the local error.
 py::list backward(const py::list& layers, int activation, const Tensor& kept, double t, double t1,
                   const std::string& method, double rtol, double atol, double error,
-                  double upstream, bool constant_slope, int instructions) {
+                  double upstream, bool constant_k1, int instructions) {
   std::vector<LayerTensors> tensors;
   const bool read = read_layers(layers, tensors);
   TORCH_CHECK_TYPE(read, "layers must be plain tensors");
@@ -90,17 +90,17 @@ py::list backward(const py::list& layers, int activation, const Tensor& kept, do
     dispatch_real(kept.scalar_type(), [&]<class T>(T*) {
       const int64_t batch = gy.numel() / gy.size(-1);
       with_field<T>(plain, activation, batch, true, instructions,
-                    [&](const MlpField<T>& field, bool by_sample) {
+                    [&](const MlpField<T>& field, bool sample_major) {
                       MlpPath<T> path;
                       path.tableau = mlp_method(method).tableau;
                       path.times = path.edges = {t, t1};
-                      path.constant_slope = constant_slope;
+                      path.constant_k1 = constant_k1;
                       path.kept = kept.const_data_ptr<T>();
                       path.errors = &error;
                       path.rtol = rtol;
                       path.atol = atol;
                       std::vector<std::vector<T>> sums;
-                      mlp_gradient<T>(field, by_sample, batch, path, {nullptr, &upstream},
+                      mlp_gradient<T>(field, sample_major, batch, path, {nullptr, &upstream},
                                       {gy.mutable_data_ptr<T>(), &sums, nullptr},
                                       thread_count(field.multiplications() * batch), parallel);
                       unpack_parameters<T>(field, plain, sums[0].data(), gy.options(), &gradients);

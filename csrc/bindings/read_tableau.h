@@ -17,8 +17,8 @@ inline Weights read_weights(const Row& row) { return {row.first, row.second}; }
 
 inline std::optional<StiffnessPair> read_pair(const StiffnessRows& rows) {
   if (!rows) return std::nullopt;
-  const auto& [slopes, states, stability] = *rows;
-  return StiffnessPair{read_weights(slopes), read_weights(states), stability};
+  const auto& [derivatives, states, stability] = *rows;
+  return StiffnessPair{read_weights(derivatives), read_weights(states), stability};
 }
 
 }  // namespace fastnode

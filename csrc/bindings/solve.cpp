@@ -68,11 +68,11 @@ py::object solve_per_sample(py::object problem, const at::Tensor& y0, const at::
                             std::shared_ptr<Tableau> tableau,
                             const std::array<double, 9>& controller, const StiffnessRows& pair,
                             std::optional<at::Tensor> first_step, int64_t max_num_steps,
-                            bool keep_states, bool keep_slopes, bool throws) {
-  SampleOptions options{tableau,         make_controller(controller, tableau->order),
-                        read_pair(pair), std::move(first_step),
-                        max_num_steps,   keep_states,
-                        keep_slopes,     throws};
+                            bool keep_states, bool keep_derivatives, bool throws) {
+  SampleOptions options{tableau,          make_controller(controller, tableau->order),
+                        read_pair(pair),  std::move(first_step),
+                        max_num_steps,    keep_states,
+                        keep_derivatives, throws};
   SampleTrace trace;
   try {
     PerSampleSolve solve(problem, y0, f0, ts, direction, rtol, atol, std::move(options));
@@ -84,20 +84,21 @@ py::object solve_per_sample(py::object problem, const at::Tensor& y0, const at::
   const int64_t stages = int64_t(tableau->stages.size());
   int64_t count = 0;
   for (int64_t each : trace.accepted) count += each;
-  py::object states = py::none(), slopes = py::none();
+  py::object states = py::none(), derivatives = py::none();
   const auto dtype = y0.scalar_type();
   if (keep_states) {
     states = wrap(joined(trace.steps, &SampleSteps::states, {count, width}, dtype));
   }
-  if (keep_slopes) {
-    slopes = wrap(joined(trace.steps, &SampleSteps::slopes, {count, stages, width}, dtype));
+  if (keep_derivatives) {
+    derivatives =
+        wrap(joined(trace.steps, &SampleSteps::derivatives, {count, stages, width}, dtype));
   }
   return py::make_tuple(
       trace.ys, tensor_of(trace.nfe, {batch}, at::kLong),
       tensor_of(trace.accepted, {batch}, at::kLong), tensor_of(trace.rejected, {batch}, at::kLong),
       trace.status, joined(trace.steps, &SampleSteps::t1, {count}, at::kDouble),
       joined(trace.steps, &SampleSteps::error, {count}, at::kDouble),
-      joined(trace.steps, &SampleSteps::stiffness, {count}, at::kDouble), states, slopes);
+      joined(trace.steps, &SampleSteps::stiffness, {count}, at::kDouble), states, derivatives);
 }
 
 }  // namespace
@@ -148,7 +149,7 @@ void bind_driver(py::module_& m) {
 
   m.def("solve_per_sample", &solve_per_sample);
 
-  m.def("pull_back", &pull_back);
+  m.def("vjp", &vjp);
   m.def("add_stage", &add_stage);
   m.def("largest_error", &largest_error);
 

@@ -84,14 +84,15 @@ struct Items {
   // All loads are in flight before the first is needed.
   template <int Group, class W>
   __device__ __forceinline__ void add_group(const T* const* k, W weight, int j, int64_t first) {
-    Values slopes[Group];
+    Values derivatives[Group];
 #pragma unroll
-    for (int g = 0; g < Group; ++g) slopes[g] = read(k[g], first);
+    for (int g = 0; g < Group; ++g) derivatives[g] = read(k[g], first);
 #pragma unroll
     for (int g = 0; g < Group; ++g) {
       const A c = weight(j + g);
 #pragma unroll
-      for (int i = 0; i < Size; ++i) sum[i] = add_term(sum[i], c, A(load(slopes[g].values[i])));
+      for (int i = 0; i < Size; ++i)
+        sum[i] = add_term(sum[i], c, A(load(derivatives[g].values[i])));
     }
   }
 };

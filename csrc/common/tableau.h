@@ -30,7 +30,7 @@ struct Polynomial {
 // The estimate of stiffness of fastnode.control.stiffness: weights of the stages in the difference
 // of two stage derivatives and in that of the states at which they were taken.
 struct StiffnessPair {
-  Weights slopes, states;
+  Weights derivatives, states;
   double stability;
 };
 

@@ -66,12 +66,12 @@ double AdaptiveStepper::norm_of(const at::Tensor& y0, const at::Tensor& y1, cons
 
 void AdaptiveStepper::check_progress() const {
   if (course_.attempts < max_num_steps_ && !blocked(course_)) return;
-  py::list slopes;
+  py::list derivatives;
   for (const at::Tensor& k : k_) {
-    if (k.defined()) slopes.append(wrap(k));
+    if (k.defined()) derivatives.append(wrap(k));
   }
   python_calls().cannot_continue(course_.t, course_.h * course_.direction, course_.attempts,
-                                 max_num_steps_, course_.ratio, slopes);
+                                 max_num_steps_, course_.ratio, derivatives);
 }
 
 void AdaptiveStepper::advance() {
@@ -107,12 +107,12 @@ void AdaptiveStepper::keep_record() {
   errors.push_back(course_.before);
   if (!stiffness_pair_) return;
   // The states differ by h times the second norm: the size of the step cancels.
-  const auto& [slopes, states, stability] = *stiffness_pair_;
+  const auto& [derivatives, states, stability] = *stiffness_pair_;
   if (!y_.tensor().is_cpu()) {
-    stiffness_norms_.push_back(rms_on_gpu(k_, slopes));
+    stiffness_norms_.push_back(rms_on_gpu(k_, derivatives));
     stiffness_norms_.push_back(rms_on_gpu(k_, states));
   } else {
-    stiffness_.push_back(stiffness_of(rms(k_, slopes), rms(k_, states), stability));
+    stiffness_.push_back(stiffness_of(rms(k_, derivatives), rms(k_, states), stability));
   }
 }
 

@@ -31,9 +31,9 @@ void add_scaled(const T* start, const T* term, double c, T* sum, int64_t numel) 
 
 }  // namespace
 
-OptionalTensors pull_back(const std::vector<at::Tensor>& outputs,
-                          const std::vector<at::Tensor>& cotangents,
-                          const std::vector<at::Tensor>& inputs) {
+OptionalTensors vjp(const std::vector<at::Tensor>& outputs,
+                    const std::vector<at::Tensor>& cotangents,
+                    const std::vector<at::Tensor>& inputs) {
   std::vector<at::Tensor> roots, grads;
   for (size_t i = 0; i < outputs.size(); ++i) {
     if (!outputs[i].requires_grad()) continue;

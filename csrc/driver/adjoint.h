@@ -13,9 +13,9 @@ using OptionalTensors = std::vector<std::optional<at::Tensor>>;
 
 // -sum_i cotangents_i^T d outputs_i / d inputs; none where an input plays no part. The autograd
 // graph is kept. The GIL must be held.
-OptionalTensors pull_back(const std::vector<at::Tensor>& outputs,
-                          const std::vector<at::Tensor>& cotangents,
-                          const std::vector<at::Tensor>& inputs);
+OptionalTensors vjp(const std::vector<at::Tensor>& outputs,
+                    const std::vector<at::Tensor>& cotangents,
+                    const std::vector<at::Tensor>& inputs);
 
 // Adds b terms to `trial` and e terms to `errors`, which may be empty. At the first stage of a step
 // the sums begin with `totals` and zero, whatever they were.

@@ -224,10 +224,10 @@ double ErrorNorm::on_gpu(const at::Tensor& y0, const at::Tensor& y1, const Slope
     const auto of_part = [&](const at::Tensor& x) {
       return sizes_.size() == 1 ? x : x.narrow(-1, offset, sizes_[part]);
     };
-    c10::SmallVector<at::Tensor, 16> slopes;
-    for (const at::Tensor& each : chosen) slopes.push_back(of_part(each));
+    c10::SmallVector<at::Tensor, 16> derivatives;
+    for (const at::Tensor& each : chosen) derivatives.push_back(of_part(each));
     norms.push_back(
-        call_rk_error(of_part(y0), of_part(y1), slopes, weights, rtol_[part], atol_[part]));
+        call_rk_error(of_part(y0), of_part(y1), derivatives, weights, rtol_[part], atol_[part]));
     offset += sizes_[part];
   }
   const at::Tensor largest = norms.size() == 1 ? norms[0] : at::max(at::stack(norms));
@@ -239,10 +239,10 @@ double ErrorNorm::on_gpu(const at::Tensor& y0, const at::Tensor& y1, const Slope
 double ErrorNorm::operator()(const at::Tensor& y0, const at::Tensor& y1, const Slopes& k,
                              const std::vector<int>& stages, const double* c) const {
   if (!on_memory_ && !on_gpu_) {
-    py::list slopes;
-    for (int stage : stages) slopes.append(wrap(k[stage]));
+    py::list derivatives;
+    for (int stage : stages) derivatives.append(wrap(k[stage]));
     const std::vector<double> weights(c, c + stages.size());
-    return norm_(wrap(y0), wrap(y1), slopes, weights).cast<double>();
+    return norm_(wrap(y0), wrap(y1), derivatives, weights).cast<double>();
   }
   double largest = on_memory_ ? on_memory(y0, y1, k, stages, c) : on_gpu(y0, y1, k, stages, c);
   if (!beside_.is_none()) {

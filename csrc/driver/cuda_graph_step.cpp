@@ -166,7 +166,7 @@ void GraphStep::conclude(const Slopes& k, const at::Tensor& y1) {
                     stage_times<T>(*tableau_, times));
     if (!stiffness_pair_) return;
     A* const both = mutable_data<A>(norms_) + 3 * count;
-    for (const Weights* weights : {&stiffness_pair_->slopes, &stiffness_pair_->states}) {
+    for (const Weights* weights : {&stiffness_pair_->derivatives, &stiffness_pair_->states}) {
       kernels.error(data<T>(k[0]), data<T>(k[0]), step_terms<T>(k, *weights, control()), false, 0.0,
                     1.0, y.numel(), both + (weights == &stiffness_pair_->states),
                     mutable_data<double>(partial_));

@@ -26,7 +26,7 @@ FixedOutcome integrate_fixed(py::object python_field, const Tableau& tableau, at
       break;
     }
     arithmetic.combine(y.tensor(), k, tableau.solution, h, end);
-    bool slope_at_end = false;
+    bool derivative_at_end = false;
     for (size_t j;
          (j = size_t(outputs.size())) < times.size() && (t1 - times[j]) * field.direction() >= 0;) {
       if (times[j] == t1) {
@@ -37,8 +37,8 @@ FixedOutcome integrate_fixed(py::object python_field, const Tableau& tableau, at
       // Between y and y1 = y + h sum_i b_i k_i both interpolants are sums of stage derivatives.
       double rise = x, first = 0, last = 0;
       if (cubic) {
-        if (!slope_at_end) field(t1, end, 0, k.back());
-        slope_at_end = true;
+        if (!derivative_at_end) field(t1, end, 0, k.back());
+        derivative_at_end = true;
         const double square = x * (1 - x);
         rise = x * x * (3 - 2 * x);
         first = h * square * (1 - x);

@@ -157,13 +157,13 @@ void PerSampleSolve::fail(Failure failure, const std::vector<int64_t>& chosen) {
       times.push_back(course.t);
       steps.push_back(course.h * course.direction);
     }
-    py::list slopes;
+    py::list derivatives;
     for (const at::Tensor& each : k_) {
       if (each.defined() && each.size(0) == rows()) {
-        slopes.append(wrap(take_rows(each, chosen)));
+        derivatives.append(wrap(take_rows(each, chosen)));
       }
     }
-    python_calls().raise_failure(int(failure), samples, times, steps, slopes,
+    python_calls().raise_failure(int(failure), samples, times, steps, derivatives,
                                  options_.max_num_steps);
   }
   for (int64_t r : chosen) {

@@ -18,13 +18,13 @@ struct SampleOptions {
   std::optional<StiffnessPair> pair;
   std::optional<at::Tensor> first_step;  // [B]
   int64_t max_num_steps;
-  bool keep_states, keep_slopes, throws;
+  bool keep_states, keep_derivatives, throws;
 };
 
 // What the accepted steps of a sample leave behind, in the order they were taken.
 struct SampleSteps {
   std::vector<double> t1, error, stiffness;
-  std::vector<char> states, slopes;  // [n, D] and [n, stages, D]
+  std::vector<char> states, derivatives;  // [n, D] and [n, stages, D]
 };
 
 struct SampleTrace {

@@ -64,7 +64,7 @@ void PerSampleSolve::measure() {
   zero_.assign(rows(), 0.0);
   one_.assign(rows(), 1.0);
   std::vector<double> states;
-  norm_rows(y_, y_, k_, options_.pair->slopes, one_, zero_, one_, stiffness_);
+  norm_rows(y_, y_, k_, options_.pair->derivatives, one_, zero_, one_, stiffness_);
   norm_rows(y_, y_, k_, options_.pair->states, one_, zero_, one_, states);
   for (int64_t r = 0; r < rows(); ++r) {
     stiffness_[r] = stiffness_of(stiffness_[r], states[r], options_.pair->stability);
@@ -87,8 +87,8 @@ void PerSampleSolve::record(int64_t row) {
   steps.stiffness.push_back(stiffness_[row]);
   const int64_t offset = row * bytes_;
   if (options_.keep_states) append(steps.states, bytes_of(y1_->tensor()) + offset, bytes_);
-  if (options_.keep_slopes) {
-    for (const at::Tensor& each : k_) append(steps.slopes, bytes_of(each) + offset, bytes_);
+  if (options_.keep_derivatives) {
+    for (const at::Tensor& each : k_) append(steps.derivatives, bytes_of(each) + offset, bytes_);
   }
 }
 

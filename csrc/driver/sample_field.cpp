@@ -52,15 +52,15 @@ void SampleField::operator()(const std::vector<double>& t, const std::vector<dou
 
   const at::IntArrayRef shape = y.tensor().sizes();
   bool alone = false;
-  at::Tensor slope;
+  at::Tensor derivative;
   if (plainly_right(returned, like_, shape)) {
-    slope = THPVariable_Unpack(returned);
-    alone = Py_REFCNT(returned) == 1 && slope.storage().use_count() == 1;
+    derivative = THPVariable_Unpack(returned);
+    alone = Py_REFCNT(returned) == 1 && derivative.storage().use_count() == 1;
   } else {
-    slope = py::cast<at::Tensor>(field_.attr("checked")(result, shape[0]));
+    derivative = py::cast<at::Tensor>(field_.attr("checked")(result, shape[0]));
   }
-  if (slope.requires_grad() && at::GradMode::is_enabled()) throw NeedsGraph{};
-  k = own(slope, !alone);
+  if (derivative.requires_grad() && at::GradMode::is_enabled()) throw NeedsGraph{};
+  k = own(derivative, !alone);
 }
 
 }  // namespace fastnode

@@ -29,9 +29,9 @@ void take_further_stages(Field& field, const Tableau& tableau, const Arithmetic&
   Handle stage;
   for (size_t i = k.size() - tableau.stages.size(); i < tableau.further.size(); ++i) {
     arithmetic.combine(y, k, tableau.further[i], h, stage);
-    at::Tensor slope;
-    field(t + tableau.further_times[i] * h, stage, 0, slope);
-    k.push_back(std::move(slope));
+    at::Tensor derivative;
+    field(t + tableau.further_times[i] * h, stage, 0, derivative);
+    k.push_back(std::move(derivative));
   }
 }
 

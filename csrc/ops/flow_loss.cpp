@@ -23,13 +23,13 @@ using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// d loss / d v = loss_slope * residual.
-double loss_slope(int64_t numel, bool mean) { return mean ? 2.0 / double(numel) : 2.0; }
+// d loss / d v = loss_derivative * residual.
+double loss_derivative(int64_t numel, bool mean) { return mean ? 2.0 / double(numel) : 2.0; }
 
 // What grad holds, as a multiple of the residual. In float16 the gradient of a mean would push it
 // below the smallest number before a GradScaler could lift it: there grad is the residual itself.
 double grad_scale(at::ScalarType dtype, int64_t numel, bool mean) {
-  return dtype == at::kHalf ? 1.0 : loss_slope(numel, mean);
+  return dtype == at::kHalf ? 1.0 : loss_derivative(numel, mean);
 }
 
 std::tuple<Tensor, Tensor> flow_loss_cpu(const Tensor& v, const Tensor& /*stand_in*/,
@@ -122,7 +122,7 @@ struct FlowLoss : torch::autograd::Function<FlowLoss> {
     if (g.defined()) {
       Tensor factor = g;
       if (saved.scalar_type() == at::kHalf) {
-        factor = g * loss_slope(saved.sym_numel().guard_int(__FILE__, __LINE__), mean);
+        factor = g * loss_derivative(saved.sym_numel().guard_int(__FILE__, __LINE__), mean);
       }
       // Mostly the factor is 1 and grad is the answer. It may be handed on (or changed in place)
       // only when it will not be used again.

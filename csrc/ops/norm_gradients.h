@@ -45,9 +45,9 @@ NormGradients norm_gradients(at::Tensor norm, at::Tensor upstream, const at::Ten
   const at::Tensor nonzero = norm.ne(0);
   const at::Tensor divisor = at::where(nonzero, norm, 1.0);
   const double elements = double(count.guard_int(__FILE__, __LINE__));
-  const at::Tensor slope =
+  const at::Tensor factor =
       at::where(nonzero, upstream / divisor, 0.0) * (1.0 / std::max(1.0, elements));
-  NormGradients grads{slope * ratio / scale, {}, {}};
+  NormGradients grads{factor * ratio / scale, {}, {}};
   if (for_states) {
     const at::Tensor d_size = -(grads.error * ratio * rtol);
     // Where both are of one size each has half of it, as torch.maximum divides.

@@ -42,11 +42,11 @@ std::vector<A> weights(const Tensor& c) {
 Tensor rk_dense_cpu(const Tensor& y, at::TensorList k, const Tensor& c) {
   check_inputs(y, k, c);
   const Tensor state = y.contiguous();
-  const ContiguousTerms slopes(k);
+  const ContiguousTerms terms(k);
   Tensor out = empty_result(state, result_shape(y, c));
   const int64_t m = c.size(0), numel = y.numel();
   dispatch_floating(y.scalar_type(), "rk_dense", [&]<class T>(T*) {
-    const Terms<T> typed = slopes.as<T>();
+    const Terms<T> typed = terms.as<T>();
     const auto numbers = weights<acc_t<T>>(c);
     const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, m));
     at::parallel_for(0, numel, grain, [&](int64_t begin, int64_t end) {
@@ -63,10 +63,10 @@ Tensor rk_dense_on_cuda(const Tensor& y, at::TensorList k, const Tensor& c) {
   void* const stream = current_cuda_stream(y.device(), "rk_dense");
   const c10::DeviceGuard guard(y.device());
   const Tensor state = y.contiguous();
-  const ContiguousTerms slopes(k);
+  const ContiguousTerms terms(k);
   Tensor out = at::empty(result_shape(y, c), y.options());
   dispatch_floating(y.scalar_type(), "rk_dense", [&]<class T>(T*) {
-    const int error = rk_dense_cuda(data<T>(state), slopes.as<T>(), weights<acc_t<T>>(c).data(),
+    const int error = rk_dense_cuda(data<T>(state), terms.as<T>(), weights<acc_t<T>>(c).data(),
                                     c.size(0), y.numel(), mutable_data<T>(out), stream);
     TORCH_CHECK(error == 0, "rk_dense: CUDA error ", error);
   });
@@ -119,8 +119,8 @@ struct RkDense : torch::autograd::Function<RkDense> {
     }
     if (ctx->needs_input_grad(1 + n) && n > 0) {
       const Tensor stages = at::stack(at::TensorList(saved).slice(1)).to(wide);
-      const Tensor slopes = stages.reshape_symint({c10::SymInt(int64_t(n)), numel});
-      grads[1 + n] = rows.matmul(slopes.t()).to(c.device(), at::kDouble);
+      const Tensor terms = stages.reshape_symint({c10::SymInt(int64_t(n)), numel});
+      grads[1 + n] = rows.matmul(terms.t()).to(c.device(), at::kDouble);
     }
     return grads;
   }

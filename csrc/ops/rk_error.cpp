@@ -111,14 +111,14 @@ bool gradients_at_once(const variable_list& saved, const Tensor& upstream,
   for (size_t j = 0; j < c.size(); ++j) grads[2 + j] = empty_result(before);
   for (int i = 0; for_states && i < 2; ++i) grads[i] = empty_result(before);
   const double size = norm.item<double>();
-  const double slope = size == 0 ? 0 : upstream.item<double>() / size / double(y0.numel());
+  const double factor = size == 0 ? 0 : upstream.item<double>() / size / double(y0.numel());
   dispatch_real(y0.scalar_type(), [&]<class T>(T*) {
     ErrorGradients<T> to{mutable_data<T>(grads[0]), mutable_data<T>(grads[1]), {}};
     for (size_t j = 0; j < c.size(); ++j) to.k[j] = mutable_data<T>(grads[2 + j]);
     const Terms<T> typed = terms.as<T>();
     at::parallel_for(0, y0.numel(), kGrain, [&](int64_t begin, int64_t end) {
-      rk_error_back_range(data<T>(before), data<T>(after), typed, T(rtol), T(atol), T(slope), begin,
-                          end, to);
+      rk_error_back_range(data<T>(before), data<T>(after), typed, T(rtol), T(atol), T(factor),
+                          begin, end, to);
     });
   });
   return true;

@@ -73,10 +73,10 @@ Tensor rk_dense_rows_cpu(const Tensor& y, at::TensorList k, const Tensor& w) {
   check_terms(k, k.size(), y);
   check_rows(w, y, "w", {y.size(0), int64_t(k.size())});
   const Tensor state = y.contiguous(), weights = w.contiguous();
-  const ContiguousTerms slopes(k);
+  const ContiguousTerms terms(k);
   Tensor out = empty_result(state);
   dispatch_floating(y.scalar_type(), "rk_dense_rows", [&]<class T>(T*) {
-    const Terms<T> typed = slopes.as<T>();
+    const Terms<T> typed = terms.as<T>();
     for_rows(y, [&](int64_t begin, int64_t end) {
       rk_dense_rows_range(data<T>(state), typed, data<double>(weights), begin, end, row_length(y),
                           mutable_data<T>(out));

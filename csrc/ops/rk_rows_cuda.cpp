@@ -71,10 +71,10 @@ Tensor rk_dense_rows_on_cuda(const Tensor& y, at::TensorList k, const Tensor& w)
   void* const stream = current_cuda_stream(y.device(), "rk_dense_rows");
   const c10::DeviceGuard guard(y.device());
   const Tensor state = y.contiguous(), weights = w.contiguous();
-  const ContiguousTerms slopes(k);
+  const ContiguousTerms terms(k);
   Tensor out = at::empty_like(state);
   dispatch_floating(y.scalar_type(), "rk_dense_rows", [&]<class T>(T*) {
-    check_error(rk_dense_rows_cuda(data<T>(state), slopes.as<T>(), data<double>(weights), y.size(0),
+    check_error(rk_dense_rows_cuda(data<T>(state), terms.as<T>(), data<double>(weights), y.size(0),
                                    row_length(y), mutable_data<T>(out), stream),
                 "rk_dense_rows");
   });

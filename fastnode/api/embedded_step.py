@@ -64,14 +64,14 @@ def embedded_step(
         e = h sum_i (b_i - bhat_i) k_i,    E = rms(e / (atol + rtol max(|y|, |y_1|))),
         S = rms(k_i - k_j) / (rms(g_i - g_j) + eps) / stability,
 
-    k_i and k_j being the last two slopes at the end of the step, g_i and g_j the states at which
-    they were evaluated, eps the spacing of floating-point numbers at 1. For a tuple state E is the
-    largest of its parts' values, as in a solve. It costs one evaluation for each stage.
+    k_i and k_j being the last two derivatives at the end of the step, g_i and g_j the states at
+    which they were evaluated, eps the spacing of floating-point numbers at 1. For a tuple state E
+    is the largest of its parts' values, as in a solve. It costs one evaluation for each stage.
 
-    By default y, the first slope and h are constants, as in local regularisation: gradients reach
-    what func closes over and args through the other stages, and nothing else. Source: A. Pal, A.
-    Edelman, C. Rackauckas, Locally regularized neural differential equations, ICML 2023, arXiv
-    2303.02262.
+    By default y, the first stage derivative and h are constants, as in local regularisation:
+    gradients reach what func closes over and args through the other stages, and nothing else.
+    Source: A. Pal, A. Edelman, C. Rackauckas, Locally regularized neural differential equations,
+    ICML 2023, arXiv 2303.02262.
 
     Args:
         func: as in ``solve``; with ``per_sample=True`` it is given t of shape [B].
@@ -82,7 +82,7 @@ def embedded_step(
         rtol, atol: tolerances as in ``solve``; if per sample a number or [B].
         args: further arguments of func.
         per_sample: whether each index of the first dimension has its own t, h, E and S.
-        constants: which of "y", "k1" (the slope at (t, y)) and "h" are constants.
+        constants: which of "y", "k1" (the derivative at (t, y)) and "h" are constants.
 
     Raises:
         ValueError, TypeError: an argument is wrong; named before any work is done.
@@ -99,7 +99,7 @@ def embedded_step(
         h = h.detach()
     kind = SampleStart if per_sample else Start
     start = kind(func, t, _end(t, h), y, tuple(args), tableau, rtol, atol)
-    taken = start.take(start.slope(constant="k1" in held), h)
+    taken = start.take(start.derivative(constant="k1" in held), h)
     return EmbeddedStep(
         start.unpack(taken.y1), start.error(taken), start.norm(taken), start.stiffness(taken)
     )
@@ -158,7 +158,7 @@ class Start:
         self.t, self.span = _as_time(t), last - first
         self.measure = ErrorNorm(self.problem.layout, self.problem.y0, rtol, atol)
 
-    def slope(self, constant: bool) -> Tensor:
+    def derivative(self, constant: bool) -> Tensor:
         """The field at (t, y)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
             return self.field(self.t, self.problem.y0)
@@ -185,8 +185,10 @@ class Start:
 
     def norm(self, taken: Taken) -> Tensor:
         stages, values = self.tableau.error_weights
-        slopes = [taken.k[j] for j in stages]
-        return abs(taken.h) * self.measure.differentiable(self.problem.y0, taken.y1, slopes, values)
+        derivatives = [taken.k[j] for j in stages]
+        return abs(taken.h) * self.measure.differentiable(
+            self.problem.y0, taken.y1, derivatives, values
+        )
 
     def stiffness(self, taken: Taken) -> Tensor:
         return stiffness(self.tableau, taken.k, taken.h, partial(rk_error, rtol=0.0, atol=1.0))
@@ -220,7 +222,7 @@ class SampleStart:
         self.tableau = tableau
         self.tolerances = sample_tolerances(rtol, atol, self.problem.y0)
 
-    def slope(self, constant: bool) -> Tensor:
+    def derivative(self, constant: bool) -> Tensor:
         """The field at (t, y), [B, D]."""
         problem = self.problem
         with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
@@ -253,15 +255,15 @@ class SampleStart:
 
     def error(self, taken: Taken) -> State:
         stages, values = self.tableau.error_weights
-        slopes = [taken.k[j] for j in stages]
+        derivatives = [taken.k[j] for j in stages]
         h = taken.h.double()
-        return self.unpack(rk_stage_rows(torch.zeros_like(taken.y1), slopes, values, h))
+        return self.unpack(rk_stage_rows(torch.zeros_like(taken.y1), derivatives, values, h))
 
     def norm(self, taken: Taken) -> Tensor:
         stages, values = self.tableau.error_weights
-        slopes = [taken.k[j] for j in stages]
+        derivatives = [taken.k[j] for j in stages]
         layout, h = self.problem.field.layout, taken.h.double()
-        norm = self.tolerances.norm(layout, self.problem.y0, taken.y1, slopes, values, h)
+        norm = self.tolerances.norm(layout, self.problem.y0, taken.y1, derivatives, values, h)
         return norm.to(torch.promote_types(taken.y1.dtype.to_real(), torch.float32))
 
     def stiffness(self, taken: Taken) -> Tensor:
@@ -277,11 +279,12 @@ def stiffness(tableau: Tableau, k: Sequence[Tensor], h: Any, size: Callable[...,
     known = Stiffness(tableau)
     if not known.known:
         return torch.full_like(size(k[0], k[0], k[:1], (1.0,)), math.nan)
-    slopes, states = (
-        size(k[0], k[0], [k[j] for j in w.stages], w.values) for w in (known.slopes, known.states)
+    derivatives, states = (
+        size(k[0], k[0], [k[j] for j in w.stages], w.values)
+        for w in (known.derivatives, known.states)
     )
-    eps = torch.finfo(slopes.dtype).eps
-    return (slopes / (abs(h) * states + eps) / known.stability).to(slopes.dtype)
+    eps = torch.finfo(derivatives.dtype).eps
+    return (derivatives / (abs(h) * states + eps) / known.stability).to(derivatives.dtype)
 
 
 def _double(x: float | Tensor) -> Tensor:

@@ -80,10 +80,10 @@ def odeint(
         StepSizeUnderflow, MaxStepsExceeded, NonFiniteState, StagesNotSolved: the solve cannot go
             on.
     """
+    asked = method, rtol, atol, options, engine
     if torch.compiler.is_compiling():
-        return _traced(func, y0, t, rtol, atol, method, options, event_fn, args, engine)
-    request = odeint_request(method, rtol, atol, options, engine)
-    return _solve(func, y0, t, request, event_fn, args)
+        return _traced(func, y0, t, asked, event_fn, args)
+    return _solve(func, y0, t, odeint_request(*asked), event_fn, args)
 
 
 def _solve(
@@ -107,40 +107,31 @@ def _solve_uncompiled(
     func: Callable[..., Any],
     y0: State,
     t: Tensor,
-    rtol: Any,
-    atol: Any,
-    method: str | None,
-    options: Mapping[str, Any] | None,
+    asked: tuple[Any, ...],
     event_fn: Callable[..., Any] | None,
     args: tuple[Any, ...],
-    engine: str,
 ) -> Any:
-    request = odeint_request(method, rtol, atol, options, engine)
-    return _solve(func, y0, t, request, event_fn, args)
+    return _solve(func, y0, t, odeint_request(*asked), event_fn, args)
 
 
 def _traced(
     func: Callable[..., Any],
     y0: State,
     t: Tensor,
-    rtol: Any,
-    atol: Any,
-    method: str | None,
-    options: Mapping[str, Any] | None,
+    asked: tuple[Any, ...],
     event_fn: Callable[..., Any] | None,
     args: tuple[Any, ...],
-    engine: str,
 ) -> Any:
     """In a graph of torch.compile: what it can record, and all else outside of it."""
+    method, _, _, options, _ = asked
     if hasattr(type(func), "perceptron") and options is None and event_fn is None:
-        request = new_odeint_request(method, rtol, atol, options, engine)
+        request = new_odeint_request(*asked)
         problem = make_problem(func, y0, t, args)
         if refusal(problem, request) is None:
             return fused.integrate(problem, request)
     if select.traceable(method, options, event_fn):
-        request = new_odeint_request(method, rtol, atol, options, engine)
-        return _solve(func, y0, t, request, event_fn, args)
-    return _solve_uncompiled(func, y0, t, rtol, atol, method, options, event_fn, args, engine)
+        return _solve(func, y0, t, new_odeint_request(*asked), event_fn, args)
+    return _solve_uncompiled(func, y0, t, asked, event_fn, args)
 
 
 def odeint_event(

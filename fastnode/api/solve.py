@@ -97,11 +97,11 @@ def solve(
         max_num_steps: steps tried (by each sample) before the solve gives up.
         step_size, steps: size or number of the steps of methods without an error estimate; one step
             between neighbours of ts if both are None. Between the ends of steps these methods
-            interpolate by the cubic with the values and slopes of both ends.
+            interpolate by the cubic with the values and derivatives of both ends.
         throw: whether a solve that cannot go on raises; otherwise its ``Solution.status`` says why
             and its values are NaN from there on.
         on_step: called with each accepted step as it is taken; its attributes are the times ``t``
-            and ``t1``, the packed states ``y`` and ``y1`` at both, the slopes ``k`` of the stages
+            and ``t1``, the packed states ``y`` and ``y1`` at both, the stage derivatives ``k``
             and, in units of the tolerances, the local ``error``; not per sample.
         adjoint: how gradients are made. "backprop": through the operations of the solve, whose
             graph stays in memory. "checkpoint": the steps are recomputed from the state at the

@@ -57,7 +57,7 @@ def solve_triton(
     """Solves dy/dt = field(t, y, *args) for B trajectories with per-sample stepping, in one kernel.
 
     It is ``solve(..., per_sample=True)`` for a field that is a Triton device function: the same
-    steps up to rounding. The whole solve is one launch; states, slopes and the field stay in
+    steps up to rounding. The whole solve is one launch; states, derivatives and the field stay in
     registers, so a state has a few components, not hundreds. There are no gradients.
 
     Args:
@@ -69,7 +69,8 @@ def solve_triton(
             (``TRITON_INTERPRET=1`` before triton is imported) on the CPU.
         ts: times at which the solution is wanted, [T], strictly increasing or decreasing.
         args: parameters of the field, each a number or a tensor [B].
-        method: "tsit5" or another adaptive method whose last slope is that at the end of the step
+        method: "tsit5" or another adaptive method whose last stage derivative is that at the end of
+        the step
             and whose dense output needs no evaluations: dopri5, bosh3.
         rtol, atol: tolerances of each trajectory's error, as in ``solve``.
         controller: "I", "PI", "PID" or a ``Controller`` without rules of its own.

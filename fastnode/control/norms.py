@@ -77,8 +77,8 @@ class ErrorNorm:
         apart = (lambda x: x.split(self.sizes)) if self.plain else self.layout.unpack
         parts = zip(*map(apart, (y0, y1, *k)), strict=True)
         return [
-            (a, b, slopes, weights, rtol, atol)
-            for (a, b, *slopes), rtol, atol in zip(parts, self.rtol, self.atol, strict=True)
+            (a, b, derivatives, weights, rtol, atol)
+            for (a, b, *derivatives), rtol, atol in zip(parts, self.rtol, self.atol, strict=True)
         ]
 
     def size(self, x: Tensor, y: Tensor) -> float:

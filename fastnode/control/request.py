@@ -89,7 +89,7 @@ class SolveRequest:
         return self.save != "times"
 
     @property
-    def keep_slopes(self) -> bool:
+    def keep_derivatives(self) -> bool:
         return self.save == "dense"
 
     def with_(self, **changes: Any) -> SolveRequest:

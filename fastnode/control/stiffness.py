@@ -42,25 +42,25 @@ class Stiffness:
             rows = zip(tableau.a[i], (*tableau.a[j], *(0,) * (i - j)), strict=True)
             differences = [(n, float(a - b)) for n, (a, b) in enumerate(rows) if a != b]
             #: Weights of k_i - k_j and of (g_i - g_j) / h in the stages.
-            self.slopes = Weights((i, j), (1.0, -1.0))
+            self.derivatives = Weights((i, j), (1.0, -1.0))
             self.states = Weights(*zip(*differences, strict=True))
 
     @property
     def weights(self) -> tuple[Weights, Weights, float] | None:
         """What the C++ loop needs to estimate it."""
-        return (self.slopes, self.states, self.stability) if self.known else None
+        return (self.derivatives, self.states, self.stability) if self.known else None
 
     @torch.no_grad()
     def per_sample(self, k: Sequence[Tensor]) -> Tensor:
         """For each sample, [b], from stage derivatives [b, D]."""
         if not self.known:
             return torch.full((k[0].shape[0],), math.nan, device=k[0].device)
-        slopes, states = (
+        derivatives, states = (
             rk_error(k[0], k[0], [k[j] for j in w.stages], w.values, 0.0, 1.0, per_sample=True)
-            for w in (self.slopes, self.states)
+            for w in (self.derivatives, self.states)
         )
         # |g_i - g_j| is h times the second norm: the size of the step cancels.
-        return torch.where(slopes == 0, 0.0, slopes / states / self.stability)
+        return torch.where(derivatives == 0, 0.0, derivatives / states / self.stability)
 
     @torch.no_grad()
     def __call__(self, k: Sequence[Tensor]) -> float | Tensor:
@@ -69,9 +69,9 @@ class Stiffness:
             return math.nan
         norms = [
             rk_error(k[0], k[0], [k[j] for j in w.stages], w.values, 0.0, 1.0)
-            for w in (self.slopes, self.states)
+            for w in (self.derivatives, self.states)
         ]
         if k[0].is_cuda and not transformed():
             return torch.where(norms[0] == 0, 0.0, norms[0] / norms[1] / self.stability)
-        slopes, states = map(as_number, norms)
-        return slopes and (slopes / states / self.stability if states else math.inf)
+        derivatives, states = map(as_number, norms)
+        return derivatives and (derivatives / states / self.stability if states else math.inf)

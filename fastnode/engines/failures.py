@@ -45,13 +45,13 @@ def raise_failure(
     samples: Sequence[int],
     times: Sequence[float],
     steps: Sequence[float],
-    slopes: Sequence[Tensor] | None,
+    derivatives: Sequence[Tensor] | None,
     max_num_steps: int,
 ) -> NoReturn:
     """Raises for ``samples``, which stand at ``times`` with the next steps ``steps``.
 
-    ``slopes`` are what the field last returned for them, each [samples, ...], or None where nobody
-    kept it.
+    ``derivatives`` are what the field last returned for them, each [samples, ...], or None where
+    nobody kept it.
     """
     places = [
         f"sample {i} at t = {t:.9g} (h = {h:.3g})"
@@ -61,12 +61,12 @@ def raise_failure(
     if len(samples) > LISTED:
         where += f" and {len(samples) - LISTED} more"
     if failure == Failure.NOT_FINITE:
-        if slopes is None:
+        if derivatives is None:
             cause = "the state or the vector field is not finite"
-        elif all(bool(each.isfinite().all()) for each in slopes):
+        elif all(bool(each.isfinite().all()) for each in derivatives):
             cause = "the state is not finite"
         else:
-            cause = describe_nonfinite(slopes)
+            cause = describe_nonfinite(derivatives)
         reason = f"{cause}: {where}"
     elif failure == Failure.UNDERFLOW:
         reason = (

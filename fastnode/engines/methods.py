@@ -52,8 +52,8 @@ def register_method(
     ``odeint``, ``solve``, ``NeuralODE`` and all others then take it as ``method=name``, in every
     engine and with every adjoint that knows such methods. With ``b_hat`` it chooses its steps;
     then it is given a last stage at the end of the step, unless it has one (FSAL), and as dense
-    output the cubic with the values and slopes of both ends, of order 3. Its stability along the
-    negative real axis, for ``Steps.stiffness``, is computed.
+    output the cubic with the values and derivatives of both ends, of order 3. Its stability along
+    the negative real axis, for ``Steps.stiffness``, is computed.
 
     Args:
         name: not that of another method; the same coefficients may be registered again.

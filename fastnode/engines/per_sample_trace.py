@@ -28,12 +28,12 @@ class Trace:
     rejected: Tensor
     status: list[str]
     #: Of each accepted step where it ends, its error and stiffness; the state at its end [M, D]
-    #: and its slopes [stages, M, D] where they were asked for.
+    #: and its derivatives [stages, M, D] where they were asked for.
     t1: Tensor
     error: Tensor
     stiffness: Tensor
     states: Tensor | None = None
-    slopes: Tensor | None = None
+    derivatives: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -82,8 +82,8 @@ def interpolate_rows(
         for coefficient in reversed(coefficients[:-1]):
             total = (total + coefficient) * x
         weights.append(h * total)
-    slopes = [k[stage] for stage, _ in tableau.dense_weights]
-    return rk_dense_rows(y, slopes, torch.stack(weights, dim=1))
+    derivatives = [k[stage] for stage, _ in tableau.dense_weights]
+    return rk_dense_rows(y, derivatives, torch.stack(weights, dim=1))
 
 
 def trace_without_steps(problem: SampleProblem, request: SolveRequest) -> Trace:
@@ -101,5 +101,5 @@ def trace_without_steps(problem: SampleProblem, request: SolveRequest) -> Trace:
         numbers,
         numbers,
         states=y0[:0] if request.keep_states else None,
-        slopes=y0.new_empty(stages, 0, y0.shape[1]) if request.keep_slopes else None,
+        derivatives=y0.new_empty(stages, 0, y0.shape[1]) if request.keep_derivatives else None,
     )

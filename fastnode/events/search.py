@@ -233,14 +233,14 @@ def attach_gradients(
         return t, y
     by_time, by_state = torch.autograd.grad(local, (time, state), allow_unused=True)
     with torch.no_grad():
-        slope = field(time.detach(), state.detach())
+        derivative = field(time.detach(), state.detach())
         rate = torch.zeros_like(local) if by_time is None else by_time.to(local)
         if by_state is not None:
-            rate = rate + (by_state.conj() * slope).real.sum().to(local)
+            rate = rate + (by_state.conj() * derivative).real.sum().to(local)
     if rate == 0:
         return t, y
     shift = (value.detach() - value) / rate
-    return t + shift.to(t), y + slope * shift.to(y.device, y.dtype.to_real())
+    return t + shift.to(t), y + derivative * shift.to(y.device, y.dtype.to_real())
 
 
 def solve_until_event(

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from fastnode.adjoints.discrete.revolve import Revolve
 from fastnode.adjoints.select import find_adjoint
-from fastnode.api.odeint import odeint
+from fastnode.api.odeint_counted import odeint_counted
 from fastnode.engines.methods import ADAPTIVE, FIXED, NAMES
 from fastnode.nn.fields import check_positive
-from fastnode.nn.solving import check_options, check_regularizer, fusable, solve_regularized
+from fastnode.nn.solving import check_options, check_regularizer, solve_regularized
 from fastnode.regularize import Regularizer
 from fastnode.regularize.base import no_penalty
 
@@ -25,18 +25,6 @@ def check_module(**modules: nn.Module) -> None:
     for name, module in modules.items():
         if not isinstance(module, nn.Module):
             raise TypeError(f"{name} must be a torch.nn.Module, got {type(module).__name__}")
-
-
-class _CountingField:
-    """A vector field that counts its evaluations."""
-
-    def __init__(self, field: nn.Module) -> None:
-        self.field = field
-        self.nfe = 0
-
-    def __call__(self, t: Tensor, z: Tensor) -> Tensor:
-        self.nfe += 1
-        return self.field(t, z)
 
 
 def _check_method(method: str) -> None:
@@ -77,9 +65,8 @@ class _Regularized(nn.Module):
         return solution
 
     def _odeint(self, z0: Tensor, ts: Tensor, **options: Any) -> Tensor:
-        counted = _CountingField(self.field)
-        solution = odeint(counted, z0, ts, **options)
-        self.nfe, self.regularization = counted.nfe, no_penalty(z0)
+        solution, self.nfe = odeint_counted(self.field, z0, ts, **options)
+        self.regularization = no_penalty(z0)
         return solution
 
     def __getstate__(self) -> dict[str, Any]:
@@ -153,8 +140,7 @@ class NeuralODE(_Regularized):
         if ts is None:
             ts = _grid(self.t0, self.t1, 1)
         solver = {"rtol": self.rtol, "atol": self.atol, "method": self.method}
-        by_solve = self.regularizer is not None or self.adjoint != "backprop"
-        if by_solve or fusable(self.field, self.method, self.options, last):
+        if self.regularizer is not None or self.adjoint != "backprop":
             options = dict(self.options or {})
             if last and self.method in FIXED and "step_size" not in options:
                 options["steps"] = 1
@@ -235,8 +221,7 @@ class EncodedODE(_Regularized):
             "method": method,
         }
         options = {"max_num_steps": MAX_STEPS} if method in ADAPTIVE else {}
-        regularized = self.regularizer is not None and self.training
-        if regularized or fusable(self.field, method):
+        if self.regularizer is not None and self.training:
             if fixed and self.times is None:
                 options["steps"] = steps
             ts = _grid(0.0, 1.0, 1) if self.times is None else self.times

@@ -9,10 +9,8 @@ from torch import Tensor, nn
 
 from fastnode.api.solve import solve
 from fastnode.control.controllers import Controller
-from fastnode.engines.methods import ADAPTIVE
 from fastnode.regularize import Regularizer
 from fastnode.regularize.base import no_penalty
-from fastnode.tableaus import METHODS
 
 #: The options of ``odeint`` that ``solve`` knows too.
 OPTIONS = ("first_step", "min_step", "max_step", "max_num_steps", "step_size")
@@ -42,18 +40,6 @@ def check_options(what: str, options: Mapping[str, Any] | None) -> None:
         raise ValueError(
             f"options must be among {', '.join(OPTIONS)} with {what}, got {', '.join(unknown)}"
         )
-
-
-def fusable(
-    field: nn.Module, method: str, options: Mapping[str, Any] | None = None, last: bool = True
-) -> bool:
-    """Whether the fused engine may run a solve: it must see the field itself, not a wrapper that
-    counts evaluations. ``last``: the state at the end is all that is asked for."""
-    if not hasattr(type(field), "perceptron") or method not in METHODS:
-        return False
-    # Inside fixed steps ``odeint`` and ``solve`` interpolate differently.
-    given = set(options or ())
-    return given <= set(OPTIONS) and (method in ADAPTIVE or last or "step_size" not in given)
 
 
 def solve_regularized(

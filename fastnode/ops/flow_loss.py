@@ -44,14 +44,14 @@ def flow_loss(
     return _flow_loss(v, stand_in, z0, z1, coef, mean, with_grad)[0]
 
 
-def slopes(dtype: torch.dtype, numel: int, mean: bool) -> tuple[float, float]:
+def loss_derivatives(dtype: torch.dtype, numel: int, mean: bool) -> tuple[float, float]:
     """d loss / d v and the op's grad, both as multiples of the residual.
 
     In float16 grad is the residual itself: the small factor of a mean could flush it to zero (as in
     csrc/ops/flow_loss.cpp).
     """
-    slope = (2 / numel if numel else float("inf")) if mean else 2.0
-    return slope, 1.0 if dtype == torch.float16 else slope
+    derivative = (2 / numel if numel else float("inf")) if mean else 2.0
+    return derivative, 1.0 if dtype == torch.float16 else derivative
 
 
 def _flow_loss_any(
@@ -63,12 +63,12 @@ def _flow_loss_any(
     mean: bool,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    slope, grad_scale = slopes(v.dtype, v.numel(), mean)
+    derivative, grad_scale = loss_derivatives(v.dtype, v.numel(), mean)
     if dispatch.use_triton(v):
         from fastnode.triton_kernels.flow_loss import flow_loss as launch
 
         v, z0, z1, coef = v.contiguous(), z0.contiguous(), z1.contiguous(), coef.contiguous()
-        loss, grad = launch(v, z0, z1, coef, slope / 2, grad_scale, with_grad)
+        loss, grad = launch(v, z0, z1, coef, derivative / 2, grad_scale, with_grad)
         return loss, v.new_empty(0) if grad is None else grad
     loss = flow_loss_reference(v, z0, z1, coef, mean)
     if not with_grad:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnode.ops import dispatch
-from fastnode.ops.flow_loss import flow_loss_reference, slopes
+from fastnode.ops.flow_loss import flow_loss_reference, loss_derivatives
 from fastnode.ops.interpolant import combine
 
 _TAKEN = (torch.float32, torch.bfloat16, torch.float16)
@@ -79,7 +79,7 @@ def _forward(
     mean: bool,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    slope, scale = slopes(h.dtype, z0.numel(), mean)
+    derivative, scale = loss_derivatives(h.dtype, z0.numel(), mean)
     if dispatch.use_triton(h):
         from fastnode.triton_kernels.linear_flow_loss import linear_flow_loss as launch
 
@@ -90,7 +90,7 @@ def _forward(
             z0.contiguous(),
             z1.contiguous(),
             coef.contiguous(),
-            slope / 2,
+            derivative / 2,
             scale,
             with_grad,
             _precision(),
@@ -171,11 +171,11 @@ def _backward(ctx: Any, g: Tensor | None, g_grad: Tensor | None) -> tuple[Tensor
     if g is None and g_grad is None:
         return (None,) * 9
     dv = None
-    slope, scale = slopes(grad.dtype, grad.numel(), ctx.mean)
+    derivative, scale = loss_derivatives(grad.dtype, grad.numel(), ctx.mean)
     if g is not None:
         # grad is a multiple of the residual, and a result as well as a saved tensor, so that every
         # higher derivative follows from this formula.
-        factor = g * (slope / scale)
+        factor = g * (derivative / scale)
         if g_grad is None and _may_overwrite(grad):
             dv = grad.detach()
             torch.ops.fastnode.scale_.default(dv, factor)

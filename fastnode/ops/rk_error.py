@@ -25,8 +25,8 @@ def scaled_error(
     check_terms(k, c, y0)
     wide = torch.promote_types(y0.dtype, torch.float32)
     error = torch.zeros_like(y0, dtype=wide)
-    for slope, weight in zip(k, c, strict=True):
-        error = error + weight * slope.to(wide)
+    for derivative, weight in zip(k, c, strict=True):
+        error = error + weight * derivative.to(wide)
     return error / (atol + rtol * torch.maximum(y0.to(wide).abs(), y1.to(wide).abs()))
 
 

@@ -58,8 +58,8 @@ def rk_stage_rows_reference(
     check_rows("h", h, y, y.shape[:1])
     wide = torch.promote_types(y.dtype, torch.float32)
     total = torch.zeros_like(y, dtype=wide)
-    for slope, weight in zip(k, c, strict=True):
-        total = total + weight * slope.to(wide)
+    for derivative, weight in zip(k, c, strict=True):
+        total = total + weight * derivative.to(wide)
     return (y.to(wide) + _column(h, y) * total).to(y.dtype)
 
 
@@ -144,8 +144,8 @@ def rk_dense_rows_reference(y: Tensor, k: Sequence[Tensor], w: Tensor) -> Tensor
     check_rows("w", w, y, (y.shape[0], len(k)))
     wide = torch.promote_types(y.dtype, torch.float32)
     total = y.to(wide)
-    for slope, weight in zip(k, w.unbind(1), strict=True):
-        total = total + _column(weight, y) * slope.to(wide)
+    for derivative, weight in zip(k, w.unbind(1), strict=True):
+        total = total + _column(weight, y) * derivative.to(wide)
     return total.to(y.dtype)
 
 

@@ -35,8 +35,8 @@ def rk_stage_reference(y: Tensor, k: Sequence[Tensor], c: Sequence[float | Tenso
     check_terms(k, c, y)
     wide = torch.promote_types(y.dtype, torch.float32)
     total = y.to(wide)
-    for slope, weight in zip(k, c, strict=True):
-        total = total + weight * slope.to(wide)
+    for derivative, weight in zip(k, c, strict=True):
+        total = total + weight * derivative.to(wide)
     return total.to(y.dtype)
 
 

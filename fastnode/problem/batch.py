@@ -103,7 +103,8 @@ class Tolerances:
             return rk_error_rows(y0, y1, k, weights, h, self.rtol, self.atol).to(h)
         parts = zip(*(x.split(layout.sizes, dim=1) for x in (y0, y1, *k)), strict=True)
         each = [
-            rk_error_rows(a, b, slopes, weights, h, self.rtol, self.atol) for a, b, *slopes in parts
+            rk_error_rows(a, b, derivatives, weights, h, self.rtol, self.atol)
+            for a, b, *derivatives in parts
         ]
         return torch.stack(each).amax(dim=0).to(h)
 

@@ -44,7 +44,7 @@ class Recording:
         self.states = [problem.y0]
         self.steps: list[Any] = []
         #: Whether ``steps`` are those of the stepper; if not, they recompute their stages.
-        self.keeps_slopes = save == "dense"
+        self.keeps_derivatives = save == "dense"
         self.status = "finished"
         self.evaluations = self.rejected = 0
 
@@ -61,7 +61,7 @@ class Recording:
             if throw:
                 raise
             self.status = type(error).__name__
-        for step in self.steps if self.keeps_slopes else ():
+        for step in self.steps if self.keeps_derivatives else ():
             # Further stages of dense output are evaluated here and not in Solution.evaluate.
             step.at((to_float(step.t) + to_float(step.t1)) / 2)
         if stepper is not None:
@@ -119,7 +119,7 @@ class Recording:
         self.stiff.append(self.stiffness(step.k) if known is None else known)
         if self.save != "times":
             self.states.append(step.y1)
-        if self.keeps_slopes:
+        if self.keeps_derivatives:
             self.steps.append(step)
         if self.on_step is not None:
             self.on_step(step)
@@ -180,7 +180,7 @@ class Recording:
         if not self.steps:
             return [self.problem.y0 for _ in times]
         step = self.steps[place]
-        if not self.keeps_slopes:
+        if not self.keeps_derivatives:
             return step.at_all(times)
         if isinstance(times[0], Tensor) and not isinstance(step, (Step, GridStep)):
             # Steps of the C++ loop take numbers; those of the reference have the gradient of t.

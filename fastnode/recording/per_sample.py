@@ -39,9 +39,9 @@ def sample_solution(
     if trace.states is not None:
         rows = with_starts(problem.y0, trace.states)
         states = [layout.unpack(each) for each in rows.split(edge_counts)]
-        if trace.slopes is not None:
+        if trace.derivatives is not None:
             dense = _Dense(
-                request.tableau, problem, edges, edge_counts, offsets, rows, trace.slopes
+                request.tableau, problem, edges, edge_counts, offsets, rows, trace.derivatives
             )
     columns = zip(
         edges.detach().split(edge_counts),
@@ -73,12 +73,17 @@ class _Dense:
         edge_counts: list[int],
         offsets: Tensor,
         states: Tensor,
-        slopes: Tensor,
+        derivatives: Tensor,
     ):
         self.tableau, self.layout = tableau, problem.field.layout
         self.direction = problem.direction.tolist()
         self.times = edges.detach().split(edge_counts)
-        self.edges, self.offsets, self.states, self.slopes = edges, offsets, states, slopes
+        self.edges, self.offsets, self.states, self.derivatives = (
+            edges,
+            offsets,
+            states,
+            derivatives,
+        )
 
     def __call__(self, t: Tensor) -> Any:
         """At a number, [T], or [B, T] times for all or each of the samples."""
@@ -109,7 +114,7 @@ class _Dense:
             polynomial = interpolate_rows(
                 self.tableau,
                 self.states[start],
-                self.slopes[:, step].unbind(),
+                self.derivatives[:, step].unbind(),
                 self.edges[end] - begin,
                 times[chosen] - begin,
             )

@@ -90,7 +90,8 @@ class Global(Regularizer):
         method = options["method"]
         if not find_tableau(method).fsal:
             raise ValueError(
-                "Global needs a method whose last slope is the field at the end of the step with "
+                "Global needs a method whose last stage derivative is the field at the end of the "
+                "step with "
                 f"this adjoint, got {method!r}; use adjoint='backprop'"
             )
         kept = options.get("save", "times") != "times"
@@ -131,9 +132,9 @@ class _Errors:
 
     def __call__(self, step: Any) -> None:
         h, (stages, values) = _length(step), self.weights
-        slopes = [step.k[j] for j in stages]
+        derivatives = [step.k[j] for j in stages]
         # |h| twice: one factor makes the error of derivatives, the other weighs the step.
-        self.terms.append(self.norm.differentiable(step.y, step.y1, slopes, values) * h**2)
+        self.terms.append(self.norm.differentiable(step.y, step.y1, derivatives, values) * h**2)
 
     def take_errors(self, steps: Steps) -> None:
         """All steps at once, from an engine whose recorded errors have gradients."""

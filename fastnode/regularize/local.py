@@ -28,9 +28,9 @@ class Local(Regularizer):
 
         penalty = weight E |dt|    or    weight S,
 
-    with E and S as in ``fastnode.embedded_step``. The solution at t_r, the first slope k_1 and dt
-    are constants, so the gradient reaches func's parameters through the other stages and never
-    through the solve: any adjoint and engine can be used, the cost is six evaluations with an
+    with E and S as in ``fastnode.embedded_step``. The solution at t_r, the first stage derivative
+    k_1 and dt are constants, so the gradient reaches func's parameters through the other stages and
+    never through the solve: any adjoint and engine can be used, the cost is six evaluations with an
     autograd graph and two without (with tsit5), and the memory does not depend on the number of
     steps.
 
@@ -44,10 +44,11 @@ class Local(Regularizer):
             which the penalty is the mean; func is then called with t of shape [B] too. In a solve
             with ``per_sample=True``, which needs it, each has its own t_r as well.
         method: of the one step.
-        hold_k1: whether the first slope is a constant, as in the paper. The weights of an error
+        hold_k1: whether the first stage derivative is a constant, as in the paper. The weights of
+        an error
             estimate sum to 0, so a change of func that is the same at all stages does not change
-            the error; with a constant first slope it seems to, and that makes most of the
-            gradient. False takes the gradient of the error itself, at the cost of a seventh
+            the error; with a constant first stage derivative it seems to, and that makes most of
+            the gradient. False takes the gradient of the error itself, at the cost of a seventh
             evaluation under autograd.
         generator: source of t_r.
 
@@ -112,7 +113,7 @@ class Local(Regularizer):
                 return error * abs(h)
         kind = SampleStart if self.per_sample else Start
         start = kind(func, t, end, y, args, tableau, rtol, atol)
-        f = start.slope(constant=self.hold_k1)
+        f = start.derivative(constant=self.hold_k1)
         h = start.first_step(f.detach())
         taken = start.take(f, h)
         if self.kind == "stiffness":

@@ -56,13 +56,13 @@ class RNODE(Regularizer):
                 parts = y if isinstance(y, tuple) else (y,)
                 inputs = [x if x.requires_grad else x.detach().requires_grad_() for x in parts]
                 f = func(t, tuple(inputs) if isinstance(y, tuple) else inputs[0], *args)
-                slopes = f if isinstance(f, tuple) else (f,)
-                energy = mean_square(slopes) / 2
-                product = _product(slopes, inputs, eps, recorded)
+                derivatives = f if isinstance(f, tuple) else (f,)
+                energy = mean_square(derivatives) / 2
+                product = _product(derivatives, inputs, eps, recorded)
                 values = [energy, mean_square(product)]
             if recorded:
                 return f, values
-            plain = tuple(x.detach() for x in slopes)
+            plain = tuple(x.detach() for x in derivatives)
             return plain if isinstance(f, tuple) else plain[0], [x.detach() for x in values]
 
         solution, (energy, frobenius) = solve_with_integrals(func, integrands, 2, y0, ts, options)

@@ -82,14 +82,14 @@ def _derivatives(
 ) -> tuple[Any, ...]:
     """The derivatives of order 1 to ``order``: each is that of the one before along (1, f)."""
 
-    def slope(t: Tensor, y: Any) -> Any:
+    def derivative(t: Tensor, y: Any) -> Any:
         f = func(t, y, *args)
         return tuple(f) if isinstance(y, tuple) else f
 
     def extend(t: Tensor, y: Any, order: int) -> tuple[Any, ...]:
         if order == 1:
-            return (slope(t, y),)
-        f = slope(t, y)
+            return (derivative(t, y),)
+        f = derivative(t, y)
         rates = torch.func.jvp(
             lambda t, y: extend(t, y, order - 1), (t, y), (torch.ones_like(t), f)
         )[1]

@@ -9,8 +9,8 @@ from fastnode.tableaus.base import Row, Tableau, completed, difference, exact, r
 # Stages 2 to 5 serve no stage after the sixth.
 _GAP = exact(0, 0, 0, 0)
 
-# Dense output: weights of x^2, ..., x^6 of each stage that it uses, to 22 digits. The slope at the
-# start is that of stage 1 and the polynomial ends in y_1, which gives the other powers.
+# Dense output: weights of x^2, ..., x^6 of each stage that it uses, to 22 digits. The derivative at
+# the start is that of stage 1 and the polynomial ends in y_1, which gives the other powers.
 _DENSE = {
     0: exact(
         "-8.037337799290711802282",

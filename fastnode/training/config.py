@@ -54,7 +54,7 @@ class Config:
             if None.
         regularizer_weight_end: the weight at the end of the run, to which it goes exponentially;
             None for a constant one.
-        hold_k1: whether local regularisation holds the first slope constant.
+        hold_k1: whether local regularisation holds the first stage derivative constant.
         recipe: name of the nets and their hyper-parameters; defaults to that of the data set.
         precision: `float32` or `float64`, of parameters and data.
         tolerance: rtol and atol of `node`; defaults to that of the recipe.
@@ -91,7 +91,7 @@ class Config:
     hold_k1: bool = field(
         default=True,
         metadata={
-            "help": "of local regularisers: the gradient of the first slope as well",
+            "help": "of local regularisers: the gradient of the first stage derivative as well",
             "flag": "--true-gradient",
         },
     )

@@ -95,7 +95,7 @@ def test_a_parameter_that_no_stage_needed_has_no_error():
 
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("timed", [False, True])
-def test_a_slope_carried_on_from_a_field_without_gradient(per_sample, timed):
+def test_a_derivative_carried_on_from_a_field_without_gradient(per_sample, timed):
     def field(t, y, w):
         return torch.ones_like(y)
 

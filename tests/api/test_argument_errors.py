@@ -68,10 +68,10 @@ def test_what_the_field_returns_is_on_the_device_of_the_state(per_sample):
 
 
 def test_rk_ops_refuse_stages_on_another_device():
-    slope = torch.empty(3, 2, device="meta")
+    derivative = torch.empty(3, 2, device="meta")
     h = torch.ones(3, dtype=torch.float64)
     with pytest.raises(ValueError, match="must be on the state's device cpu, got meta"):
-        rk_stage.rk_stage_reference(Y0, [slope], [1.0])
+        rk_stage.rk_stage_reference(Y0, [derivative], [1.0])
     with pytest.raises(ValueError, match="h must be on the state's device cpu, got meta"):
         rk_rows.rk_stage_rows_reference(Y0, [Y0], [1.0], h.to("meta"))
     with pytest.raises(TypeError, match="h must be a tensor, got float"):

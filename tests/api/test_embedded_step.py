@@ -46,7 +46,7 @@ def test_step_agrees_with_its_definition(field, y0, method, per_sample, h):
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
-def test_state_first_slope_and_size_are_constants(field, y0, per_sample):
+def test_state_first_derivative_and_size_are_constants(field, y0, per_sample):
     y, h = y0.requires_grad_(), torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     seen = []
 

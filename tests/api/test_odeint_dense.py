@@ -85,8 +85,10 @@ def test_gradients_reach_times_and_states():
 
     t = vector(0.13, 0.9).requires_grad_()
     assert torch.autograd.gradcheck(end, (y0, rate, t), atol=1e-5)
-    (slope,) = torch.autograd.grad(end(y0, rate, t).sum(), t)
-    torch.testing.assert_close(slope, -0.5 * torch.exp(-0.5 * t.detach()), rtol=1e-6, atol=1e-6)
+    (derivative,) = torch.autograd.grad(end(y0, rate, t).sum(), t)
+    torch.testing.assert_close(
+        derivative, -0.5 * torch.exp(-0.5 * t.detach()), rtol=1e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("t", [-0.01, 1.01, math.nan, math.inf])

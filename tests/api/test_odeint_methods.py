@@ -117,13 +117,13 @@ def test_odeint_gradients_match_a_precise_solve(method):
     if method in ADAPTIVE:
         arguments |= {"rtol": 1e-5, "atol": 1e-5}
 
-    def slopes(**arguments):
+    def derivatives(**arguments):
         y0 = start().requires_grad_()
         loss = fastnode.odeint(net, y0, t, **arguments)[-1].square().sum()
         return torch.autograd.grad(loss, (y0, *net.parameters()))
 
     close = 0.3 if method in ("euler", "implicit_euler") else 0.02
-    for ours, wanted in zip(slopes(**arguments), slopes(rtol=1e-9), strict=True):
+    for ours, wanted in zip(derivatives(**arguments), derivatives(rtol=1e-9), strict=True):
         assert (ours - wanted).norm() < close * wanted.norm()
 
 

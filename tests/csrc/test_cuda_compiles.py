@@ -39,16 +39,16 @@ REGISTERS = {
     # A processor holds one block of 512 threads with 128, and one of 256 with twice as many; of the
     # way back two blocks in float32, whose 128 the compiler is told of.
     "mlp_backward_kernel": 200,
-    "mlp_by_sample_kernel": 168,
+    "mlp_per_sample_kernel": 168,
     "mlp_fixed_kernel": 128,
     "mlp_joint_kernel": 128,
     "mlp_pack_kernel": 48,
-    "mlp_totals_kernel": 48,
+    "mlp_sum_gradients_kernel": 48,
 }
 #: Bytes of local memory: CUDA's sin and cos of numbers above 1e5 need a table there.
 STACK = {
     "mlp_backward_kernel": 40,
-    "mlp_by_sample_kernel": 40,
+    "mlp_per_sample_kernel": 40,
     "mlp_fixed_kernel": 40,
     "mlp_joint_kernel": 40,
 }

@@ -134,8 +134,8 @@ def test_bouncing_ball(way, dtype):
         )
         assert by_h.item() == pytest.approx(wanted / 2 / 3.0, **close)
         assert by_g.item() == pytest.approx(-wanted / 2 / 9.81, **close)
-        slope = first * 2 * sum(i * part ** (i - 1) for i in range(1, k))
-        assert by_e.item() == pytest.approx(slope, **close)
+        derivative = first * 2 * sum(i * part ** (i - 1) for i in range(1, k))
+        assert by_e.item() == pytest.approx(derivative, **close)
 
 
 def test_only_the_element_that_fired_shapes_the_gradient():
@@ -161,7 +161,7 @@ def test_events_of_time_alone_depend_on_their_parameters():
     assert torch.autograd.grad(t, end)[0].item() == 1
 
 
-def test_a_function_without_slope_gives_the_time_no_gradient():
+def test_a_function_without_derivative_gives_the_time_no_gradient():
     y0 = vector(1.0)
     t, y = fastnode.odeint_event(
         lambda t, y: -y, y0, torch.zeros(()), event_fn=lambda t, y: torch.sign(y - 0.5)

@@ -84,7 +84,7 @@ def test_fixed_steps_stay_as_they_are(field, z0, method, options):
     model = NeuralODE(field, method, options=options, regularizer=Local())
     plain = NeuralODE(field, method, options=options)
     torch.testing.assert_close(model(z0), plain(z0))
-    # The cubic that holds the random time needs the slope at the end of its step.
+    # The cubic that holds the random time needs the derivative at the end of its step.
     assert model.nfe - plain.nfe in (0, 1) and model.regularization > 0
 
 

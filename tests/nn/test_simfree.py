@@ -38,7 +38,7 @@ def rest(t):
     return 1 - t * t
 
 
-def slope(t):
+def derivative(t):
     return 2 * t
 
 
@@ -141,7 +141,7 @@ def test_simfree_loss_uses_only_the_given_generator():
     assert torch.equal(third, model.loss(x, y).total) and not torch.equal(first, third)
 
 
-@pytest.mark.parametrize("path", ["linear", Path(rest, quadratic, fall, slope)])
+@pytest.mark.parametrize("path", ["linear", Path(rest, quadratic, fall, derivative)])
 def test_copies_and_saved_states_compute_the_same(path):
     model, x, y = build(path=path, num_classes=3), torch.randn(8, 5), torch.randint(3, (8,))
     expected = model.loss(x, y, torch.Generator().manual_seed(0)).total

@@ -33,8 +33,8 @@ def test_error_is_at_most_twice_that_of_plain_torch(shape, dtype):
     y, k, c = make(shape, dtype)
     plain = y.expand(5, *y.shape)
     column = (5,) + (1,) * y.dim()
-    for j, slope in enumerate(k):
-        plain = plain + torch.tensor([row[j] for row in c]).to(dtype).view(column) * slope
+    for j, derivative in enumerate(k):
+        plain = plain + torch.tensor([row[j] for row in c]).to(dtype).view(column) * derivative
     result = rk_dense(y, k, c)
     assert result.dtype == dtype and result.shape == (5, *y.shape)
     if y.numel():

@@ -70,9 +70,9 @@ def within_twice(result, plain, wanted, dtype):
 def test_states_have_at_most_twice_the_error_of_plain_torch(shape, dtype):
     inputs = Inputs(shape, dtype)
     total, dense = torch.zeros_like(inputs.y0), inputs.y0
-    for j, slope in enumerate(inputs.k):
-        total = total + C[j] * slope
-        dense = dense + inputs.column(inputs.w[:, j]) * slope
+    for j, derivative in enumerate(inputs.k):
+        total = total + C[j] * derivative
+        dense = dense + inputs.column(inputs.w[:, j]) * derivative
     stage = inputs.y0 + inputs.column(inputs.h) * total
     for result, plain, wanted in [
         (inputs.stage(), stage, inputs.wide().stage(rk_stage_rows_reference)),

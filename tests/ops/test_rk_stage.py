@@ -29,8 +29,8 @@ def exact(y, k, c):
 def test_error_is_at_most_twice_that_of_plain_torch(shape, dtype):
     y, k, c = make(shape, dtype)
     plain = y
-    for weight, slope in zip(c, k, strict=True):
-        plain = plain + weight * slope
+    for weight, derivative in zip(c, k, strict=True):
+        plain = plain + weight * derivative
     result = rk_stage(y, k, c)
     assert result.dtype == dtype and result.shape == y.shape
     if y.numel():

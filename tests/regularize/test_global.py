@@ -77,7 +77,9 @@ def test_adjoints_that_take_steps_again_give_the_same_gradient(field, y0, gradie
     for penalty, gradient in found[1:]:
         torch.testing.assert_close(penalty, found[0][0])
         torch.testing.assert_close(gradient, found[0][1], rtol=1e-6, atol=1e-9)
-    with pytest.raises(ValueError, match="last slope is the field at the end of the step"):
+    with pytest.raises(
+        ValueError, match="last stage derivative is the field at the end of the step"
+    ):
         Global().solve(field, y0, TS, adjoint="checkpoint", method="fehlberg2")
 
 

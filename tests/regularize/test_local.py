@@ -159,7 +159,7 @@ def test_the_graph_of_the_penalty_does_not_grow_with_the_steps(field, y0, mode, 
     assert steps[1] > 4 * steps[0] and sizes[0] == sizes[1]
 
 
-def test_all_of_the_gradient_with_a_first_slope_that_varies(
+def test_all_of_the_gradient_with_a_first_derivative_that_varies(
     field, y0, reference, first_step, gradients
 ):
     _, penalty = Local(hold_k1=False, generator=generator()).solve(field, y0, TS, **TOLERANCES)

@@ -20,21 +20,21 @@ def reference_step(func, t, y, h, method, rtol, atol, per_sample, held=True):
     if per_sample:
         t, h = (torch.as_tensor(x, dtype=torch.float64).expand(y.shape[0]) for x in (t, h))
     column = h.reshape(-1, *(1,) * (y.dim() - 1)) if per_sample else h
-    inputs, slopes = [], []
+    inputs, derivatives = [], []
     for c, row in zip(tableau.c, tableau.a, strict=True):
-        g = y + column * sum((float(a) * k for a, k in zip(row, slopes, strict=True)), 0 * y)
+        g = y + column * sum((float(a) * k for a, k in zip(row, derivatives, strict=True)), 0 * y)
         k = func(t + float(c) * h, g)
-        slopes.append(k.detach() if held and not slopes else k)
+        derivatives.append(k.detach() if held and not derivatives else k)
         inputs.append(g)
-    y1 = y + column * sum(float(b) * k for b, k in zip(tableau.b, slopes, strict=True))
-    e = column * sum(float(w) * k for w, k in zip(tableau.error, slopes, strict=True))
+    y1 = y + column * sum(float(b) * k for b, k in zip(tableau.b, derivatives, strict=True))
+    e = column * sum(float(w) * k for w, k in zip(tableau.error, derivatives, strict=True))
     scaled = e / (atol + rtol * torch.maximum(y.abs(), y1.abs()))
     stiffness = torch.full_like(rms(e, per_sample), math.nan)
     ends = [i for i, c in enumerate(tableau.c) if c == 1]
     if len(ends) > 1:
         j, i = ends[-2:]
         change = rms(inputs[i] - inputs[j], per_sample) + torch.finfo(torch.float64).eps
-        stiffness = rms(slopes[i] - slopes[j], per_sample) / change / tableau.stability
+        stiffness = rms(derivatives[i] - derivatives[j], per_sample) / change / tableau.stability
     return y1, e, rms(scaled, per_sample), stiffness
 
 

@@ -17,7 +17,7 @@ from fastnode.engines.native import joint as native
 from fastnode.nn import MLPField
 from fastnode.tableaus import METHODS
 
-JOINT, BY_SAMPLE, FIXED = range(3)
+JOINT, PER_SAMPLE, FIXED = range(3)
 TIMES = [0.0, 0.3, 0.31, 1.1, 2.0]
 DTYPES = [torch.float32, torch.float64]
 DOUBLES = POINTER(c_double)
@@ -42,7 +42,7 @@ class Problem(ctypes.Structure):
         ("sizes", POINTER(c_int)),
         *((name, c_int) for name in ("stages", "further", "fsal", "order", "degree")),
         *((name, DOUBLES) for name in ("rows", "fractions", "solution", "error")),
-        *((name, DOUBLES) for name in ("slopes", "states", "dense")),
+        *((name, DOUBLES) for name in ("derivatives", "states", "dense")),
         ("stability", c_double),
         *((name, c_int64) for name in ("batch", "dim", "outputs", "max_num_steps", "capacity")),
         ("grid_count", c_int64),
@@ -57,7 +57,7 @@ class Problem(ctypes.Structure):
         ("counts", POINTER(c_int64)),
         ("ended", DOUBLES),
         *((name, POINTER(c_int64)) for name in ("launches", "plan")),
-        *((name, c_int) for name in ("far", "tensor")),
+        *((name, c_int) for name in ("global_weights", "tensor")),
     ]
 
 
@@ -76,7 +76,7 @@ class Result:
     plan: list[int]
 
     @property
-    def far(self) -> bool:
+    def global_weights(self) -> bool:
         return bool(self.plan[5])
 
     def steps(self, name: str, row: int = 0) -> Tensor:
@@ -111,7 +111,7 @@ def method_of(name: str) -> dict[str, Any]:
         "fractions": numbers([*tableau.stage_times, *(t for t, _ in further)]),
         "solution": numbers(full(tableau.solution_weights)),
         "error": numbers(nothing if tableau.error is None else full(tableau.error_weights)),
-        "slopes": numbers(full(pair[0]) if pair else nothing),
+        "derivatives": numbers(full(pair[0]) if pair else nothing),
         "states": numbers(full(pair[1]) if pair else nothing),
         "dense": numbers(polynomials),
         "stability": pair[2] if pair else 0.0,
@@ -154,10 +154,11 @@ def run(
     capacity: int = 128,
     room: int = 512,
     keep: bool = False,
-    far: bool = False,
+    global_weights: bool = False,
     tensor: bool = False,
 ) -> Result | None:
-    """None where the kernels do not take it. ``times`` [T], or [batch, T] by sample; ``far``:
+    """None where the kernels do not take it. ``times`` [T], or [batch, T] by sample;
+    ``global_weights``:
     weights in device memory although there is room for them in shared memory; ``tensor``: by tensor
     cores where that is thought to pay."""
     told, held = layers_of(field)
@@ -165,9 +166,9 @@ def run(
     y0 = y0.contiguous()
     times = torch.as_tensor(times, dtype=torch.float64)
     outputs = times.shape[-1]
-    rows = batch if kind == BY_SAMPLE else 1
+    rows = batch if kind == PER_SAMPLE else 1
 
-    def per_sample(value):
+    def to_rows(value):
         return numbers(torch.as_tensor(value, dtype=torch.float64).expand(batch))
 
     ys = torch.full((outputs, batch, dim), torch.nan, dtype=y0.dtype)
@@ -177,14 +178,14 @@ def run(
     kept = torch.full((steps, parts, batch, dim), torch.nan, dtype=y0.dtype) if keep else None
     counts, ended = (c_int64 * (5 * rows))(), (c_double * (3 * rows))()
     launches, plan = c_int64(), (c_int64 * 6)()
-    by_sample: dict[str, Any] = {}
-    if kind == BY_SAMPLE:
+    per_sample: dict[str, Any] = {}
+    if kind == PER_SAMPLE:
         times = times.expand(batch, outputs).contiguous()
-        by_sample = {
-            "rtols": per_sample(rtol),
-            "atols": per_sample(atol),
-            "directions": per_sample(torch.sign(times[:, -1] - times[:, 0])),
-            "first_steps": None if isinstance(first_step, float) else per_sample(first_step),
+        per_sample = {
+            "rtols": to_rows(rtol),
+            "atols": to_rows(atol),
+            "directions": to_rows(torch.sign(times[:, -1] - times[:, 0])),
+            "first_steps": None if isinstance(first_step, float) else to_rows(first_step),
         }
         rtol, atol, first_step = 0.0, 0.0, 0.0
     problem = Problem(
@@ -208,7 +209,7 @@ def run(
         rtol=rtol,
         atol=atol,
         first_step=first_step,
-        **by_sample,
+        **per_sample,
         room=room,
         **{
             name: ctypes.cast(pointer(x), DOUBLES)
@@ -219,7 +220,7 @@ def run(
         ended=ended,
         launches=ctypes.pointer(launches),
         plan=plan,
-        far=far,
+        global_weights=global_weights,
         tensor=tensor,
     )
     error = kernels().mlp_solve(ctypes.byref(problem))

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from cuda_emulation import numbers, pointer
 from emulated_mlp import (
-    BY_SAMPLE,
     DOUBLES,
     DTYPES,
     FIXED,
     JOINT,
+    PER_SAMPLE,
     TIMES,
     Problem,
     Result,
@@ -64,21 +64,21 @@ def back(
     rates: bool = False,
     parameters: bool = True,
     sums_apart: bool = False,
-    far: bool = False,
+    global_weights: bool = False,
     tensor: bool = False,
 ) -> Gradients | None:
     """The way back of a solve from the gradient of its solution; ``edges`` of its steps, or by
-    sample a list of where each sample's end; ``far`` and ``tensor`` as those of ``run``. None where
-    the kernels do not take it."""
+    sample a list of where each sample's end; ``global_weights`` and ``tensor`` as those of ``run``.
+    None where the kernels do not take it."""
     told, held = layers_of(field)
     outputs, batch, dim = of_ys.shape
     of_ys = of_ys.contiguous()
     times = torch.as_tensor(times, dtype=torch.float64)
-    by_sample: dict[str, Any] = {}
+    per_sample: dict[str, Any] = {}
     offsets = None
-    if kind == BY_SAMPLE:
+    if kind == PER_SAMPLE:
         times = times.expand(batch, outputs).contiguous()
-        by_sample["directions"] = numbers(torch.sign(times[:, -1] - times[:, 0]))
+        per_sample["directions"] = numbers(torch.sign(times[:, -1] - times[:, 0]))
         counts = torch.tensor([0, *(len(x) for x in edges)]).cumsum(0)
         offsets = (c_int64 * (batch + 1))(*counts.tolist())
         edges = torch.cat([torch.as_tensor(x) for x in edges]).tolist()
@@ -96,9 +96,9 @@ def back(
         outputs=outputs,
         perturb=perturb,
         times=numbers(times),
-        **by_sample,
+        **per_sample,
         plan=plan,
-        far=far,
+        global_weights=global_weights,
         tensor=tensor,
     )
     way = _Way(
@@ -133,6 +133,6 @@ def back_through(
     if kind == JOINT:
         edges = [TIMES[0], *found.steps("ends").tolist()]
         kept = kept[: len(edges) - 1]
-    if kind == BY_SAMPLE:
+    if kind == PER_SAMPLE:
         edges = [found.steps("ends", b) for b in range(len(y0))]
     return back(field, of_ys, TIMES, kept, edges, method, kind, **options)

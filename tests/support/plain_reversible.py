@@ -11,10 +11,10 @@ def plain_reversible(field, y0, edges, tableau, args=()):
     def increment(t, h, y):
         k = []
         for c, row in zip(tableau.c, tableau.a, strict=True):
-            terms = [float(a) * slope for a, slope in zip(row, k, strict=False)]
+            terms = [float(a) * derivative for a, derivative in zip(row, k, strict=False)]
             time = torch.as_tensor(t + float(c) * h, dtype=y.dtype)
             k.append(field(time, y + h * sum(terms) if terms else y, *args))
-        return h * sum(float(b) * slope for b, slope in zip(tableau.b, k, strict=True))
+        return h * sum(float(b) * derivative for b, derivative in zip(tableau.b, k, strict=True))
 
     mix, ys, z = reversible.COUPLING, [y0], y0
     for t, t1 in zip(edges, edges[1:], strict=False):

@@ -163,8 +163,8 @@ KERNELS = (
     Mutant(
         "dense-block",
         "csrc/kernels/rk/rk_dense_cpu.cpp",
-        "(j == 0 ? y : slopes.k[j - 1]) + start;",
-        "(j == 0 ? y + start : slopes.k[j - 1]);",
+        "(j == 0 ? y : terms.k[j - 1]) + start;",
+        "(j == 0 ? y + start : terms.k[j - 1]);",
         "dense output of long states in 16 bits repeats the terms of their first elements",
         ("tests/ops/test_rk_dense.py",),
     ),

@@ -22,17 +22,17 @@ FASTNODE_HD A over_tolerance(A error, A y0, A y1, A rtol, A atol) {
 
 // Gradients of a norm of N elements by one of them: of its error, y0 and y1. With s = atol + rtol
 // max(|y0|, |y1|), r = error / s and norm = sqrt(mean r^2): d norm / d error = r / (N norm s) and
-// d norm / d s = -r^2 / (N norm s); where y0 and y1 are of one size each has half. `slope` is the
+// d norm / d s = -r^2 / (N norm s); where y0 and y1 are of one size each has half. `factor` is the
 // gradient that reaches the norm over N times the norm.
 template <class T>
 struct ErrorBack {
   T error, y0, y1;
 };
 template <class T>
-FASTNODE_HD ErrorBack<T> error_back(T error, T y0, T y1, T rtol, T atol, T slope) {
+FASTNODE_HD ErrorBack<T> error_back(T error, T y0, T y1, T rtol, T atol, T factor) {
   const T size0 = y0 < 0 ? -y0 : y0, size1 = y1 < 0 ? -y1 : y1;
   const T scale = atol + rtol * larger(y0, y1), ratio = error / scale;
-  const T back = slope * ratio / scale, of_size = -back * ratio * rtol;
+  const T back = factor * ratio / scale, of_size = -back * ratio * rtol;
   const T share = T(size0 > size1) + T(0.5) * T(size0 == size1);
   return {back, of_size * share * (T(y0 > 0) - T(y0 < 0)),
           of_size * (1 - share) * (T(y1 > 0) - T(y1 < 0))};
@@ -63,10 +63,10 @@ struct ErrorGradients {
   T* k[kMaxTerms];
 };
 
-// Those of the elements [begin, end) on the CPU, in one pass, with the slope of error_back.
+// Those of the elements [begin, end) on the CPU, in one pass, with the factor of error_back.
 #define FASTNODE_DECLARE_RK_ERROR_BACK(T)                                                   \
   void rk_error_back_range(const T* y0, const T* y1, const Terms<T>& terms, T rtol, T atol, \
-                           T slope, int64_t begin, int64_t end, const ErrorGradients<T>& to);
+                           T factor, int64_t begin, int64_t end, const ErrorGradients<T>& to);
 FASTNODE_DECLARE_RK_ERROR_BACK(float)
 FASTNODE_DECLARE_RK_ERROR_BACK(double)
 #undef FASTNODE_DECLARE_RK_ERROR_BACK

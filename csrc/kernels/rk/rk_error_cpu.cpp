@@ -39,8 +39,8 @@ FASTNODE_HD double rk_error_blocks(const T* __restrict__ y0, const T* __restrict
 
 template <class T>
 FASTNODE_HD void rk_error_back_blocks(const T* __restrict__ y0, const T* __restrict__ y1,
-                                      const Terms<T>& terms, T rtol, T atol, T slope, int64_t begin,
-                                      int64_t end, const ErrorGradients<T>& to) {
+                                      const Terms<T>& terms, T rtol, T atol, T factor,
+                                      int64_t begin, int64_t end, const ErrorGradients<T>& to) {
   T error[kBlock];
   for (int64_t start = begin; start < end; start += kBlock) {
     const int64_t n = std::min(kBlock, end - start);
@@ -48,7 +48,7 @@ FASTNODE_HD void rk_error_back_blocks(const T* __restrict__ y0, const T* __restr
     add_terms(error, terms.k, terms.c, terms.count, start, n);
     for (int64_t i = 0; i < n; ++i) {
       const ErrorBack<T> back =
-          error_back(error[i], y0[start + i], y1[start + i], rtol, atol, slope);
+          error_back(error[i], y0[start + i], y1[start + i], rtol, atol, factor);
       error[i] = back.error;
       if (to.y0 == nullptr) continue;
       to.y0[start + i] = back.y0;
@@ -63,11 +63,11 @@ FASTNODE_HD void rk_error_back_blocks(const T* __restrict__ y0, const T* __restr
 
 }  // namespace
 
-#define FASTNODE_DEFINE_RK_ERROR_BACK(T)                                                       \
-  FASTNODE_CLONES                                                                              \
-  void rk_error_back_range(const T* y0, const T* y1, const Terms<T>& terms, T rtol, T atol,    \
-                           T slope, int64_t begin, int64_t end, const ErrorGradients<T>& to) { \
-    rk_error_back_blocks(y0, y1, terms, rtol, atol, slope, begin, end, to);                    \
+#define FASTNODE_DEFINE_RK_ERROR_BACK(T)                                                        \
+  FASTNODE_CLONES                                                                               \
+  void rk_error_back_range(const T* y0, const T* y1, const Terms<T>& terms, T rtol, T atol,     \
+                           T factor, int64_t begin, int64_t end, const ErrorGradients<T>& to) { \
+    rk_error_back_blocks(y0, y1, terms, rtol, atol, factor, begin, end, to);                    \
   }
 FASTNODE_DEFINE_RK_ERROR_BACK(float)
 FASTNODE_DEFINE_RK_ERROR_BACK(double)

@@ -94,17 +94,17 @@ FASTNODE_HD void error_rows(const T* __restrict__ y0, const T* __restrict__ y1,
 }
 
 template <class T>
-FASTNODE_HD void dense_rows(const T* __restrict__ y, const Terms<T>& slopes, const double* w,
+FASTNODE_HD void dense_rows(const T* __restrict__ y, const Terms<T>& terms, const double* w,
                             int64_t begin, int64_t end, int64_t dim, T* __restrict__ out) {
   using A = acc_t<T>;
   A sum[kBlock];
   A weights[kMaxTerms];
   for (int64_t row = begin; row < end; ++row) {
-    for (int j = 0; j < slopes.count; ++j) weights[j] = A(w[row * slopes.count + j]);
+    for (int j = 0; j < terms.count; ++j) weights[j] = A(w[row * terms.count + j]);
     for (int64_t start = row * dim; start < (row + 1) * dim; start += kBlock) {
       const int64_t n = std::min(kBlock, (row + 1) * dim - start);
       for (int64_t i = 0; i < n; ++i) sum[i] = load(y[start + i]);
-      add_terms(sum, slopes.k, weights, slopes.count, start, n);
+      add_terms(sum, terms.k, weights, terms.count, start, n);
       for (int64_t i = 0; i < n; ++i) out[start + i] = store<T>(sum[i]);
     }
   }
@@ -125,9 +125,9 @@ FASTNODE_HD void dense_rows(const T* __restrict__ y, const Terms<T>& slopes, con
     error_rows(y0, y1, terms, h, rtol, atol, begin, end, dim, norm);                           \
   }                                                                                            \
   FASTNODE_CLONES                                                                              \
-  void rk_dense_rows_range(const T* y, const Terms<T>& slopes, const double* w, int64_t begin, \
+  void rk_dense_rows_range(const T* y, const Terms<T>& terms, const double* w, int64_t begin,  \
                            int64_t end, int64_t dim, T* out) {                                 \
-    dense_rows(y, slopes, w, begin, end, dim, out);                                            \
+    dense_rows(y, terms, w, begin, end, dim, out);                                             \
   }
 FASTNODE_DEFINE_RK_ROWS(float)
 FASTNODE_DEFINE_RK_ROWS(double)

@@ -27,16 +27,16 @@ __global__ void __launch_bounds__(kThreads, kResident)
 
 template <int Size, class T>
 __global__ void __launch_bounds__(kThreads, kResident)
-    rk_dense_rows_kernel(const T* __restrict__ y, const __grid_constant__ Terms<T> slopes,
+    rk_dense_rows_kernel(const T* __restrict__ y, const __grid_constant__ Terms<T> terms,
                          const double* __restrict__ w, int64_t numel, int64_t dim,
                          T* __restrict__ out) {
   using A = acc_t<T>;
   const int64_t stride = int64_t(gridDim.x) * kThreads * Size;
   for (int64_t i = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * Size; i < numel; i += stride) {
-    const double* weights = w + i / dim * slopes.count;
+    const double* weights = w + i / dim * terms.count;
     Items<Size, T> items;
     items.set(y, i);
-    items.add(slopes.k, [&](int j) { return A(weights[j]); }, slopes.count, i);
+    items.add(terms.k, [&](int j) { return A(weights[j]); }, terms.count, i);
     items.write(out, i);
   }
 }
@@ -66,11 +66,11 @@ int launch(const T* y, const Terms<T>& terms, int64_t rows, int64_t dim, const T
                                                                             rows * dim, dim, out); \
     });                                                                                            \
   }                                                                                                \
-  int rk_dense_rows_cuda(const T* y, const Terms<T>& slopes, const double* w, int64_t rows,        \
+  int rk_dense_rows_cuda(const T* y, const Terms<T>& terms, const double* w, int64_t rows,         \
                          int64_t dim, T* out, void* cuda_stream) {                                 \
-    return launch(y, slopes, rows, dim, out, [&](auto size, int blocks) {                          \
+    return launch(y, terms, rows, dim, out, [&](auto size, int blocks) {                           \
       rk_dense_rows_kernel<size()>                                                                 \
-          <<<blocks, kThreads, 0, static_cast<cudaStream_t>(cuda_stream)>>>(y, slopes, w,          \
+          <<<blocks, kThreads, 0, static_cast<cudaStream_t>(cuda_stream)>>>(y, terms, w,           \
                                                                             rows * dim, dim, out); \
     });                                                                                            \
   }

@@ -58,7 +58,7 @@ struct Adjoint {
   void load_gradient(size_t time, T* to) const {
     if (!upstream.ys) return step.clear(to);
     arithmetic.load(step.frame, upstream.ys + (int64_t(time) * batch + first) * dim(), to);
-    if (step.frame.by_sample || step.frame.samples == step.frame.width()) return;
+    if (step.frame.sample_major || step.frame.samples == step.frame.width()) return;
     for (int64_t d = 0; d < dim(); ++d) {
       std::fill(to + d * step.frame.width() + step.frame.samples, to + (d + 1) * step.frame.width(),
                 T(0));
@@ -90,7 +90,7 @@ struct Adjoint {
   void find_stages(size_t n) {
     for (size_t i = path.adaptive ? 1 : 0; i < stages; ++i) {
       if (is_taped(n)) {
-        const int64_t tile = first / tile_width(step.frame.by_sample, batch, step.frame.lanes);
+        const int64_t tile = first / tile_width(step.frame.sample_major, batch, step.frame.lanes);
         const auto at = path.tape->template stage<T>(int64_t(n), tile, int64_t(i), step.frame);
         step.states[i] = at.state;
         step.tapes[i] = at.record;
@@ -197,7 +197,7 @@ struct Adjoint {
     arithmetic.combine(step.frame, nullptr, step.k.data(), tableau.error, h, step.gk);
     // Samples that only fill up vectors are left out: they must not reach the parameters.
     const Extent extent = step.frame.extent(dim());
-    const int64_t valid = step.frame.by_sample ? dim() : step.frame.samples;
+    const int64_t valid = step.frame.sample_major ? dim() : step.frame.samples;
     for (int64_t r = 0; r < extent.rows; ++r) {
       const int64_t at = r * extent.stride;
       for (int64_t i = at; i < at + valid; ++i) {
@@ -208,7 +208,7 @@ struct Adjoint {
         step.gy[i] += back.y1;
       }
     }
-    if (!step.frame.by_sample) {
+    if (!step.frame.sample_major) {
       for (int64_t d = 0; d < dim(); ++d) {
         std::fill(step.gk + d * step.frame.width() + step.frame.samples,
                   step.gk + (d + 1) * step.frame.width(), T(0));
@@ -249,7 +249,7 @@ struct Adjoint {
     } else {
       Replay<Adjoint>{*this}.backward(next);
     }
-    if (path.adaptive && !path.constant_slope) {
+    if (path.adaptive && !path.constant_k1) {
       // y is still the initial state.
       copy_tile(step.frame.extent(dim()), step.y, step.states[0]);
       record(0, T(path.edges[0]));
@@ -265,13 +265,13 @@ struct Adjoint {
 }  // namespace
 
 template <class T>
-void mlp_gradient(const MlpField<T>& field, bool by_sample, int64_t batch, const MlpPath<T>& path,
-                  const MlpUpstream<T>& upstream, const MlpGradients<T>& gradients, int threads,
-                  const Parallel& parallel) {
-  const int64_t lanes = field.kernels->lanes, width = tile_width(by_sample, batch, lanes);
+void mlp_gradient(const MlpField<T>& field, bool sample_major, int64_t batch,
+                  const MlpPath<T>& path, const MlpUpstream<T>& upstream,
+                  const MlpGradients<T>& gradients, int threads, const Parallel& parallel) {
+  const int64_t lanes = field.kernels->lanes, width = tile_width(sample_major, batch, lanes);
   const int64_t tiles = (batch + width - 1) / width;
   const auto frame = [&](int64_t tile) {
-    return make_frame(by_sample, std::min(width, batch - tile * width), lanes);
+    return make_frame(sample_major, std::min(width, batch - tile * width), lanes);
   };
   std::vector<std::vector<double>> all_rates;
   std::deque<Adjoint<T>> adjoints;

@@ -22,7 +22,7 @@ struct MlpPath {
   // Local errors in units of the tolerances, one for each step; used where they have a gradient.
   const double* errors = nullptr;
   double rtol = 0, atol = 0;
-  bool constant_slope = false;  // the initial derivative is a constant
+  bool constant_k1 = false;  // the initial derivative is a constant
 
   double direction() const { return times.back() >= times.front() ? 1.0 : -1.0; }
   int64_t steps() const { return int64_t(edges.size()) - 1; }
@@ -49,8 +49,8 @@ struct MlpGradients {
 
 // `field` is made with gradients.
 template <class T>
-void mlp_gradient(const MlpField<T>& field, bool by_sample, int64_t batch, const MlpPath<T>& path,
-                  const MlpUpstream<T>& upstream, const MlpGradients<T>& gradients, int threads,
-                  const Parallel& parallel);
+void mlp_gradient(const MlpField<T>& field, bool sample_major, int64_t batch,
+                  const MlpPath<T>& path, const MlpUpstream<T>& upstream,
+                  const MlpGradients<T>& gradients, int threads, const Parallel& parallel);
 
 }  // namespace fastnode

@@ -131,8 +131,8 @@ struct PerSampleAdjoint {
   // A tile no wider than so many samples need.
   void shrink(int64_t count) {
     const Frame before = step.frame;
-    step.frame = make_frame(before.by_sample, count, before.lanes);
-    if (step.frame.by_sample || step.frame.width() == before.width()) return;
+    step.frame = make_frame(before.sample_major, count, before.lanes);
+    if (step.frame.sample_major || step.frame.width() == before.width()) return;
     for (T* x : {step.gy, step.carried}) {
       for (int64_t d = 0; d < dim(); ++d) {
         std::copy_n(x + d * before.width(), step.frame.width(), x + d * step.frame.width());
@@ -246,7 +246,7 @@ struct PerSampleAdjoint {
     std::vector<T> row(static_cast<size_t>(dim()));
     for (int64_t first = from, part; first < last; first += part) {
       part = std::min(capacity, last - first);
-      step.frame = make_frame(step.frame.by_sample, part, step.frame.lanes);
+      step.frame = make_frame(step.frame.sample_major, part, step.frame.lanes);
       for (T* x : {step.states[0], step.gk}) step.clear(x);
       for (int64_t s = 0; s < part; ++s) {
         if (starts[first + s] == starts[first + s + 1]) continue;
@@ -271,7 +271,7 @@ struct PerSampleAdjoint {
 }  // namespace
 
 template <class T>
-void sample_gradient(const MlpField<T>& field, bool by_sample, const SamplePath<T>& path,
+void sample_gradient(const MlpField<T>& field, bool sample_major, const SamplePath<T>& path,
                      const T* of_ys, T* gy0, std::vector<std::vector<T>>* parameters, int threads,
                      const Parallel& parallel) {
   const int64_t batch = path.batch, lanes = field.kernels->lanes;
@@ -294,13 +294,13 @@ void sample_gradient(const MlpField<T>& field, bool by_sample, const SamplePath<
   const auto body = [&](int thread, int count) {
     const int64_t from = bound(thread, count), to = bound(thread + 1, count);
     if (from == to) return;
-    const int64_t capacity = by_sample ? to - from : std::min(2 * lanes, to - from);
-    PerSampleAdjoint<T> adjoint(field, make_frame(by_sample, capacity, lanes), path, of_ys, gy0,
+    const int64_t capacity = sample_major ? to - from : std::min(2 * lanes, to - from);
+    PerSampleAdjoint<T> adjoint(field, make_frame(sample_major, capacity, lanes), path, of_ys, gy0,
                                 parameters ? &(*parameters)[size_t(thread)] : nullptr,
                                 starts.data(), from, to);
     adjoint.run(capacity);
   };
-  threads = by_sample ? 1 : int(std::min<int64_t>(threads, (batch + lanes - 1) / lanes));
+  threads = sample_major ? 1 : int(std::min<int64_t>(threads, (batch + lanes - 1) / lanes));
   if (threads <= 1) {
     prepare(1);
     body(0, 1);

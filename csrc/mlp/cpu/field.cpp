@@ -4,14 +4,14 @@
 
 namespace fastnode {
 
-Frame make_frame(bool by_sample, int64_t samples, int64_t lanes) {
-  Frame frame{by_sample, samples, lanes};
+Frame make_frame(bool sample_major, int64_t samples, int64_t lanes) {
+  Frame frame{sample_major, samples, lanes};
   frame.columns_ = round_up(samples, lanes);
   return frame;
 }
 
 template <class T>
-MlpField<T>::MlpField(const std::vector<Source>& sources, Activation activation, bool by_sample,
+MlpField<T>::MlpField(const std::vector<Source>& sources, Activation activation, bool sample_major,
                       bool with_gradients, const MlpKernels<T>* table)
     : kernels(table), activation_(activation) {
   const int64_t lanes = kernels->lanes;
@@ -44,7 +44,7 @@ MlpField<T>::MlpField(const std::vector<Source>& sources, Activation activation,
     layer.weights = weights;
     T* const packed = memory_.take<T>(depth * round_up(layer.out, lanes));
     layer.packed = packed;
-    if (by_sample) {
+    if (sample_major) {
       pack_right(weights, 1, depth, depth, layer.out, lanes, packed);
     } else {
       pack_left(weights, depth, 1, layer.out, depth, kernels->block, packed);
@@ -52,13 +52,13 @@ MlpField<T>::MlpField(const std::vector<Source>& sources, Activation activation,
     if (with_gradients) {
       T* const transposed = memory_.take<T>(layer.out * round_up(layer.in, lanes));
       layer.transposed = transposed;
-      if (by_sample) {
+      if (sample_major) {
         pack_right(weights + constants, depth, 1, layer.out, layer.in, lanes, transposed);
       } else {
         pack_left(weights + constants, 1, depth, layer.in, layer.out, kernels->block, transposed);
       }
     }
-    layer.sums = choose_sums(layer, by_sample);
+    layer.sums = choose_sums(layer, sample_major);
     layers.push_back(layer);
   }
 }
@@ -72,7 +72,7 @@ int64_t MlpField<T>::multiplications() const {
 
 template <class T>
 void MlpField<T>::set_time(const Frame& frame, const Layer<T>& layer, const T* times, T* x) const {
-  if (frame.by_sample) {
+  if (frame.sample_major) {
     const int64_t stride = frame.stride(layer.in);
     for (int64_t s = 0; s < frame.samples; ++s) {
       x[s * stride - 1] = 1;
@@ -87,7 +87,7 @@ void MlpField<T>::set_time(const Frame& frame, const Layer<T>& layer, const T* t
 template <class T>
 void MlpField<T>::multiply(const Frame& frame, const Layer<T>& layer, const T* x, T* out) const {
   const int64_t depth = layer.depth(), constants = layer.constants();
-  if (frame.by_sample) {
+  if (frame.sample_major) {
     kernels->multiply_right({frame.samples, round_up(layer.out, frame.lanes), depth, x - constants,
                              frame.stride(layer.in), layer.packed, 0, out, frame.stride(layer.out),
                              !layer.timed});

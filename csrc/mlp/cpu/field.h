@@ -15,30 +15,30 @@ namespace fastnode {
 // at feature * stride + sample. With few, features: (sample, feature) at sample * stride + feature.
 // Before the first feature stand as many constants as a layer needs: the time and one.
 struct Frame {
-  bool by_sample;  // a row for each sample: features side by side
+  bool sample_major;  // a row for each sample: features side by side
   int64_t samples, lanes;
 
-  int64_t front() const { return by_sample ? lanes : 2 * columns_; }
+  int64_t front() const { return sample_major ? lanes : 2 * columns_; }
   int64_t width() const { return columns_; }
   // Numbers in a buffer of so many features, its front included.
   int64_t size(int64_t features) const {
-    return by_sample ? samples * stride(features) : (features + 2) * columns_;
+    return sample_major ? samples * stride(features) : (features + 2) * columns_;
   }
   int64_t stride(int64_t features) const {
-    return by_sample ? round_up(features, lanes) + 2 * lanes : columns_;
+    return sample_major ? round_up(features, lanes) + 2 * lanes : columns_;
   }
   Extent extent(int64_t features) const {
-    if (by_sample) return {samples, round_up(features, lanes), stride(features)};
+    if (sample_major) return {samples, round_up(features, lanes), stride(features)};
     return {features, columns_, columns_};
   }
   int64_t place(int64_t feature, int64_t sample, int64_t features) const {
-    return by_sample ? sample * stride(features) + feature : feature * columns_ + sample;
+    return sample_major ? sample * stride(features) + feature : feature * columns_ + sample;
   }
 
   int64_t columns_ = 0;  // samples side by side, a multiple of a vector
 };
 
-Frame make_frame(bool by_sample, int64_t samples, int64_t lanes);
+Frame make_frame(bool sample_major, int64_t samples, int64_t lanes);
 
 // How the sums of a layer's weight gradients stand while they are added up.
 enum class Sums {
@@ -75,7 +75,7 @@ class MlpField {
     int64_t time_column;
   };
 
-  MlpField(const std::vector<Source>& layers, Activation activation, bool by_sample,
+  MlpField(const std::vector<Source>& layers, Activation activation, bool sample_major,
            bool with_gradients, const MlpKernels<T>* kernels);
 
   // Numbers that one thread needs between layers.
@@ -120,7 +120,7 @@ class MlpField {
   // Sums by lane take as much memory as there are lanes more, and shall leave most of the first
   // cache to the tile.
   static constexpr int64_t kLargestByLane = int64_t(16) << 10;
-  Sums choose_sums(const Layer<T>& layer, bool by_sample) const;
+  Sums choose_sums(const Layer<T>& layer, bool sample_major) const;
   void add_products(const Frame& frame, const Layer<T>& layer, const T* input, const T* g,
                     T* scratch, T* to) const;
 

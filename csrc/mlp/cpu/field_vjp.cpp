@@ -6,10 +6,10 @@
 namespace fastnode {
 
 template <class T>
-Sums MlpField<T>::choose_sums(const Layer<T>& layer, bool by_sample) const {
+Sums MlpField<T>::choose_sums(const Layer<T>& layer, bool sample_major) const {
   const int64_t lanes = kernels->lanes, out = layer.out, depth = layer.depth();
   const int64_t bytes = out * depth * lanes * int64_t(sizeof(T));
-  if (!by_sample && std::min(out, depth) <= kernels->few && bytes <= kLargestByLane) {
+  if (!sample_major && std::min(out, depth) <= kernels->few && bytes <= kLargestByLane) {
     return Sums::kByLane;
   }
   const bool turned = depth * round_up(out, lanes) < out * round_up(depth, lanes);
@@ -58,7 +58,8 @@ const T* MlpField<T>::gradient_rows(const Layer<T>& layer, const T* sums,
 template <class T>
 int64_t MlpField<T>::gradient_scratch(const Frame& frame) const {
   const int64_t half = round_up(frame.front() + frame.size(widest_), frame.lanes);
-  const int64_t turned = frame.by_sample ? 0 : frame.width() * (round_up(widest_ + 2, frame.lanes));
+  const int64_t turned =
+      frame.sample_major ? 0 : frame.width() * (round_up(widest_ + 2, frame.lanes));
   return 2 * half + turned;
 }
 
@@ -69,7 +70,7 @@ template <class T>
 void MlpField<T>::add_products(const Frame& frame, const Layer<T>& layer, const T* input,
                                const T* g, T* scratch, T* to) const {
   const int64_t width = frame.width(), depth = layer.depth(), lanes = kernels->lanes;
-  input -= layer.constants() * (frame.by_sample ? 1 : width);
+  input -= layer.constants() * (frame.sample_major ? 1 : width);
   if (layer.sums == Sums::kByLane) {
     const bool few_inputs = depth < layer.out;
     return kernels->accumulate_lanes(few_inputs ? input : g, std::min(depth, layer.out),
@@ -79,7 +80,7 @@ void MlpField<T>::add_products(const Frame& frame, const Layer<T>& layer, const 
   const int64_t rows = turned ? depth : layer.out;
   const int64_t stride = round_up(turned ? layer.out : depth, lanes);
   const T *const left = turned ? input : g, *const right = turned ? g : input;
-  if (frame.by_sample) {
+  if (frame.sample_major) {
     const int64_t of_input = frame.stride(layer.in), of_g = frame.stride(layer.out);
     kernels->accumulate({rows, stride, frame.samples, left, turned ? of_input : of_g, right,
                          turned ? of_g : of_input, to, stride});
@@ -107,7 +108,7 @@ void MlpField<T>::gradient(const Frame& frame, const T* x, const T* tape, T* g, 
       add_products(frame, layer, input, g, turned, to);
     }
     T* const y = l == 0 ? gx : scratch + (l % 2) * half + frame.front();
-    if (frame.by_sample) {
+    if (frame.sample_major) {
       kernels->multiply_right({frame.samples, round_up(layer.in, frame.lanes), layer.out, g,
                                frame.stride(layer.out), layer.transposed, 0, y,
                                frame.stride(layer.in)});

@@ -42,7 +42,7 @@ class PerSampleArithmetic {
                const std::vector<int>& which, F weight, T* out) {
     each_group(frame, samples, k, which, weight, [&](int64_t offset, const Extent& part) {
       field_.kernels->combine(y ? y + offset : nullptr, terms_.data(), coefficients_.data(),
-                              !frame.by_sample, int(which.size()), part, out + offset);
+                              !frame.sample_major, int(which.size()), part, out + offset);
     });
   }
 
@@ -55,7 +55,7 @@ class PerSampleArithmetic {
     const size_t columns = size_t(extent.columns);
     if (coefficients_.size() < which.size() * columns) coefficients_.resize(which.size() * columns);
     terms_.resize(which.size());
-    if (!frame.by_sample) {
+    if (!frame.sample_major) {
       for (size_t j = 0; j < which.size(); ++j) {
         terms_[j] = k[size_t(which[j])];
         T* const to = coefficients_.data() + j * columns;
@@ -94,10 +94,10 @@ class PerSampleArithmetic {
 template <class T>
 class SampleTile {
  public:
-  SampleTile(const MlpField<T>& field, bool by_sample, int64_t capacity, const Tableau& tableau)
+  SampleTile(const MlpField<T>& field, bool sample_major, int64_t capacity, const Tableau& tableau)
       : k(tableau.stages.size() + tableau.further.size()),
         field_(field),
-        frame_(make_frame(by_sample, capacity, field.kernels->lanes)),
+        frame_(make_frame(sample_major, capacity, field.kernels->lanes)),
         arithmetic_(field, frame_, k.size() + 1) {
     const int64_t size = frame_.front() + frame_.size(field.dim());
     // y, y1, a stage, one for dense output, and the output.
@@ -119,9 +119,9 @@ class SampleTile {
   // Resizes to `samples`; the first ones keep their numbers unless the tile grows.
   void resize(int64_t samples) {
     const Frame before = frame_;
-    frame_ = make_frame(before.by_sample, samples, before.lanes);
+    frame_ = make_frame(before.sample_major, samples, before.lanes);
     const int64_t moved = frame_.front() - before.front(), columns = frame_.columns_;
-    if (frame_.by_sample || moved == 0) return;
+    if (frame_.sample_major || moved == 0) return;
     if (moved < 0) {
       for (T* each : {y, k[0]}) {
         for (int64_t d = 0; d < field_.dim(); ++d) {
@@ -166,27 +166,27 @@ class SampleTile {
     T *rtol = tolerances_.data(), *atol = rtol + columns, *sums = atol + columns;
     const int count = int(stages.size());
     out.resize(size_t(samples));
-    if (!frame_.by_sample) {
+    if (!frame_.sample_major) {
       std::fill(rtol, atol, T(0));
       std::fill(atol, sums, T(1));
       for (int64_t s = 0; s < samples; ++s) std::tie(rtol[s], atol[s]) = tolerance(s);
     }
-    arithmetic_.each_group(frame_, samples, k, stages, weight,
-                           [&](int64_t offset, const Extent& part) {
-                             const int64_t sample = frame_.by_sample ? offset / extent.stride : 0;
-                             if (frame_.by_sample) std::tie(*rtol, *atol) = tolerance(sample);
-                             field_.kernels->error(y + offset, after + offset, arithmetic_.terms(),
-                                                   arithmetic_.coefficients(), rtol, atol,
-                                                   !frame_.by_sample, count, part, sums);
-                             if (frame_.by_sample) {
-                               double total = 0;
-                               for (int64_t d = 0; d < dim; ++d) total += double(sums[d]);
-                               out[size_t(sample)] = std::sqrt(total / double(dim));
-                             } else {
-                               for (int64_t s = 0; s < samples; ++s)
-                                 out[size_t(s)] = std::sqrt(double(sums[s]) / double(dim));
-                             }
-                           });
+    arithmetic_.each_group(
+        frame_, samples, k, stages, weight, [&](int64_t offset, const Extent& part) {
+          const int64_t sample = frame_.sample_major ? offset / extent.stride : 0;
+          if (frame_.sample_major) std::tie(*rtol, *atol) = tolerance(sample);
+          field_.kernels->error(y + offset, after + offset, arithmetic_.terms(),
+                                arithmetic_.coefficients(), rtol, atol, !frame_.sample_major, count,
+                                part, sums);
+          if (frame_.sample_major) {
+            double total = 0;
+            for (int64_t d = 0; d < dim; ++d) total += double(sums[d]);
+            out[size_t(sample)] = std::sqrt(total / double(dim));
+          } else {
+            for (int64_t s = 0; s < samples; ++s)
+              out[size_t(s)] = std::sqrt(double(sums[s]) / double(dim));
+          }
+        });
   }
 
   T *y, *y1, *stage, *further, *output;

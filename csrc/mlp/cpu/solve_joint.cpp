@@ -63,7 +63,7 @@ struct alignas(64) MlpSolve<T>::Worker {
     const size_t stages = begin->k.size();
     memory.reserve(
         Arena::bytes<T>(field.scratch(largest)) + int64_t(stages + 1) * Arena::bytes<T>(numbers),
-        largest.by_sample);
+        largest.sample_major);
     scratch = memory.take<T>(field.scratch(largest));
     output = memory.take<T>(numbers);
     for (size_t i = 0; i < stages; ++i) {
@@ -288,7 +288,7 @@ struct alignas(64) MlpSolve<T>::Worker {
                                   course.step, options.rtol, options.atol);
       if (!options.pair) continue;
       for (int i = 0; i < 2; ++i) {
-        const Weights& weights = i ? options.pair->states : options.pair->slopes;
+        const Weights& weights = i ? options.pair->states : options.pair->derivatives;
         sum[(i + 1) * solve.tiles()] =
             arithmetic.squares(tile->frame, tile->y, tile->y, tile->k.data(), weights, 1, 0, 1);
       }
@@ -382,8 +382,8 @@ struct alignas(64) MlpSolve<T>::Worker {
 };
 
 template <class T>
-bool MlpSolve<T>::prefers_rows(const std::vector<typename MlpField<T>::Source>& layers,
-                               int64_t batch, int64_t lanes) {
+bool MlpSolve<T>::prefers_sample_major(const std::vector<typename MlpField<T>::Source>& layers,
+                                       int64_t batch, int64_t lanes) {
   // An activation costs about twenty multiplications.
   int64_t rows = 0, columns = 0;
   for (const auto& each : layers) {
@@ -395,21 +395,22 @@ bool MlpSolve<T>::prefers_rows(const std::vector<typename MlpField<T>::Source>& 
 }
 
 template <class T>
-MlpSolve<T>::MlpSolve(const MlpField<T>& field, bool by_sample, int64_t batch, MlpOptions options)
+MlpSolve<T>::MlpSolve(const MlpField<T>& field, bool sample_major, int64_t batch,
+                      MlpOptions options)
     : field_(&field),
       options_(std::move(options)),
       batch_(batch),
       dim_(field.dim()),
-      by_sample_(by_sample) {
+      sample_major_(sample_major) {
   const Tableau& tableau = *options_.tableau;
-  const int64_t lanes = field.kernels->lanes, width = tile_width(by_sample, batch, lanes);
+  const int64_t lanes = field.kernels->lanes, width = tile_width(sample_major, batch, lanes);
   const size_t stages = tableau.stages.size() + tableau.further.size();
   // y, y1 and, where the last stage is not at the end of the step, one more.
   const int64_t states = tableau.fsal ? 2 : 3;
   int64_t bytes = 0, owned = 0;
   for (size_t i = 0; i < stages; ++i) owned += owns(i);
   for (int64_t first = 0; first < batch; first += width) {
-    Tile<T> tile{make_frame(by_sample, std::min(width, batch - first), lanes),
+    Tile<T> tile{make_frame(sample_major, std::min(width, batch - first), lanes),
                  first,
                  nullptr,
                  nullptr,
@@ -421,7 +422,7 @@ MlpSolve<T>::MlpSolve(const MlpField<T>& field, bool by_sample, int64_t batch, M
     tiles_.push_back(std::move(tile));
   }
   // Where features lie side by side, the padding between rows enters products.
-  memory_.reserve(bytes, by_sample);
+  memory_.reserve(bytes, sample_major);
   for (Tile<T>& tile : tiles_) {
     const Frame& frame = tile.frame;
     const auto state = [&] {

@@ -56,8 +56,8 @@ struct MlpTrace {
 };
 
 // Samples of one tile.
-inline int64_t tile_width(bool by_sample, int64_t batch, int64_t lanes) {
-  return by_sample ? batch : 2 * lanes;
+inline int64_t tile_width(bool sample_major, int64_t batch, int64_t lanes) {
+  return sample_major ? batch : 2 * lanes;
 }
 
 // Runs body(thread, threads) on at most so many threads at once, all of them at work together,
@@ -102,14 +102,14 @@ template <class T>
 class MlpSolve {
  public:
   // A solve of `batch` states of the field's dimension; `field` must outlive it.
-  MlpSolve(const MlpField<T>& field, bool by_sample, int64_t batch, MlpOptions options);
+  MlpSolve(const MlpField<T>& field, bool sample_major, int64_t batch, MlpOptions options);
 
   // y0 [batch, dim] into ys [times, batch, dim].
   MlpTrace run(const T* y0, T* ys, int threads, const Parallel& parallel);
 
   // Whether few samples are better stored sample by sample, by the number of vectors.
-  static bool prefers_rows(const std::vector<typename MlpField<T>::Source>& layers, int64_t batch,
-                           int64_t lanes);
+  static bool prefers_sample_major(const std::vector<typename MlpField<T>::Source>& layers,
+                                   int64_t batch, int64_t lanes);
   int64_t tiles() const { return int64_t(tiles_.size()); }
   // What gradients need (see MlpOptions::keep_states).
   Kept<T>& kept() { return kept_; }
@@ -128,7 +128,7 @@ class MlpSolve {
   const MlpField<T>* field_;
   MlpOptions options_;
   int64_t batch_, dim_;
-  bool by_sample_;
+  bool sample_major_;
   std::vector<Tile<T>> tiles_;
   Arena memory_;
   std::vector<double> sums_;  // [2, tiles, 3]

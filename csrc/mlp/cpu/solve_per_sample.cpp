@@ -11,10 +11,10 @@
 namespace fastnode {
 
 template <class T>
-MlpSamples<T>::MlpSamples(const MlpField<T>& field, bool by_sample, int64_t batch,
+MlpSamples<T>::MlpSamples(const MlpField<T>& field, bool sample_major, int64_t batch,
                           SampleControl control)
     : field_(&field),
-      by_sample_(by_sample),
+      sample_major_(sample_major),
       batch_(batch),
       control_(std::move(control)),
       records_(size_t(batch)),
@@ -43,7 +43,7 @@ struct MlpSamples<T>::Worker {
         capacity(capacity),
         y0(y0),
         ys(ys),
-        tile(*solve.field_, solve.by_sample_, capacity, tableau),
+        tile(*solve.field_, solve.sample_major_, capacity, tableau),
         row(size_t(dim)) {}
 
   int64_t count() const { return int64_t(samples.size()); }
@@ -212,7 +212,7 @@ struct MlpSamples<T>::Worker {
             count(), tile.y, weights.stages, [&](int64_t, size_t j) { return weights.values[j]; },
             [](int64_t) { return std::pair(T(0), T(1)); }, out);
       };
-      measure(control.pair->slopes, norms);
+      measure(control.pair->derivatives, norms);
       measure(control.pair->states, states);
     }
     for (size_t i = 0; i < samples.size(); ++i) {
@@ -342,7 +342,7 @@ void MlpSamples<T>::run(const T* y0, T* ys, int threads, const Parallel& paralle
   const int64_t lanes = field_->kernels->lanes;
   const auto capacity = [&](int count) {
     const int64_t share = round_up((batch_ + count - 1) / count, lanes);
-    return by_sample_ ? batch_ : std::min(2 * lanes, share);
+    return sample_major_ ? batch_ : std::min(2 * lanes, share);
   };
   std::optional<Barrier> barrier;
   const auto prepare = [&](int count) { barrier.emplace(count); };
@@ -352,7 +352,7 @@ void MlpSamples<T>::run(const T* y0, T* ys, int threads, const Parallel& paralle
     barrier->wait();
     worker.run();
   };
-  threads = by_sample_ ? 1 : int(std::min<int64_t>(threads, (batch_ + lanes - 1) / lanes));
+  threads = sample_major_ ? 1 : int(std::min<int64_t>(threads, (batch_ + lanes - 1) / lanes));
   if (threads <= 1) {
     prepare(1);
     body(0, 1);

@@ -41,7 +41,7 @@ struct StepAdjoint {
     memory.reserve((int64_t(4 * all + 6) + more) * Arena::bytes<T>(tile_size()) +
                        int64_t(all) * Arena::bytes<T>(tape_size) +
                        Arena::bytes<T>(field.gradient_scratch(frame)),
-                   frame.by_sample);
+                   frame.sample_major);
     for (auto* each : {&states, &k, &gx, &direct}) {
       for (T*& x : *each) x = take_tile();
     }

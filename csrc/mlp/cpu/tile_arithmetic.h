@@ -25,7 +25,7 @@ class TileArithmetic {
         terms_(terms) {}
 
   int64_t moments(const Frame& frame) const {
-    return frame.by_sample ? frame.samples : frame.width();
+    return frame.sample_major ? frame.samples : frame.width();
   }
 
   // out = y + sum_j scale w_j k_j; without y where it is null.
@@ -44,7 +44,7 @@ class TileArithmetic {
     const T relative = T(rtol), absolute = T(atol);
     field_.kernels->error(y0, y1, terms_.data(), coefficients_.data(), &relative, &absolute, false,
                           count, frame.extent(field_.dim()), sums_.data());
-    const int64_t valid = frame.by_sample ? field_.dim() : frame.samples;
+    const int64_t valid = frame.sample_major ? field_.dim() : frame.samples;
     double total = 0;
     for (int64_t i = 0; i < valid; ++i) total += double(sums_[size_t(i)]);
     return total;
@@ -53,7 +53,7 @@ class TileArithmetic {
   // Rows [samples, dim] into a tile.
   void load(const Frame& frame, const T* from, T* to) const {
     const int64_t dim = field_.dim(), width = frame.width();
-    if (frame.by_sample) {
+    if (frame.sample_major) {
       for (int64_t s = 0; s < frame.samples; ++s) {
         std::copy_n(from + s * dim, dim, to + s * frame.stride(dim));
       }
@@ -70,7 +70,7 @@ class TileArithmetic {
 
   void store(const Frame& frame, const T* from, T* to) const {
     const int64_t dim = field_.dim(), width = frame.width();
-    if (frame.by_sample) {
+    if (frame.sample_major) {
       for (int64_t s = 0; s < frame.samples; ++s) {
         std::copy_n(from + s * frame.stride(dim), dim, to + s * dim);
       }

@@ -109,9 +109,9 @@ struct Backward {
       steps.evaluate(first_time(course_of(at)), steps.memory.y, steps.k(0));
     }
     steps.take_stages(course_of(at), adaptive || task.perturb);
-    const bool slopes_needed = at.from < (task.output_rates != nullptr ? at.until : at.inner);
+    const bool derivatives_needed = at.from < (task.output_rates != nullptr ? at.until : at.inner);
     int rows = tableau.stages;
-    if (tableau.further > 0 && steps.any(slopes_needed)) {
+    if (tableau.further > 0 && steps.any(derivatives_needed)) {
       steps.take_further_stages(at.t, at.t1);
       rows += tableau.further;
     }
@@ -195,12 +195,12 @@ struct Backward {
       if (busy) {
         const T* const row = queue.of_output(o, own.samples[steps.s].sample);
         steps.each([&](int d, int i) {
-          T slope = 0;
+          T derivative = 0;
           for (int j = 0; j < task.tableau.stages + task.tableau.further; ++j) {
             const double weight = dense_derivative_weight(task.tableau, j, all.t, all.t1, time);
-            if (weight != 0) slope = add_term(slope, T(weight), steps.k(j)[i]);
+            if (weight != 0) derivative = add_term(derivative, T(weight), steps.k(j)[i]);
           }
-          total[0] += double(row[d]) * double(slope);
+          total[0] += double(row[d]) * double(derivative);
         });
       }
       block_sum(total, steps.memory.sums + (turn++ % 2) * (kMlpIndependentThreads / 32),
@@ -221,8 +221,8 @@ struct Backward {
     if (!arrived) return;
     const T* const of_start = queue.of_output(0, sample);
     steps.each([&](int d, int i) {
-      const T from_slope = task.adaptive ? steps.k(0)[i] : T(0);
-      task.gy0[sample * task.field.dim + d] = own.gy[i] + from_slope + of_start[d];
+      const T from_k1 = task.adaptive ? steps.k(0)[i] : T(0);
+      task.gy0[sample * task.field.dim + d] = own.gy[i] + from_k1 + of_start[d];
       own.gy[i] = own.carried[i] = 0;
     });
   }
@@ -248,7 +248,8 @@ __global__ void __launch_bounds__(kMlpIndependentThreads, mlp_back_blocks<T>(Far
 
 template <class T>
 int backward(const MlpBackTask<T>& task, void* cuda_stream) {
-  const auto kernel = task.plan.far ? mlp_backward_kernel<T, true> : mlp_backward_kernel<T, false>;
+  const auto kernel =
+      task.plan.global_weights ? mlp_backward_kernel<T, true> : mlp_backward_kernel<T, false>;
   return launch_blocks(kernel, task, task.plan.blocks, cuda_stream);
 }
 

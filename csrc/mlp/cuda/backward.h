@@ -17,8 +17,8 @@ namespace fastnode {
 // resident in any case, as their states fill the shared memory, and many registers hold the loads
 // in flight.
 template <class T>
-constexpr int mlp_back_blocks(bool far) {
-  return sizeof(T) == 4 && !far ? 2 : 1;
+constexpr int mlp_back_blocks(bool global_weights) {
+  return sizeof(T) == 4 && !global_weights ? 2 : 1;
 }
 
 template <class T>
@@ -53,7 +53,7 @@ FASTNODE_HD int64_t mlp_numbers(const DeviceField<T>& field) {
 
 // The gradients of all blocks in their order, for each layer.
 template <class T>
-struct MlpTotals {
+struct MlpGradientSums {
   DeviceField<T> field;
   const T* sums;
   const double* output_rates;
@@ -65,7 +65,7 @@ struct MlpTotals {
 // On a CUDA stream; each gives a cudaError_t.
 #define FASTNODE_DECLARE_MLP_BACKWARD(T)                                \
   int mlp_backward_cuda(const MlpBackTask<T>& task, void* cuda_stream); \
-  int mlp_totals_cuda(const MlpTotals<T>& totals, void* cuda_stream);
+  int mlp_sum_gradients_cuda(const MlpGradientSums<T>& totals, void* cuda_stream);
 FASTNODE_DECLARE_MLP_BACKWARD(float)
 FASTNODE_DECLARE_MLP_BACKWARD(double)
 #undef FASTNODE_DECLARE_MLP_BACKWARD

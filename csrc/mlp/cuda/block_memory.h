@@ -48,7 +48,7 @@ struct MlpTable {
 // What a block holds of the weights: all numbers, or a pointer to them.
 template <class T>
 FASTNODE_HD int64_t weights_here(const MlpPlan& plan) {
-  return plan.far ? int64_t(16 / sizeof(T)) : plan.weights;
+  return plan.global_weights ? int64_t(16 / sizeof(T)) : plan.weights;
 }
 
 // Hands out memory in pieces of 16 bytes.

@@ -31,7 +31,7 @@ inline std::optional<DeviceTableau> device_tableau(const Tableau& tableau,
   put_weights(tableau.solution, out.solution);
   put_weights(tableau.error, out.error);
   if (pair) {
-    put_weights(pair->slopes, out.slopes);
+    put_weights(pair->derivatives, out.derivatives);
     put_weights(pair->states, out.states);
     out.stability = pair->stability;
   }

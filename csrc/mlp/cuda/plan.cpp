@@ -36,7 +36,7 @@ bool back_fits(const DeviceField<T>& field, const DeviceTableau& tableau, const 
     plan.sums_shared = shared;
     plan.shared = MlpBackMemory<T>().lay(nullptr, field, tableau, plan);
     if (plan.shared > device.shared) continue;
-    const size_t by_registers = mlp_back_blocks<T>(plan.far);
+    const size_t by_registers = mlp_back_blocks<T>(plan.global_weights);
     const int resident = int(std::min(device.shared / plan.shared, by_registers));
     const int64_t room = std::max<int64_t>(kSumsBytes / (mlp_numbers(field) * sizeof(T)), 1);
     plan.blocks = int(std::min<int64_t>({plan.blocks, device.processors * resident, room}));
@@ -71,10 +71,10 @@ bool mlp_plan(MlpKind kind, DeviceField<T>& field, const DeviceTableau& tableau,
     plan.tensor = device.tensor && !alone;
     plan.blocks = int(std::min<int64_t>((batch + samples - 1) / samples, 1 << 30));
     if (kind == MlpKind::kBackward) return back_fits(field, tableau, device, plan);
-    plan.shared = MlpMemory<T>().lay(nullptr, field, tableau, plan, kind != MlpKind::kBySample);
+    plan.shared = MlpMemory<T>().lay(nullptr, field, tableau, plan, kind != MlpKind::kPerSample);
     return plan.shared <= device.shared;
   };
-  if (kind == MlpKind::kBySample && batch >= kManySamples * device.processors &&
+  if (kind == MlpKind::kPerSample && batch >= kManySamples * device.processors &&
       fits(kMlpAloneThreads, 1, true) && 2 * plan.shared <= device.shared) {
     return true;
   }
@@ -84,8 +84,8 @@ bool mlp_plan(MlpKind kind, DeviceField<T>& field, const DeviceTableau& tableau,
   if (joint && batch > int64_t(samples) * device.processors) return false;
   // Fewer samples a block would be more blocks than the device holds at once.
   const int fewest = joint ? samples : kFewestSamples;
-  for (const bool far : {false, true}) {
-    plan.far = far;
+  for (const bool global_weights : {false, true}) {
+    plan.global_weights = global_weights;
     for (int n = samples; n >= fewest; n /= 2) {
       if (fits(n, groups_for(n, features, joint ? kMlpJointThreads : kMlpIndependentThreads),
                false))

@@ -19,7 +19,7 @@ constexpr int kTotalThreads = 256;
 
 template <class T>
 __global__ void __launch_bounds__(kTotalThreads)
-    mlp_totals_kernel(const __grid_constant__ MlpTotals<T> all) {
+    mlp_sum_gradients_kernel(const __grid_constant__ MlpGradientSums<T> all) {
   const int64_t numbers = all.sums != nullptr ? mlp_numbers(all.field) : 0;
   const int64_t rates = all.rates != nullptr ? all.output_count : 0;
   const int64_t stride = int64_t(gridDim.x) * kTotalThreads;
@@ -44,20 +44,21 @@ __global__ void __launch_bounds__(kTotalThreads)
 }
 
 template <class T>
-int totals(const MlpTotals<T>& all, void* cuda_stream) {
+int sum_gradients(const MlpGradientSums<T>& all, void* cuda_stream) {
   const int64_t count = mlp_numbers(all.field) + all.output_count;
   const int blocks = int(std::min<int64_t>((count + kTotalThreads - 1) / kTotalThreads, 1024));
-  mlp_totals_kernel<<<blocks, kTotalThreads, 0, static_cast<cudaStream_t>(cuda_stream)>>>(all);
+  mlp_sum_gradients_kernel<<<blocks, kTotalThreads, 0, static_cast<cudaStream_t>(cuda_stream)>>>(
+      all);
   return cudaGetLastError();
 }
 
 }  // namespace
 
-int mlp_totals_cuda(const MlpTotals<float>& all, void* cuda_stream) {
-  return totals(all, cuda_stream);
+int mlp_sum_gradients_cuda(const MlpGradientSums<float>& all, void* cuda_stream) {
+  return sum_gradients(all, cuda_stream);
 }
-int mlp_totals_cuda(const MlpTotals<double>& all, void* cuda_stream) {
-  return totals(all, cuda_stream);
+int mlp_sum_gradients_cuda(const MlpGradientSums<double>& all, void* cuda_stream) {
+  return sum_gradients(all, cuda_stream);
 }
 
 }  // namespace fastnode

@@ -67,7 +67,8 @@ __global__ void __launch_bounds__(kMlpIndependentThreads, 1)
 
 template <class T>
 int fixed(const MlpTask<T>& task, void* cuda_stream) {
-  if (task.plan.far) return launch_independent(mlp_fixed_kernel<T, true>, task, cuda_stream);
+  if (task.plan.global_weights)
+    return launch_independent(mlp_fixed_kernel<T, true>, task, cuda_stream);
   return launch_independent(mlp_fixed_kernel<T, false>, task, cuda_stream);
 }
 

@@ -134,13 +134,14 @@ struct Joint {
     steps.move_on();
   }
 
-  __device__ void decide(double ratio, double slopes, double states) {
+  __device__ void decide(double ratio, double derivatives, double states) {
     Control here = state().control;
     conclude(here, span(), ratio);
     if (here.moved) {
       state().interpolated += steps.inside(here, task.times);
       if (blockIdx.x == 0) {
-        steps.note(here.course, 0, ratio, stiffness_of(slopes, states, task.tableau.stability));
+        steps.note(here.course, 0, ratio,
+                   stiffness_of(derivatives, states, task.tableau.stability));
       }
     }
     state().control = here;
@@ -188,7 +189,8 @@ __global__ void __launch_bounds__(kMlpJointThreads, 1)
 
 template <class T>
 int joint(const MlpTask<T>& task, void* cuda_stream) {
-  if (task.plan.far) return launch_together(mlp_joint_kernel<T, true>, task, cuda_stream);
+  if (task.plan.global_weights)
+    return launch_together(mlp_joint_kernel<T, true>, task, cuda_stream);
   return launch_together(mlp_joint_kernel<T, false>, task, cuda_stream);
 }
 

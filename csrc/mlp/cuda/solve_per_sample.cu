@@ -187,13 +187,14 @@ struct PerSample {
     return leaves;
   }
 
-  __device__ void decide(MlpBlockSample& mine, double ratio, double slopes, double states) const {
+  __device__ void decide(MlpBlockSample& mine, double ratio, double derivatives,
+                         double states) const {
     Control here = mine.state.control;
     conclude(here, span(mine.sample), ratio);
     if (here.moved) {
       mine.state.interpolated += steps.inside(here, times(mine.sample));
       steps.note(here.course, mine.sample, ratio,
-                 stiffness_of(slopes, states, task.tableau.stability));
+                 stiffness_of(derivatives, states, task.tableau.stability));
     }
     mine.arrived = false;
     mine.state.control = here;
@@ -217,25 +218,25 @@ struct PerSample {
 
 template <class T, bool Alone, bool Far>
 __global__ void __launch_bounds__(kMlpIndependentThreads, 1)
-    mlp_by_sample_kernel(const __grid_constant__ MlpTask<T> task) {
+    mlp_per_sample_kernel(const __grid_constant__ MlpTask<T> task) {
   PerSample<T, Alone, Far>(task).run();
 }
 
 template <class T>
-int by_sample(const MlpTask<T>& task, void* cuda_stream) {
-  const auto kernel = task.plan.alone ? mlp_by_sample_kernel<T, true, false>
-                      : task.plan.far ? mlp_by_sample_kernel<T, false, true>
-                                      : mlp_by_sample_kernel<T, false, false>;
+int sample_major(const MlpTask<T>& task, void* cuda_stream) {
+  const auto kernel = task.plan.alone            ? mlp_per_sample_kernel<T, true, false>
+                      : task.plan.global_weights ? mlp_per_sample_kernel<T, false, true>
+                                                 : mlp_per_sample_kernel<T, false, false>;
   return launch_independent(kernel, task, cuda_stream);
 }
 
 }  // namespace
 
-int mlp_by_sample_cuda(const MlpTask<float>& task, void* cuda_stream) {
-  return by_sample(task, cuda_stream);
+int mlp_per_sample_cuda(const MlpTask<float>& task, void* cuda_stream) {
+  return sample_major(task, cuda_stream);
 }
-int mlp_by_sample_cuda(const MlpTask<double>& task, void* cuda_stream) {
-  return by_sample(task, cuda_stream);
+int mlp_per_sample_cuda(const MlpTask<double>& task, void* cuda_stream) {
+  return sample_major(task, cuda_stream);
 }
 
 }  // namespace fastnode

@@ -8,8 +8,9 @@
 namespace fastnode {
 
 // One thread of a block. An `Alone` one has a sample to itself and never waits for another. `Far`
-// is plan.far, known to the compiler: many loads in flight take registers, of which blocks with
-// their weights in shared memory need fewer, so that more of them are resident on a multiprocessor.
+// is plan.global_weights, known to the compiler: many loads in flight take registers, of which
+// blocks with their weights in shared memory need fewer, so that more of them are resident on a
+// multiprocessor.
 //
 // Each feature of a state belongs to one thread, which alone reads and writes it here.
 template <class T, bool Alone, bool Far>
@@ -138,7 +139,7 @@ struct MlpSteps {
     out[0] = squares(memory.y1, T(rtol), T(atol), weighted(tableau.error, course.step));
     out[1] = out[2] = 0;
     if (tableau.stability == 0) return;
-    out[1] = squares(memory.y, T(0), T(1), weighted(tableau.slopes, 1));
+    out[1] = squares(memory.y, T(0), T(1), weighted(tableau.derivatives, 1));
     out[2] = squares(memory.y, T(0), T(1), weighted(tableau.states, 1));
   }
 

@@ -27,7 +27,7 @@ struct DeviceTableau {
   double solution[kMostStages], error[kMostStages];
   // The estimate of stiffness (fastnode/control/stiffness.py); a method without has a stability of
   // zero.
-  double slopes[kMostStages], states[kMostStages], stability;
+  double derivatives[kMostStages], states[kMostStages], stability;
   // As DenseTerms.
   double a[kMostStages][kMaxDegree];
 
@@ -53,12 +53,12 @@ struct DeviceField {
 // with the other `groups` - 1 threads of its kind, each with features of its own.
 struct MlpPlan {
   int samples, groups, blocks;
-  int64_t weights;   // numbers
-  size_t shared;     // bytes
-  bool far;          // weights are in global memory
-  bool alone;        // groups == 1 and threads never synchronise
-  bool tensor;       // wide layers by tensor cores
-  bool sums_shared;  // backwards: the parameters' gradients are in shared memory too
+  int64_t weights;      // numbers
+  size_t shared;        // bytes
+  bool global_weights;  // weights are in global memory
+  bool alone;           // groups == 1 and threads never synchronise
+  bool tensor;          // wide layers by tensor cores
+  bool sums_shared;     // backwards: the parameters' gradients are in shared memory too
 };
 
 struct MlpDevice {
@@ -67,7 +67,7 @@ struct MlpDevice {
   bool tensor;    // has tensor cores for float32 and float64, and may use them
 };
 
-enum class MlpKind { kJoint, kBySample, kFixed, kBackward };
+enum class MlpKind { kJoint, kPerSample, kFixed, kBackward };
 
 // A course and what else a solve, or one of its samples, leaves behind.
 struct MlpState {
@@ -118,7 +118,7 @@ struct MlpTask {
   int64_t grid_count;
   bool perturb;
 
-  const T* packed;  // [plan.weights], by mlp_pack_cuda; where plan.far
+  const T* packed;  // [plan.weights], by mlp_pack_cuda; where plan.global_weights
 };
 
 // Whether a solve fits, and how; sets DeviceLayer::at. States and stage derivatives of at
@@ -133,7 +133,7 @@ int mlp_device(int index, MlpDevice* device);
 #define FASTNODE_DECLARE_MLP_SOLVE(T)                                            \
   int mlp_pack_cuda(const DeviceField<T>& field, T* numbers, void* cuda_stream); \
   int mlp_joint_cuda(const MlpTask<T>& task, void* cuda_stream);                 \
-  int mlp_by_sample_cuda(const MlpTask<T>& task, void* cuda_stream);             \
+  int mlp_per_sample_cuda(const MlpTask<T>& task, void* cuda_stream);            \
   int mlp_fixed_cuda(const MlpTask<T>& task, void* cuda_stream);
 FASTNODE_DECLARE_MLP_SOLVE(float)
 FASTNODE_DECLARE_MLP_SOLVE(double)

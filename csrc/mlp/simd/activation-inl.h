@@ -156,7 +156,7 @@ INLINE void scale(const T* z, const T* a, T* g, const Extent& e, F f) {
 
 inline void scale_by_gelu(const float* z, float* g, const Extent& e) {
   const auto near = [&]<int K>(X<float, K> x, int64_t i) INLINE_LAMBDA {
-    return load_pack<float, K>(g + i) * gelu_slope_by_table<K>(x);
+    return load_pack<float, K>(g + i) * gelu_derivative_by_table<K>(x);
   };
   map_gelu(z, g, e, near, [&](int64_t i) INLINE_LAMBDA {
     const X<double, 2> x = widen<2>(z + i);

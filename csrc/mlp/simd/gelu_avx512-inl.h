@@ -225,7 +225,7 @@ INLINE X<float, K> gelu_by_table(X<float, K> x) {
 }
 
 template <int K>
-INLINE X<float, K> gelu_slope_by_table(X<float, K> x) {
+INLINE X<float, K> gelu_derivative_by_table(X<float, K> x) {
   __m512 sum[K];
   evaluate_gelu<K>(kGeluSlopeTable, x, sum);
   return mirrored<K>(x, sum);

@@ -58,7 +58,7 @@ DeviceGradients follow(const std::vector<LayerTensors>& layers, Activation activ
   }
   task.gy0 = out.y0.mutable_data_ptr<T>();
   Tensor sums, output_rates;
-  MlpTotals<T> totals{};
+  MlpGradientSums<T> totals{};
   totals.field = task.field;
   totals.blocks = task.plan.blocks;
   totals.output_count = task.output_count;
@@ -84,7 +84,7 @@ DeviceGradients follow(const std::vector<LayerTensors>& layers, Activation activ
     totals.rates = out.times.mutable_data_ptr<double>();
   }
   check_launch(mlp_backward_cuda(task, stream));
-  if (sums.defined()) check_launch(mlp_totals_cuda(totals, stream));
+  if (sums.defined()) check_launch(mlp_sum_gradients_cuda(totals, stream));
   if (of_times) move_start(layers, biases, out.times);
   return out;
 }

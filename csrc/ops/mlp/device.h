@@ -54,13 +54,13 @@ void describe(MlpTask<T>& task, MlpKind kind, const std::vector<LayerTensors>& l
   task.tableau = *method;
   task.batch = state.numel() / dim;
   TORCH_CHECK_VALUE(mlp_plan<T>(kind, task.field, task.tableau, task.batch, device, task.plan),
-                    "states and slopes do not fit into the shared memory of this GPU");
+                    "states and derivatives do not fit into the shared memory of this GPU");
 }
 
 // The weights for a task that reads them from device memory: to be held until its last launch.
 template <class T>
 at::Tensor pack_weights(MlpTask<T>& task, const at::Tensor& like, void* cuda_stream) {
-  if (!task.plan.far) return {};
+  if (!task.plan.global_weights) return {};
   const at::Tensor packed = at::empty({task.plan.weights}, like.options());
   check_launch(mlp_pack_cuda(task.field, packed.mutable_data_ptr<T>(), cuda_stream));
   task.packed = packed.const_data_ptr<T>();

@@ -50,9 +50,9 @@ Run run(const Tensor& y0, std::vector<LayerTensors> given, int64_t activation, M
   dispatch_real(y0.scalar_type(), [&]<class T>(T*) {
     const MlpKernels<T>* const table = kernels<T>(instructions);
     const auto from = sources<T>(layers);
-    const bool by_sample = MlpSolve<T>::prefers_rows(from, batch, table->lanes);
-    const MlpField<T> field(from, function, by_sample, false, table);
-    MlpSolve<T> solve(field, by_sample, batch, std::move(options));
+    const bool sample_major = MlpSolve<T>::prefers_sample_major(from, batch, table->lanes);
+    const MlpField<T> field(from, function, sample_major, false, table);
+    MlpSolve<T> solve(field, sample_major, batch, std::move(options));
     trace = solve.run(start.const_data_ptr<T>(), ys.mutable_data_ptr<T>(),
                       thread_count(field.multiplications() * batch), parallel);
     if (!keep || trace.ending != Ending::kFinished) return;
@@ -146,12 +146,12 @@ MlpGradientTensors mlp_solve_backward_on_cpu(const MlpSolved& solved,
                     request.atol};
     const MlpKernels<T>* const table = kernels<T>(request.instructions);
     const auto from = sources<T>(layers);
-    const bool by_sample = MlpSolve<T>::prefers_rows(from, batch, table->lanes);
-    const MlpField<T> field(from, checked_activation(activation), by_sample, true, table);
+    const bool sample_major = MlpSolve<T>::prefers_sample_major(from, batch, table->lanes);
+    const MlpField<T> field(from, checked_activation(activation), sample_major, true, table);
     std::vector<std::vector<T>> sums;
     double* const rates = of_times ? gt.mutable_data_ptr<double>() : nullptr;
     const bool needed = of_parameters || of_times;
-    mlp_gradient<T>(field, by_sample, batch, path,
+    mlp_gradient<T>(field, sample_major, batch, path,
                     {upstream.defined() ? upstream.const_data_ptr<T>() : nullptr,
                      errors.defined() ? errors.const_data_ptr<double>() + count + 1 : nullptr},
                     {gy0.mutable_data_ptr<T>(), needed ? &sums : nullptr, rates},

@@ -79,7 +79,7 @@ SampleTensors solve(const std::vector<LayerTensors>& layers, Activation activati
   SampleTensors out;
   out.ys = at::full({control.outputs, batch, y0.size(1)}, std::numeric_limits<double>::quiet_NaN(),
                     y0.options());
-  MlpTask<T> task = make_task<T>(MlpKind::kBySample, layers, activation, *control.tableau,
+  MlpTask<T> task = make_task<T>(MlpKind::kPerSample, layers, activation, *control.tableau,
                                  control.pair, y0, out.ys);
   const Tensor weights = pack_weights(task, y0, stream);
   const Tensor saved = at::empty({2, y0.numel()}, y0.options());
@@ -107,7 +107,7 @@ SampleTensors solve(const std::vector<LayerTensors>& layers, Activation activati
       kept.push_back(at::empty({room, 2, batch, y0.size(1)}, y0.options()));
       task.kept = kept.back().mutable_data_ptr<T>();
     }
-    check_launch(mlp_by_sample_cuda(task, stream));
+    check_launch(mlp_per_sample_cuda(task, stream));
     const Tensor flags =
         at::stack({states.running().ne(0).any().to(at::kLong),
                    states.failure().ne(0).any().to(at::kLong), states.accepted().max()})

@@ -11,7 +11,7 @@ namespace fastnode {
 // without steps, of all samples, if one of them failed.
 struct SampleTensors {
   at::Tensor ys, evaluations, accepted, rejected, t1, error, stiffness;
-  // With keep_states [most steps, 2, batch, dim]: where each sample's steps begin, its slopes
+  // With keep_states [most steps, 2, batch, dim]: where each sample's steps begin, its derivatives
   // there.
   at::Tensor kept;
   std::vector<int> status;

@@ -24,18 +24,18 @@ class AdjointField:
         self.quadrature: Quadrature | None = None
         plain = all(type(param) in (Tensor, torch.nn.Parameter) for param in self.params)
         native = extension.AVAILABLE and plain
-        self._pull_back = extension.native().pull_back if native else pull_back_reference
+        self._vjp = extension.native().vjp if native else vjp_reference
         self._lone = problem.layout.shapes is None
         self._count = 1 if problem.layout.shapes is None else len(problem.layout.shapes)
 
     def __call__(self, t: Tensor, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         quadrature = self.quadrature
         if quadrature is not None:
-            slopes, integrand = self.evaluate(t, parts, quadrature.wants())
+            derivatives, integrand = self.evaluate(t, parts, quadrature.wants())
             quadrature.evaluated(integrand)
-            return slopes
-        slopes, integrand = self.evaluate(t, parts, self.inside)
-        return (*slopes, *self.as_state(integrand)) if self.inside else slopes
+            return derivatives
+        derivatives, integrand = self.evaluate(t, parts, self.inside)
+        return (*derivatives, *self.as_state(integrand)) if self.inside else derivatives
 
     def evaluate(
         self, t: Tensor, parts: tuple[Tensor, ...], wanted: bool
@@ -47,7 +47,7 @@ class AdjointField:
             state = leaves[0] if self._lone else tuple(leaves)
             f = field.parts(field.func(t, state, *field.args))
         inputs = [*leaves, *self.params] if wanted else leaves
-        found = self._pull_back(f, parts[count:], inputs)
+        found = self._vjp(f, parts[count:], inputs)
         by_y = [
             torch.zeros_like(leaf) if grad is None else grad
             for leaf, grad in zip(leaves, found, strict=False)
@@ -74,7 +74,7 @@ class AdjointField:
         return found
 
 
-def pull_back_reference(
+def vjp_reference(
     outputs: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]
 ) -> Sequence[Tensor | None]:
     """-sum_i cotangents_i^T d outputs_i / d inputs; None where an input plays no part."""

@@ -114,7 +114,7 @@ class BackwardSolve:
                 _in_sequence(callbacks.accept, self._accept),
                 callbacks.reject,
             ),
-            # The steps of the interval before say more than the first slope of this one.
+            # The steps of the interval before say more than the first stage derivative of this one.
             first_step=self.request.first_step or self._h,
         )
         final = select.run(stepper, problem.times)[-1]

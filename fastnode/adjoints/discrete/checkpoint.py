@@ -32,8 +32,8 @@ from fastnode.adjoints.discrete.step_transpose import (
     Gradients,
     Scheme,
     StepStart,
+    derivatives_of,
     seeded,
-    slopes_of,
     transpose,
 )
 from fastnode.adjoints.discrete.step_transpose import take as take_step
@@ -87,7 +87,7 @@ class BackwardPass:
         if first:
             y0 = self._through_graph(first)
         else:
-            y0 = self._through_first_slope()
+            y0 = self._through_first_derivative()
         return [y0, *self.by_time, *self.sums.sums]
 
     def _tidy(self, y: Tensor) -> None:
@@ -110,10 +110,10 @@ class BackwardPass:
             for slot, t in chain.outputs.get(n, ())
             if (g := self.cotangents[slot]) is not None
         ]
-        slope = self.cotangents[chain.carried[n]] if n in chain.carried else None
-        if slope is not None:
+        derivative = self.cotangents[chain.carried[n]] if n in chain.carried else None
+        if derivative is not None:
             after = self.upstream[1]
-            self.upstream = [self.upstream[0], slope if after is None else after + slope]
+            self.upstream = [self.upstream[0], derivative if after is None else after + derivative]
         if not seeds and all(g is None for g in self.upstream):
             return
         timed = self.inputs.ts is not None or self.inputs.grid is not None
@@ -136,7 +136,7 @@ class BackwardPass:
         if self.chain.frugal:
             with torch.no_grad():
                 earlier = scheme.needed(list(terms))[:-1]
-                k = slopes_of(self.field, scheme, start, earlier, before)
+                k = derivatives_of(self.field, scheme, start, earlier, before)
         direct = list(merged.values())
         found = transpose(self.field, scheme, start, terms, direct, self.sums, before, k)
         self.upstream = list(found[: len(upstream)])
@@ -189,8 +189,9 @@ class BackwardPass:
         self.sums.add(found[len(found) - rest :])
         return found[0] if len(found) > rest else None
 
-    def _through_first_slope(self) -> Tensor | None:
-        """The cotangent of y0, where the method takes the slope at the start over into step 0."""
+    def _through_first_derivative(self) -> Tensor | None:
+        """The cotangent of y0, where the method takes the derivative at the start over into step
+        0."""
         y0, inputs = self.upstream[0], self.inputs
         if len(self.upstream) == 1 or self.upstream[1] is None:
             return y0
@@ -249,8 +250,9 @@ class StepChain:
         self.outputs: dict[int, list[tuple[int, float]]] = {}
         #: Of the outputs at times of the caller's: which of these it is.
         self.columns: dict[int, int] = {}
-        #: For dense output the slopes that steps carry on, and which output that of each step is.
-        self.slopes: list[Tensor] = []
+        #: For dense output the derivatives that steps carry on, and which output that of each step
+        #: is.
+        self.derivatives: list[Tensor] = []
         self.carried: dict[int, int] = {}
         self._last_evaluation = 0
 
@@ -258,7 +260,7 @@ class StepChain:
         keeper, graph = Keeper(self.slots), self.graph
         inner = self._inner(inputs)
         recording = self.recording = self.record(inner)
-        recording.keeps_slopes = False
+        recording.keeps_derivatives = False
 
         def make() -> Any:
             visit = partial(self._visit, keeper)
@@ -299,7 +301,7 @@ class StepChain:
         self.edges.append(step.t1)
         carries = self.scheme.carries
         if carries and self.recording is not None and self.recording.save == "dense":
-            self.slopes.append(step.k[self.scheme.last])
+            self.derivatives.append(step.k[self.scheme.last])
         if not self.graph.visit((step.y1, step.k[self.scheme.last]) if carries else (step.y1,)):
             keeper.offer(n, lambda: (step.y, step.k[0]) if carries else (step.y,))
         stages, count = len(self.scheme.tableau.a), self.observed.count
@@ -324,10 +326,10 @@ class StepChain:
             add(n, self.edges[n + 1], value)
         for n, event in recording.watch.all_found():
             add(n, event.t, event.y)
-        for n, slope in enumerate(self.slopes):
+        for n, derivative in enumerate(self.derivatives):
             self.carried[n] = len(found)
-            found.append(slope)
-        self.slopes = []
+            found.append(derivative)
+        self.derivatives = []
         return found
 
     def rewrite(self, inputs: Inputs, outputs: Sequence[Tensor]) -> Recording:
@@ -337,17 +339,19 @@ class StepChain:
         recording, self.recording = self.recording, None
         recording.rewrite(self.problem, iter(outputs))
         if recording.save == "dense":
-            slopes = [outputs[slot] for slot in self.carried.values()]
+            derivatives = [outputs[slot] for slot in self.carried.values()]
             starts = enumerate(recording.states[: len(self.edges) - 1])
             recording.steps = [
-                _RecomputedStep(self, inputs, n, (y, slopes[n - 1]) if n and slopes else (y,))
+                _RecomputedStep(
+                    self, inputs, n, (y, derivatives[n - 1]) if n and derivatives else (y,)
+                )
                 for n, y in starts
             ]
         return recording
 
     def inside(self, inputs: Inputs, n: int, state: State, times: Sequence[Time]) -> list[Tensor]:
         """The solution at times inside step n, with its graph; ``state`` is what the step begins
-        with, without the slope at the start of all steps."""
+        with, without the derivative at the start of all steps."""
         field, ends = self.problem.field, self._ends(n, _shift(inputs.ts), inputs.grid)
         with self.surroundings.recomputation(bool(self.observed.draws)):
             if n == 0:

@@ -104,23 +104,23 @@ class BackwardStep:
         k: dict[int, Tensor] = {}
         graphs: dict[int, tuple[Tensor, Tensor]] = {}
         for i in order:
-            slopes = [k.get(j, step.y) for j in range(i)]
-            leaf = (step.stage(slopes, i) if i else step.y.clone()).requires_grad_()
+            derivatives = [k.get(j, step.y) for j in range(i)]
+            leaf = (step.stage(derivatives, i) if i else step.y.clone()).requires_grad_()
             with torch.enable_grad():
-                slope = self.accept(func(self.times[i], self.layout.unpack(leaf), *self.args))
-            graphs[i] = leaf, slope
-            k[i] = slope.detach().contiguous()
+                derivative = self.accept(func(self.times[i], self.layout.unpack(leaf), *self.args))
+            graphs[i] = leaf, derivative
+            k[i] = derivative.detach().contiguous()
         terms = {
             j: [(w, self.cotangent)] for j, w in zip(weights.stages, weights.values, strict=True)
         }
         total = self.cotangent
         for i in reversed(order):
-            leaf, slope = graphs.pop(i)
-            if i not in terms or not slope.requires_grad:
+            leaf, derivative = graphs.pop(i)
+            if i not in terms or not derivative.requires_grad:
                 continue
             values, tensors = zip(*terms.pop(i), strict=True)
             mu, *rest = torch.autograd.grad(
-                [slope],
+                [derivative],
                 [leaf, *self.sums.wanted],
                 [step.increment(list(tensors), list(values))],
                 allow_unused=True,

@@ -109,40 +109,40 @@ class SampleChain:
         outputs = [trace.ys]
         if self.request.keep_states and trace.states is not None:
             outputs.append(trace.states)
-        if self.request.keep_slopes and trace.slopes is not None:
-            outputs.append(trace.slopes)
+        if self.request.keep_derivatives and trace.derivatives is not None:
+            outputs.append(trace.derivatives)
         kept = []
         for before, batch in zip(self.batches, self.batches[1:], strict=False) if keeps else ():
             assert trace.states is not None
             going_on = torch.isin(before.rows, batch.rows)
             kept.append(trace.states[before.steps[going_on]])
             if self.carries:
-                assert trace.slopes is not None
-                kept.append(trace.slopes[0, batch.steps])
+                assert trace.derivatives is not None
+                kept.append(trace.derivatives[0, batch.steps])
         return outputs, kept
 
     def recompute(self, inputs: Inputs) -> list[Tensor]:
         problem = self._problem(inputs)
         state = self._initial(problem)
         slots, values = [torch.arange(len(inputs.y0), device=inputs.y0.device)], [inputs.y0]
-        steps, states, slopes = [], [], []
+        steps, states, derivatives = [], [], []
         for batch in self.batches:
             y1, inside, k = self._take(problem, batch, state, inputs.ts)
             slots.append(batch.columns * len(inputs.y0) + batch.rows[batch.inner])
             values.append(inside)
             steps.append(batch.steps)
             states.append(y1)
-            slopes.append(torch.stack(k))
+            derivatives.append(torch.stack(k))
             state = self._next(batch, y1, k)
         ys = torch.full_like(self.problem.y0.expand(self._shape), torch.nan).flatten(0, 1)
         outputs = [ys.index_copy(0, torch.cat(slots), torch.cat(values)).reshape(self._shape)]
         order = torch.cat(steps).argsort() if steps else slots[0][:0]
         if self.request.keep_states:
             outputs.append(torch.cat(states)[order] if states else inputs.y0[:0])
-        if self.request.keep_slopes:
+        if self.request.keep_derivatives:
             stages = len(self.tableau.a) + len(self.tableau.further)
             none = inputs.y0.new_empty(stages, 0, inputs.y0.shape[1])
-            outputs.append(torch.cat([none, *slopes], dim=1)[:, order])
+            outputs.append(torch.cat([none, *derivatives], dim=1)[:, order])
         return outputs
 
     def vjp(
@@ -175,7 +175,7 @@ class SampleChain:
         if cotangents[0] is not None:
             by_y0 = by_y0 + cotangents[0][0]
         if self.carries and self.batches:
-            by_y0 = by_y0 + self._through_first_slope(inputs, upstream[1], sums, by_time)
+            by_y0 = by_y0 + self._through_first_derivative(inputs, upstream[1], sums, by_time)
         return [by_y0, by_time, None, *sums.sums]
 
     def _vjp(
@@ -204,7 +204,7 @@ class SampleChain:
             g, *others = others
             if g is not None:
                 pairs.append((y1, g[batch.steps]))
-        if self.request.keep_slopes and others[0] is not None:
+        if self.request.keep_derivatives and others[0] is not None:
             pairs += zip(k, others[0][:, batch.steps].unbind(), strict=True)
         pairs = [(x, g) for x, g in pairs if x.requires_grad]
         sources = [*leaves, *([] if ts is None else [ts])]
@@ -220,7 +220,7 @@ class SampleChain:
             by_time += found[len(leaves)]
         sums.add(found[len(sources) :])
 
-    def _through_first_slope(
+    def _through_first_derivative(
         self, inputs: Inputs, cotangent: Tensor, sums: Gradients, by_time: Tensor | None
     ) -> Tensor:
         leaves, again = inputs.with_leaves()
@@ -237,7 +237,7 @@ class SampleChain:
     def _take(
         self, problem: SampleProblem, batch: StepBatch, state: State, ts: Tensor | None
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """The states at the end of a batch and at the times inside it, and all slopes."""
+        """The states at the end of a batch and at the times inside it, and all derivatives."""
         rows, tableau, field = batch.rows, self.tableau, problem.field
         args = problem.take_args(problem.args, rows)
         y, before = state[0], problem.direction[rows]
@@ -250,7 +250,7 @@ class SampleChain:
             stage = combine_rows(y, k, h, weights)
             k.append(field(t1, stage, args, before) if c == 1 else field(t + c * h, stage, args))
         y1 = stage if tableau.fsal else combine_rows(y, k, h, tableau.solution_weights)
-        if self.request.keep_slopes or batch.inner.numel():
+        if self.request.keep_derivatives or batch.inner.numel():
             for c, weights in tableau.further_stages:
                 k.append(field(t + c * h, combine_rows(y, k, h, weights), args))
         inner = batch.inner
@@ -311,10 +311,10 @@ def checkpoint_samples(
     trace, chain.trace = chain.trace, None
     assert trace is not None
     states = kept.pop(0) if request.keep_states else None
-    slopes = kept.pop(0) if request.keep_slopes else None
+    derivatives = kept.pop(0) if request.keep_derivatives else None
     t1 = trace.t1
     if ts is not None:
         # Steps begin and end at fixed distances from the start.
         start = ts[:, 0].repeat_interleave(trace.accepted)
         t1 = t1 + (start - start.detach())
-    return replace(trace, ys=ys, t1=t1, states=states, slopes=slopes)
+    return replace(trace, ys=ys, t1=t1, states=states, derivatives=derivatives)

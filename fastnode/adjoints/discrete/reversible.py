@@ -41,9 +41,9 @@ from fastnode.adjoints.discrete.step_transpose import (
     Gradients,
     Scheme,
     StepStart,
+    derivatives_of,
     no_call,
     seeded,
-    slopes_of,
     transpose,
 )
 from fastnode.control.norms import ErrorNorm
@@ -67,9 +67,9 @@ COUPLING = 0.999
 def increment(
     field: VectorField, scheme: Scheme, start: StepStart, base: Tensor, before: Before = no_call
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """base + Psi, and the slopes."""
+    """base + Psi, and the derivatives."""
     stages, weights = scheme.output(start.t, start.t1, None)
-    k = slopes_of(field, scheme, start, stages, before)
+    k = derivatives_of(field, scheme, start, stages, before)
     return rk_stage(base, [k[i] for i in stages], weights), k
 
 
@@ -90,12 +90,13 @@ def partner(
 ) -> Tensor:
     """z_{n+1} = z_n - Psi_{-h}(t_{n+1}, y_{n+1})."""
     stages, weights = scheme.output(t1, t, None)
-    k = slopes_of(field, scheme, StepStart(n, t1, t, y1), stages, before)
+    k = derivatives_of(field, scheme, StepStart(n, t1, t, y1), stages, before)
     return rk_stage(z, [k[i] for i in stages], [-w for w in weights])
 
 
 class Partner:
-    """z, brought to the end of the last step when it is next asked for: by then the slopes of that
+    """z, brought to the end of the last step when it is next asked for: by then the derivatives of
+    that
     step are free."""
 
     def __init__(self, scheme: Scheme, y: Tensor):
@@ -125,12 +126,12 @@ class ReversibleStepper(AdaptiveStepper):
         if self._begun:
             self.f, self._begun = self.field(self.t, z), False
         start = StepStart(0, self.t, t1, z, self.f)
-        k = slopes_of(self.field, scheme, start, range(scheme.last + 1))
+        k = derivatives_of(self.field, scheme, start, range(scheme.last + 1))
         stages, weights = scheme.output(self.t, t1, None)
         y1 = rk_stage(mixed(self.y, z), [k[i] for i in stages], weights)
         return Step(self.field, self.tableau, self.t, t1, self.y, y1, list(k.values()))
 
-    def _next_slope(self, accepted: Step) -> Tensor:
+    def _next_derivative(self, accepted: Step) -> Tensor:
         # That at z, once it is there.
         self.partner.move(self.field, accepted.t, accepted.t1, accepted.y1)
         self._begun = True
@@ -265,7 +266,8 @@ class ReversibleChain:
         if not self.observed.draws:
             return no_call, no_call
         count, back = len(self.stages), self.evaluations[n]
-        # In an adaptive solve the slope at which a step begins is evaluated once for all attempts.
+        # In an adaptive solve the derivative at which a step begins is evaluated once for all
+        # attempts.
         second = back - count if self.grid else back - self.scheme.last - 1
         first = second if self.grid else self.evaluations[n - 1] + count if n else 0
 
@@ -364,11 +366,11 @@ class ReversibleBackwardPass:
     def _undo(self, n: int, at: _Point) -> None:
         """From the end of step n to its beginning.
 
-        Of the size of a state at once: the point (4), the slopes of the stages before the one that
-        is differentiated and the products of those behind it (as many as the method has stages),
-        that stage's state and its cotangent. With the two states at the end and the values and
-        cotangents at two output times that is 18 for dopri5, 36 of the 50 MB that states of 2 MiB
-        take at most; the others are the field's own.
+        Of the size of a state at once: the point (4), the derivatives of the stages before the one
+        that is differentiated and the products of those behind it (as many as the method has
+        stages), that stage's state and its cotangent. With the two states at the end and the values
+        and cotangents at two output times that is 18 for dopri5, 36 of the 50 MB that states of 2
+        MiB take at most; the others are the field's own.
         """
         chain, field, sums = self.chain, self.field, self.sums
         t, t1 = chain.edges[n : n + 2]
@@ -383,7 +385,7 @@ class ReversibleBackwardPass:
         start = StepStart(n, t, t1, at.z)
         with torch.no_grad():
             stages, weights = chain.scheme.output(t, t1, None)
-            k = slopes_of(field, chain.scheme, start, stages, there)
+            k = derivatives_of(field, chain.scheme, start, stages, there)
             rest = rk_stage(at.y - at.z, [k[i] for i in stages], [-w for w in weights])
             at.y = rest.div_(COUPLING).add_(at.z)
             del rest

@@ -57,7 +57,8 @@ class Scheme:
 
     @cached_property
     def carries(self) -> bool:
-        """Whether a step begins with the last slope of the step before, which was not evaluated at
+        """Whether a step begins with the last derivative of the step before, which was not
+        evaluated at
         the state between them."""
         return self.adaptive and not self.tableau.fsal
 
@@ -87,7 +88,7 @@ class Scheme:
         if not self.perturb or i > self.last:
             return 0
         if i == 0:
-            # An adaptive method takes over the slope from the end of the step before.
+            # An adaptive method takes over the derivative from the end of the step before.
             return (-1 if n else 0) if self.adaptive else 1
         return -1 if self.tableau.stage_times[i] == 1 else 0
 
@@ -118,7 +119,7 @@ class Scheme:
 
 @dataclass(frozen=True, eq=False)
 class StepStart:
-    """Step n from (t, y) to t1; ``f`` is its first slope, if the method carries it over."""
+    """Step n from (t, y) to t1; ``f`` is its first derivative, if the method carries it over."""
 
     n: int
     t: Time
@@ -127,14 +128,14 @@ class StepStart:
     f: Tensor | None = None
 
 
-def slopes_of(
+def derivatives_of(
     field: VectorField,
     scheme: Scheme,
     start: StepStart,
     stages: Sequence[int],
     before: Before = no_call,
 ) -> dict[int, Tensor]:
-    """The slopes of ``stages`` and of those on which they depend."""
+    """The derivatives of ``stages`` and of those on which they depend."""
     t, t1, y = start.t, start.t1, start.y
     k: dict[int, Tensor] = {}
     for i in scheme.needed(stages):
@@ -156,11 +157,11 @@ def take(
     targets: Sequence[Time | None],
     before: Before = no_call,
 ) -> list[Tensor]:
-    """The outputs at ``targets`` as autograd sees them, and the slope that is carried on."""
+    """The outputs at ``targets`` as autograd sees them, and the derivative that is carried on."""
     outputs = [scheme.output(start.t, start.t1, target) for target in targets]
     carried = [scheme.last] if scheme.carries else []
     stages = [*carried, *(i for stages, _ in outputs for i in stages)]
-    k = slopes_of(field, scheme, start, stages, before)
+    k = derivatives_of(field, scheme, start, stages, before)
     values = [rk_stage(start.y, [k[i] for i in stages], weights) for stages, weights in outputs]
     return values + [k[i] for i in carried]
 
@@ -180,7 +181,7 @@ class Gradients:
             for_each._foreach_add_(list(sums), list(terms))
 
 
-#: For each stage the tensors, with their weights, of which its slope's cotangent is the sum.
+#: For each stage the tensors, with their weights, of which its derivative's cotangent is the sum.
 Terms = dict[int, list[tuple[float, Tensor]]]
 
 
@@ -191,7 +192,8 @@ def seeded(
     carried: Tensor | None = None,
     sign: float = 1.0,
 ) -> Terms:
-    """What the cotangents of outputs, (target, sign * cotangent), and of the slope that is carried
+    """What the cotangents of outputs, (target, sign * cotangent), and of the derivative that is
+    carried
     on put on the stages. The times must be numbers."""
     terms: Terms = {}
     for target, g in seeds:
@@ -217,7 +219,8 @@ def transpose(
     Args:
         terms: what the outputs put on the stages (``seeded``); emptied.
         direct: what they put on y directly.
-        k: slopes of all needed stages but perhaps the last; emptied. Where they are known the graph
+        k: derivatives of all needed stages but perhaps the last; emptied. Where they are known the
+        graph
             of one stage is kept at a time, otherwise those of all.
     """
     t, t1, y = start.t, start.t1, start.y
@@ -231,15 +234,15 @@ def transpose(
         state = rk_stage(y, [k[j] for j in row.stages], [h * w for w in row.values]) if i else y
         leaf = state.detach().requires_grad_()
         if i == order[-1]:
-            # The graphs are all that is needed of the slopes from here on.
+            # The graphs are all that is needed of the derivatives from here on.
             for j in [j for j in k if not one_by_one or j >= i]:
                 del k[j]
         before(i)
         with torch.enable_grad():
-            slope = field(scheme.time(i, t, t1), leaf, scheme.side(i, start.n))
-        if slope.requires_grad:
-            graphs[i] = leaf, get_gradient_edge(slope)
-        return slope.detach()
+            derivative = field(scheme.time(i, t, t1), leaf, scheme.side(i, start.n))
+        if derivative.requires_grad:
+            graphs[i] = leaf, get_gradient_edge(derivative)
+        return derivative.detach()
 
     if not one_by_one:
         for i in order:

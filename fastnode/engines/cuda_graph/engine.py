@@ -166,16 +166,16 @@ class GraphStepper:
         t, h, ratio = state["t"], state["h"] * state["direction"], state["ratio"]
         if math.isnan(h):
             return lambda: not_finite_at_start(t, y, f)
-        slopes: list[Tensor] = []
+        derivatives: list[Tensor] = []
         if not math.isfinite(ratio):
             # The last attempt is recomputed: the CUDA graph may have overwritten its stages.
             t1 = t + state["taken"] * state["direction"]
             bare = VectorField(
                 self.func, self.field.layout, y, self.field.direction, self.field.args
             )
-            slopes = take_step(bare, self.shape.tableau, t, t1, y, f, perturb=True).k
+            derivatives = take_step(bare, self.shape.tableau, t, t1, y, f, perturb=True).k
         most = self.shape.max_num_steps
-        return lambda: cannot_continue(t, h, state["attempts"], most, ratio, slopes)
+        return lambda: cannot_continue(t, h, state["attempts"], most, ratio, derivatives)
 
 
 def make_stepper(

@@ -72,8 +72,8 @@ class Program:
 
     def evaluate(self, i: int, state: Tensor) -> Tensor:
         result = self.func()(self.times[i], self.form.layout.unpack(state), *self.args)
-        slope = self.form.accept(result).detach().resolve_conj().resolve_neg().contiguous()
-        return slope.clone() if self.copies else slope
+        derivative = self.form.accept(result).detach().resolve_conj().resolve_neg().contiguous()
+        return derivative.clone() if self.copies else derivative
 
     def first(self) -> None:
         step = self.step

@@ -120,9 +120,9 @@ def _replay(
         if adaptive:
             stages, weights = tableau.error_weights
             h = end - to_float(t)
-            slopes = [step.k[j] for j in stages]
+            derivatives = [step.k[j] for j in stages]
             scaled = [h * w for w in weights]
-            errors.append(rk_error_reference(y, step.y1, slopes, scaled, rtol, atol))
+            errors.append(rk_error_reference(y, step.y1, derivatives, scaled, rtol, atol))
         y, f = step.y1, step.k[len(tableau.a) - 1]
     return ys, errors
 

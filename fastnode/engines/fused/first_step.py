@@ -40,7 +40,7 @@ def first_step(
 
     Args:
         y: a constant to the gradient, as the size of the step is.
-        hold_k1: whether the slope at (t, y) is one too.
+        hold_k1: whether the derivative at (t, y) is one too.
     """
     if torch.compiler.is_compiling() or not runs_here() or not isinstance(y, Tensor):
         return None
@@ -94,8 +94,8 @@ class _Rule:
         step = take_step(field, tableau, self.t, self.t1, y, f, perturb=True)
         stages, weights = tableau.error_weights
         scaled = [(self.t1 - self.t) * w for w in weights]
-        slopes = [step.k[j] for j in stages]
-        return rk_error_reference(y, step.y1, slopes, scaled, self.rtol, self.atol)
+        derivatives = [step.k[j] for j in stages]
+        return rk_error_reference(y, step.y1, derivatives, scaled, self.rtol, self.atol)
 
 
 class _Error(torch.autograd.Function):

@@ -40,7 +40,7 @@ for _tableau in METHODS.values():
 def integrate(problem: Problem, request: SolveRequest) -> Any:
     """The states at the problem's times, [T, ...]; for a request of ``solve`` also the records of
     steps, the evaluations, the rejected steps and, for a hook that takes them, [steps, parts, ...]
-    where each step begins the state and of adaptive ones the slope."""
+    where each step begins the state and of adaptive ones the derivative."""
     grid = None
     if request.fixed is not None:
         grid = request.grid_tensor(problem).detach().double()

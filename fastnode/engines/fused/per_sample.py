@@ -24,7 +24,7 @@ LIMITS = (
     "with per_sample=True it takes an MLPField or what fastnode.fuse returns, without hooks or "
     "callbacks, a state [B, D] of float32 or float64 with save='times', and knows no args, "
     "gradients of times, adjoints but backprop and checkpoint, or torch.func transforms; on a GPU "
-    "no states of which eight samples do not fit into its shared memory beside their slopes, "
+    "no states of which eight samples do not fit into its shared memory beside their derivatives, "
     "activations and with gradients what these need"
 )
 

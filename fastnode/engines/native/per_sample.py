@@ -53,16 +53,16 @@ def run(problem: SampleProblem, f0: Tensor, request: SolveRequest) -> Trace | No
         per_sample(request.tolerances.atol),
         native.compiled(request.tableau),
         native.control_numbers(request.controller),
-        (stiffness.slopes, stiffness.states, stiffness.stability) if stiffness.known else None,
+        (stiffness.derivatives, stiffness.states, stiffness.stability) if stiffness.known else None,
         None if first is None else per_sample(first),
         request.max_num_steps,
         request.keep_states,
-        request.keep_slopes,
+        request.keep_derivatives,
         request.throw,
     )
     if found is None:
         return None
-    ys, nfe, accepted, rejected, status, *columns, states, slopes = found
+    ys, nfe, accepted, rejected, status, *columns, states, derivatives = found
     names = [failure.status for failure in Failure]
     return Trace(
         ys.reshape(ys.shape[0], *y0.shape),
@@ -72,5 +72,5 @@ def run(problem: SampleProblem, f0: Tensor, request: SolveRequest) -> Trace | No
         [names[each] for each in status],
         *columns,
         states=states,
-        slopes=None if slopes is None else slopes.transpose(0, 1),
+        derivatives=None if derivatives is None else derivatives.transpose(0, 1),
     )

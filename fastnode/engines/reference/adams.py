@@ -45,11 +45,14 @@ class AdamsSteps:
         if len(self._past) < FEWEST:
             return take_step(field, RK4, t, t1, y, f, perturb)
         h = t1 - t
-        times, slopes = [past for past, _ in self._past], [slope for _, slope in self._past]
+        times, derivatives = (
+            [past for past, _ in self._past],
+            [derivative for _, derivative in self._past],
+        )
         zero = torch.zeros_like(y)
-        rise = rk_stage(zero, slopes, [h * w for w in _weights(t, h, times, implicit=False)])
+        rise = rk_stage(zero, derivatives, [h * w for w in _weights(t, h, times, implicit=False)])
         if self.corrector is not None:
-            rise = self._correct(field, t1, y, h, times, slopes, rise, perturb)
+            rise = self._correct(field, t1, y, h, times, derivatives, rise, perturb)
         return Step(field, None, t, t1, y, y + rise, [f])
 
     def _correct(
@@ -59,13 +62,13 @@ class AdamsSteps:
         y: Tensor,
         h: Time,
         times: list[Time],
-        slopes: list[Tensor],
+        derivatives: list[Tensor],
         rise: Tensor,
         perturb: bool,
     ) -> Tensor:
         assert self.corrector is not None
         newest, *others = [h * w for w in _weights(times[0], h, times, implicit=True)]
-        known = rk_stage(torch.zeros_like(y), slopes, others)
+        known = rk_stage(torch.zeros_like(y), derivatives, others)
         # Under transforms no decision may depend on values: all iterations are done.
         blind = transformed()
         for _ in range(self.max_iters):

@@ -57,7 +57,7 @@ class AdaptiveStepper:
         self._history = (1.0, 1.0)
         self._ratio = 0.0
         self._stuck = False
-        self._slopes: Sequence[Tensor] = ()
+        self._derivatives: Sequence[Tensor] = ()
         self.f = field(t, y)
         if first_step is None:
             with torch.no_grad():
@@ -73,7 +73,7 @@ class AdaptiveStepper:
         """
         while True:
             self._check_progress()
-            self._slopes = ()
+            self._derivatives = ()
             self.attempts += 1
             direction, end = self.field.direction, self._stops[0] if self._stops else None
             limit = self.end if end is None else end.time
@@ -85,9 +85,9 @@ class AdaptiveStepper:
             self.callbacks.step(self.t, self.y, h)
             trial = self._try(t1)
             weights = [to_float(h) * w for w in self.tableau.error_weights.values]
-            self._slopes = trial.k
-            slopes = [trial.k[j] for j in self.tableau.error_weights.stages]
-            trial.error = self._ratio = ratio = self.norm(self.y, trial.y1, slopes, weights)
+            self._derivatives = trial.k
+            derivatives = [trial.k[j] for j in self.tableau.error_weights.stages]
+            trial.error = self._ratio = ratio = self.norm(self.y, trial.y1, derivatives, weights)
             following = self.controller.next_step(taken, ratio, self._history, self.tableau.order)
             if self.controller.accepts(taken, ratio):
                 self.callbacks.accept(self.t, self.y, h)
@@ -95,7 +95,7 @@ class AdaptiveStepper:
                 self._stuck = False
                 # A truncated step says little about the size of the next one.
                 self.h = max(following, self.h) if taken < self.h else following
-                self.t, self.y, self.f = t1, trial.y1, self._next_slope(trial)
+                self.t, self.y, self.f = t1, trial.y1, self._next_derivative(trial)
                 if end is not None and reached(t1, end.time, direction):
                     self._stops.pop(0)
                     if end.jump:
@@ -109,7 +109,7 @@ class AdaptiveStepper:
     def _try(self, t1: Time) -> Step:
         return take_step(self.field, self.tableau, self.t, t1, self.y, self.f, perturb=True)
 
-    def _next_slope(self, accepted: Step) -> Tensor:
+    def _next_derivative(self, accepted: Step) -> Tensor:
         """The derivative at which the next step begins."""
         return accepted.k[-1]
 
@@ -126,7 +126,9 @@ class AdaptiveStepper:
         """Raises if a step of size h cannot be tried."""
         start, h = to_float(self.t), self.h * self.field.direction
         if self.attempts >= self.max_num_steps or start + h == start or self._stuck:
-            cannot_continue(start, h, self.attempts, self.max_num_steps, self._ratio, self._slopes)
+            cannot_continue(
+                start, h, self.attempts, self.max_num_steps, self._ratio, self._derivatives
+            )
 
 
 def integrate_adaptive(stepper: AdaptiveStepper, times: Sequence[Time]) -> Tensor:

@@ -25,7 +25,7 @@ class GridStep:
     def __init__(self, step: Step, interp: str = "cubic", perturb: bool = False):
         self.field, self.t, self.t1 = step.field, step.t, step.t1
         self.y, self.y1, self.k = step.y, step.y1, step.k
-        self.slope_at_end: Tensor | None = None
+        self.derivative_at_end: Tensor | None = None
         self._interp, self._perturb = interp, perturb
 
     def at(self, t: Time) -> Tensor:
@@ -37,11 +37,11 @@ class GridStep:
             return self.y + x * (self.y1 - self.y)
         if not self.k:
             self.k.append(self.field(self.t, self.y, int(self._perturb)))
-        if self.slope_at_end is None:
-            self.slope_at_end = self.field(self.t1, self.y1)
+        if self.derivative_at_end is None:
+            self.derivative_at_end = self.field(self.t1, self.y1)
         rise, square = x * x * (3 - 2 * x), x * (1 - x)
-        slopes = [self.y1 - self.y, self.k[0], self.slope_at_end]
-        return rk_stage(self.y, slopes, [rise, h * square * (1 - x), -h * square * x])
+        derivatives = [self.y1 - self.y, self.k[0], self.derivative_at_end]
+        return rk_stage(self.y, derivatives, [rise, h * square * (1 - x), -h * square * x])
 
 
 def integrate_fixed(
@@ -111,7 +111,7 @@ class GridStepper:
         )
         if self._last is not None and made.k:
             # The derivative at the start of this step is that at the end of the one before.
-            self._last.slope_at_end = made.k[0]
+            self._last.derivative_at_end = made.k[0]
         self._last = made
         self.t, self.y = t1, made.y1
         return made

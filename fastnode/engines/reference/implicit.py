@@ -80,11 +80,11 @@ class ImplicitSteps:
             return t, int(perturb)
         return (t1, -int(perturb)) if c == 1 else (t + c * (t1 - t), 0)
 
-    def _remember(self, slope: Tensor, t: Time, y: Tensor) -> None:
+    def _remember(self, derivative: Tensor, t: Time, y: Tensor) -> None:
         # A time is a tensor only where it needs a gradient.
         timed = isinstance(t, torch.Tensor)
-        self._differentiable = slope.requires_grad or y.requires_grad or timed
-        self._guess = slope.detach()
+        self._differentiable = derivative.requires_grad or y.requires_grad or timed
+        self._guess = derivative.detach()
 
     def _solve(
         self,

@@ -46,19 +46,19 @@ class StageEquations:
 
     def state(self, i: int, k: Tensor) -> Tensor:
         total = self.bases[i]
-        for weight, slope in zip(self.a[i], k, strict=True):
+        for weight, derivative in zip(self.a[i], k, strict=True):
             if weight:
-                total = total + self.h * weight * slope.reshape(total.shape).to(total.dtype)
+                total = total + self.h * weight * derivative.reshape(total.shape).to(total.dtype)
         return total
 
-    def slope(self, i: int, state: Tensor) -> Tensor:
+    def derivative(self, i: int, state: Tensor) -> Tensor:
         time, side = self.points[i]
         y = torch.view_as_complex(state) if self.field.dtype.is_complex else state
         f = self.field(time, y, side)
         return torch.view_as_real(f) if f.is_complex() else f
 
     def __call__(self, k: Tensor) -> Tensor:
-        rows = [self.slope(i, self.state(i, k)).reshape(-1) for i in range(len(self.points))]
+        rows = [self.derivative(i, self.state(i, k)).reshape(-1) for i in range(len(self.points))]
         return torch.stack(rows).to(k.dtype)
 
     def jacobians(self, k: Tensor, differences: bool) -> Tensor:
@@ -74,17 +74,17 @@ class StageEquations:
     def _derivative(self, i: int, state: Tensor) -> Tensor | None:
         with torch.inference_mode(False), torch.enable_grad():
             leaf = state.detach().clone().requires_grad_()
-            f = self.slope(i, leaf)
+            f = self.derivative(i, leaf)
             return dense_jacobian(f, leaf) if f.requires_grad else None
 
     def _differences(self, i: int, state: Tensor) -> Tensor:
-        f, flat = self.slope(i, state), state.reshape(-1)
+        f, flat = self.derivative(i, state), state.reshape(-1)
         width = math.sqrt(torch.finfo(state.dtype).eps)
         columns = []
         for j in range(flat.numel()):
             moved = flat.clone()
             moved[j] += width * (1 + abs(flat[j].item()))
-            change = self.slope(i, moved.reshape(state.shape)) - f
+            change = self.derivative(i, moved.reshape(state.shape)) - f
             columns.append(change.reshape(-1) / (moved[j] - flat[j]))
         return torch.stack(columns, dim=1)
 

@@ -40,7 +40,7 @@ class _Log:
     values: list[Tensor] = field(default_factory=list)
     steps: list[tuple[Tensor, ...]] = field(default_factory=list)
     states: list[Tensor] = field(default_factory=list)
-    slopes: list[Tensor] = field(default_factory=list)
+    derivatives: list[Tensor] = field(default_factory=list)
 
 
 class PerSampleSolve:
@@ -110,9 +110,9 @@ class PerSampleSolve:
         y1, k = self.stages(batch, t1)
         with torch.no_grad():
             weights = tableau.error_weights
-            slopes = [k[j] for j in weights.stages]
+            derivatives = [k[j] for j in weights.stages]
             ratio = batch.tolerances.norm(
-                self.problem.field.layout, batch.y, y1, slopes, weights.values, t1 - batch.t
+                self.problem.field.layout, batch.y, y1, derivatives, weights.values, t1 - batch.t
             )
             history = (batch.before, batch.earlier)
             following = controller.next_steps(taken, ratio, history, tableau.order)
@@ -163,12 +163,12 @@ class PerSampleSolve:
         """The step recomputed without the rejected samples: theirs is not finite, and zero times
         infinity would reach the gradients of the parameters as NaN."""
         rows = (~rejected).nonzero()[:, 0]
-        again, slopes = self.stages(self.batch.take(rows, self.problem), t1[rows])
+        again, derivatives = self.stages(self.batch.take(rows, self.problem), t1[rows])
 
         def spread(part: Tensor, like: Tensor) -> Tensor:
             return torch.zeros_like(like).index_copy(0, rows, part)
 
-        pairs = zip(slopes[1:], k[1:], strict=True)
+        pairs = zip(derivatives[1:], k[1:], strict=True)
         return spread(again, y1), [k[0], *(spread(part, full) for part, full in pairs)]
 
     def _record(self, rows: Tensor, t1: Tensor, y1: Tensor, k: list[Tensor], ratio: Tensor) -> None:
@@ -179,8 +179,8 @@ class PerSampleSolve:
         self.log.steps.append(tuple(part[rows] for part in parts))
         if self.request.keep_states:
             self.log.states.append(y1[rows])
-        if self.request.keep_slopes:
-            self.log.slopes.append(torch.stack([x[rows] for x in k]))
+        if self.request.keep_derivatives:
+            self.log.derivatives.append(torch.stack([x[rows] for x in k]))
 
     def _due(self, accepted: Tensor, t1: Tensor) -> Tensor:
         """Which of the samples' times [b, T] the accepted steps have reached."""
@@ -197,14 +197,14 @@ class PerSampleSolve:
         if not self.tableau.further:
             return k
         inside = due if batch.ts.requires_grad else due & (batch.ts != t1.detach()[:, None])
-        rows = (accepted if self.request.keep_slopes else inside.any(dim=1)).nonzero()[:, 0]
-        some, slopes = batch.take(rows, self.problem), [x[rows] for x in k]
+        rows = (accepted if self.request.keep_derivatives else inside.any(dim=1)).nonzero()[:, 0]
+        some, derivatives = batch.take(rows, self.problem), [x[rows] for x in k]
         h = (t1 - batch.t)[rows]
         for c, weights in self.tableau.further_stages if rows.numel() else ():
-            y = combine_rows(some.y, slopes, h, weights)
-            slopes.append(self.problem.field(some.t + c * h, y, some.args))
+            y = combine_rows(some.y, derivatives, h, weights)
+            derivatives.append(self.problem.field(some.t + c * h, y, some.args))
             self.nfe[some.index] += 1
-            k = [*k, torch.zeros_like(k[0]).index_copy(0, rows, slopes[-1])]
+            k = [*k, torch.zeros_like(k[0]).index_copy(0, rows, derivatives[-1])]
         return k
 
     def _interpolate(self, due: Tensor, t1: Tensor, y1: Tensor, k: Sequence[Tensor]) -> None:
@@ -216,9 +216,9 @@ class PerSampleSolve:
         values = y1[rows]
         # At the end of a step only the polynomial has a derivative, for the gradient of the time.
         if times.requires_grad or bool((times != end).any()):
-            slopes = [x[rows] for x in k]
+            derivatives = [x[rows] for x in k]
             inside = interpolate_rows(
-                self.tableau, batch.y[rows], slopes, end - start, times - start
+                self.tableau, batch.y[rows], derivatives, end - start, times - start
             )
             at_end = (times == end) & (not times.requires_grad)
             values = torch.where(at_end[:, None], values, inside)
@@ -269,8 +269,8 @@ class PerSampleSolve:
         if self.request.throw:
             steps = (batch.h * batch.direction)[rows].tolist()
             times = batch.t.detach()[rows].tolist()
-            slopes = [x.detach()[rows] for x in k]
-            raise_failure(failure, samples, times, steps, slopes, self.request.max_num_steps)
+            derivatives = [x.detach()[rows] for x in k]
+            raise_failure(failure, samples, times, steps, derivatives, self.request.max_num_steps)
         for sample in samples:
             self.status[sample] = failure.status
         batch.running = batch.running & ~which
@@ -298,5 +298,7 @@ class PerSampleSolve:
             self.status,
             *(column[order] for column in columns),
             states=torch.cat([y0[:0], *log.states])[order] if keep.keep_states else None,
-            slopes=torch.cat([none, *log.slopes], dim=1)[:, order] if keep.keep_slopes else None,
+            derivatives=torch.cat([none, *log.derivatives], dim=1)[:, order]
+            if keep.keep_derivatives
+            else None,
         )

@@ -51,8 +51,8 @@ class Step:
         done = len(self.k) - len(self.tableau.a)
         for c, weights in self.tableau.further_stages[done:]:
             self.k.append(self.field(self.t + c * h, combine(self.y, self.k, h, weights)))
-        slopes = [self.k[i] for i, _ in rows]
-        return rk_stage(self.y, slopes, [h * polynomial(row, x) for _, row in rows])
+        derivatives = [self.k[i] for i, _ in rows]
+        return rk_stage(self.y, derivatives, [h * polynomial(row, x) for _, row in rows])
 
 
 def polynomial(coefficients: Sequence[float], x: Time) -> Time:

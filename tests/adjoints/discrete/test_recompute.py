@@ -77,8 +77,8 @@ def test_reversible_undoes_a_random_field(method):
     y0 = torch.linspace(-1, 1, 24, dtype=torch.float64).reshape(6, 4).requires_grad_()
     (gradient,) = torch.autograd.grad(loss(y0), y0)
     with torch.no_grad():
-        slope = (loss(y0 + 1e-6 * direction) - loss(y0 - 1e-6 * direction)) / 2e-6
-    torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-6, atol=1e-6)
+        derivative = (loss(y0 + 1e-6 * direction) - loss(y0 - 1e-6 * direction)) / 2e-6
+    torch.testing.assert_close((gradient * direction).sum(), derivative, rtol=1e-6, atol=1e-6)
 
 
 def test_per_sample_refuses_a_random_field():

@@ -162,9 +162,9 @@ int solve(int dtype, const Method* method, const Task* task, void* state, Found*
     std::vector<std::vector<T>> k(stages, std::vector<T>(numel));
     std::vector<T> stage(numel), difference(numel), times(stages);
     std::vector<double> partial(rk_error_cuda_partials(1, numel));
-    const auto field = [&](T time, const T* at, T* slope) {
+    const auto field = [&](T time, const T* at, T* derivative) {
       for (int64_t i = 0; i < numel; ++i) {
-        slope[i] = store<T>((load(time) - A(1)) * load(at[i]) / A(1 + i));
+        derivative[i] = store<T>((load(time) - A(1)) * load(at[i]) / A(1 + i));
       }
     };
     const auto& n = task->control;

@@ -15,10 +15,10 @@ struct Problem {
   int dtype, kind, layers, activation;
   void** parameters;
   const int* sizes;
-  // Method: rows of all stages [all, all], fractions, solution, error, slopes, states [all], dense
-  // [all, degree].
+  // Method: rows of all stages [all, all], fractions, solution, error, derivatives, states [all],
+  // dense [all, degree].
   int stages, further, fsal, order, degree;
-  const double *rows, *fractions, *solution, *error, *slopes, *states, *dense;
+  const double *rows, *fractions, *solution, *error, *derivatives, *states, *dense;
   double stability;
   int64_t batch, dim, outputs, max_num_steps, capacity, grid_count;
   int all_together, perturb;
@@ -29,7 +29,7 @@ struct Problem {
   const double *rtols, *atols, *directions, *first_steps;
   // Found: [room, rows] of records; states kept [room, ...]; for each row accepted, rejected,
   // evaluations, failure, seen; t, h, ratio. `plan`: samples, groups, blocks, alone, sums_shared,
-  // far.
+  // in global memory.
   int64_t room;
   double *ends, *errors, *stiffness;
   void* kept;
@@ -37,8 +37,8 @@ struct Problem {
   double* ended;
   int64_t* launches;
   int64_t* plan;
-  int far;     // weights in device memory although there is room
-  int tensor;  // wide layers by tensor cores
+  int global_weights;  // weights in device memory although there is room
+  int tensor;          // wide layers by tensor cores
 };
 
 // The backward pass: MlpBackTask and, for each layer, the gradients of weight and bias.
@@ -84,7 +84,8 @@ template <class T>
 bool tell(const Problem& p, MlpKind kind, MlpTask<T>& task) {
   std::optional<StiffnessPair> pair;
   const int all = p.stages + p.further;
-  if (p.stability != 0) pair = {weights_of(p.slopes, all), weights_of(p.states, all), p.stability};
+  if (p.stability != 0)
+    pair = {weights_of(p.derivatives, all), weights_of(p.states, all), p.stability};
   task.tableau = device_tableau(tableau_of(p), pair).value();
   DeviceField<T>& field = task.field;
   field.count = p.layers;
@@ -108,15 +109,15 @@ bool tell(const Problem& p, MlpKind kind, MlpTask<T>& task) {
   device.tensor = device.tensor && p.tensor;
   if (!mlp_plan<T>(kind, field, task.tableau, p.batch, device, task.plan)) return false;
   MlpPlan& plan = task.plan;
-  if (p.far && !plan.alone) {
-    const bool joint = kind != MlpKind::kBySample;
-    plan.far = true;
+  if (p.global_weights && !plan.alone) {
+    const bool joint = kind != MlpKind::kPerSample;
+    plan.global_weights = true;
     plan.shared = kind == MlpKind::kBackward
                       ? MlpBackMemory<T>().lay(nullptr, field, task.tableau, plan)
                       : MlpMemory<T>().lay(nullptr, field, task.tableau, plan, joint);
   }
   const int64_t found[] = {plan.samples, plan.groups,      plan.blocks,
-                           plan.alone,   plan.sums_shared, plan.far};
+                           plan.alone,   plan.sums_shared, plan.global_weights};
   std::copy_n(found, 6, p.plan);
   return true;
 }
@@ -124,8 +125,8 @@ bool tell(const Problem& p, MlpKind kind, MlpTask<T>& task) {
 // Weights for all blocks, which must outlive the solve.
 template <class T>
 std::vector<T> pack(MlpTask<T>& task) {
-  std::vector<T> packed(task.plan.far ? task.plan.weights : 0, T(NAN));
-  if (task.plan.far) mlp_pack_cuda(task.field, packed.data(), nullptr);
+  std::vector<T> packed(task.plan.global_weights ? task.plan.weights : 0, T(NAN));
+  if (task.plan.global_weights) mlp_pack_cuda(task.field, packed.data(), nullptr);
   task.packed = packed.data();
   return packed;
 }
@@ -133,8 +134,8 @@ std::vector<T> pack(MlpTask<T>& task) {
 template <class T>
 int solve(const Problem& p) {
   const auto kind = MlpKind(p.kind);
-  const bool by_sample = kind == MlpKind::kBySample;
-  const int64_t rows = by_sample ? p.batch : 1, size = p.batch * p.dim;
+  const bool per_sample = kind == MlpKind::kPerSample;
+  const int64_t rows = per_sample ? p.batch : 1, size = p.batch * p.dim;
   MlpTask<T> task{};
   if (!tell(p, kind, task)) return 1;
   const MlpPlan& plan = task.plan;
@@ -175,7 +176,8 @@ int solve(const Problem& p) {
                     p.capacity,
                     rows};
     if (task.kept) task.kept = static_cast<T*>(p.kept) + 2 * base * size;
-    const int error = by_sample ? mlp_by_sample_cuda(task, nullptr) : mlp_joint_cuda(task, nullptr);
+    const int error =
+        per_sample ? mlp_per_sample_cuda(task, nullptr) : mlp_joint_cuda(task, nullptr);
     if (error) return error;
     ++*p.launches;
     running = false;
@@ -185,7 +187,7 @@ int solve(const Problem& p) {
   for (int64_t i = 0; i < rows; ++i) {
     const MlpState& state = states[i];
     const Course& course = state.control.course;
-    const bool told = by_sample ? p.first_steps != nullptr : p.first_step != 0;
+    const bool told = per_sample ? p.first_steps != nullptr : p.first_step != 0;
     const int64_t counts[] = {course.accepted, course.rejected,
                               evaluations(state, task.tableau, told), int64_t(state.failure),
                               state.seen};
@@ -218,13 +220,13 @@ int follow(const Problem& p, const Way& way) {
   if (!way.no_parameters) task.sums = sums.data();
   if (way.rates) task.output_rates = rates.data();
   if (const int error = mlp_backward_cuda(task, nullptr)) return error;
-  MlpTotals<T> totals{task.field, task.sums, task.output_rates, plan.blocks, p.outputs,
-                      {},         {},        way.rates};
+  MlpGradientSums<T> totals{task.field, task.sums, task.output_rates, plan.blocks, p.outputs,
+                            {},         {},        way.rates};
   for (int l = 0; l < p.layers; ++l) {
     totals.weights[l] = static_cast<T*>(way.gradients[2 * l]);
     totals.biases[l] = static_cast<T*>(way.gradients[2 * l + 1]);
   }
-  return mlp_totals_cuda(totals, nullptr);
+  return mlp_sum_gradients_cuda(totals, nullptr);
 }
 
 }  // namespace

@@ -148,7 +148,7 @@ def test_weights_that_are_not_finite_are_named(kind, layer, value):
     field = make(kind)
     with torch.no_grad():
         linear(field)[layer].weight[0, 0] = value
-    # tanh of an infinite number is 1: only what reaches the slopes is an error.
+    # tanh of an infinite number is 1: only what reaches the derivatives is an error.
     if layer == 0 and math.isinf(value):
         assert fastnode.odeint(field, torch.ones(3, 2), T).isfinite().all()
         return

@@ -119,7 +119,7 @@ def test_one_kernel_goes_all_the_way_back():
         loss.backward()
     names = [event.name for event in profiled.events()]
     assert sum("mlp_backward_kernel" in name for name in names) == 1
-    assert sum("mlp_totals_kernel" in name for name in names) == 1
+    assert sum("mlp_sum_gradients_kernel" in name for name in names) == 1
 
 
 def test_what_has_no_gradient_there_is_refused_with_the_reason():

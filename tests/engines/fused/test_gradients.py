@@ -60,7 +60,7 @@ def test_gradients_of_times_match_the_reference(method, backwards):
         ys.pow(2).sum().backward()
         found.append(t.grad)
     torch.testing.assert_close(*found, rtol=1e-8, atol=1e-9)
-    # Nothing but the solution's slope at an end moves with it.
+    # Nothing but the solution's derivative at an end moves with it.
     last = 2 * (ys[-1] * field(t[-1].detach(), ys[-1])).sum()
     torch.testing.assert_close(found[0][-1], last.detach(), rtol=1e-5, atol=1e-7)
 

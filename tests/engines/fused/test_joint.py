@@ -80,7 +80,7 @@ def test_steps_and_states_are_those_of_the_reference(architecture, batch, method
     assert (ours.ys - theirs.ys).abs().max() <= 1e-12 * max(1, ours.accepted) * (
         1 + theirs.ys.abs().max()
     )
-    # An estimate is a difference of slopes: it has fewer digits than they.
+    # An estimate is a difference of derivatives: it has fewer digits than they.
     torch.testing.assert_close(ours.steps.times, theirs.steps.times, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(ours.steps.error, theirs.steps.error, rtol=1e-4, atol=1e-8)
 

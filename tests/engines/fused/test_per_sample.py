@@ -47,7 +47,7 @@ def compare(found, expected, tolerance):
             # The estimate of an error this small is half rounding, and so is the next step's size.
             allowed += LOOSEST * scale
         else:
-            # An estimate is a difference of slopes: it has fewer digits than they.
+            # An estimate is a difference of derivatives: it has fewer digits than they.
             torch.testing.assert_close(ours.times, theirs.times, rtol=1e-6, atol=1e-9)
             torch.testing.assert_close(ours.error, theirs.error, rtol=1e-4, atol=1e-7)
             # A step that ends later by a part of its size moves the state by that part of its

@@ -149,8 +149,8 @@ def test_interior_times_of_the_grid_hardly_matter():
     """The exact solution at the end does not depend on them."""
     t = grid(31).requires_grad_()
     y = fastnode.odeint(Net(), start(), t, method="explicit_adams")[-1].sum()
-    (slopes,) = torch.autograd.grad(y, t)
-    assert slopes[1:-1].abs().max() < 1e-2 * slopes[-1].abs()
+    (derivatives,) = torch.autograd.grad(y, t)
+    assert derivatives[1:-1].abs().max() < 1e-2 * derivatives[-1].abs()
 
 
 @pytest.mark.parametrize(("option", "value"), [("max_order", 13), ("max_order", 0)])

@@ -90,9 +90,9 @@ def test_gradients_pass_interpolation_and_perturbed_ends():
 def test_second_derivatives_are_refused_and_not_wrong():
     y0 = double(0.3).requires_grad_()
     y = fastnode.odeint(lambda t, y: -(y**2), y0, double(0, 1), method="trapezoid")
-    (slope,) = torch.autograd.grad(y[-1].sum(), y0, create_graph=True)
+    (derivative,) = torch.autograd.grad(y[-1].sum(), y0, create_graph=True)
     with pytest.raises(RuntimeError, match="first derivatives only"):
-        slope.sum().backward()
+        derivative.sum().backward()
 
 
 @pytest.mark.parametrize("interp", ["linear", "cubic"])
@@ -145,8 +145,8 @@ def test_a_field_that_autograd_does_not_see_is_differenced(hidden):
 def test_a_field_that_autograd_does_not_see_is_a_constant_to_it():
     y0 = double(1).requires_grad_()
     y = fastnode.odeint(lambda t, y: -y.detach(), y0, double(0, 1), method="gl4")
-    (slope,) = torch.autograd.grad(y[-1].sum(), y0)
-    assert slope == 1
+    (derivative,) = torch.autograd.grad(y[-1].sum(), y0)
+    assert derivative == 1
 
 
 class Reversed(torch.autograd.Function):

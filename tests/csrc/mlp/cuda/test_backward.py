@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cuda_emulation import COMPILER
-from emulated_mlp import BY_SAMPLE, FIXED, JOINT, TIMES, make, run
+from emulated_mlp import FIXED, JOINT, PER_SAMPLE, TIMES, make, run
 from emulated_mlp_backward import back
 
 from fastnode import extension
@@ -225,10 +225,10 @@ def samples_by_cpu(field, of_ys, times, method, found):
 
 def check_samples(field, y0, times, method="dopri5", **options):
     options = {"rtol": 1e-3, "atol": 1e-3, "keep": True, **options}
-    found = run(field, y0, times, method, BY_SAMPLE, **options)
+    found = run(field, y0, times, method, PER_SAMPLE, **options)
     of_ys = random(times.shape[-1], *y0.shape, seed=2)
     ends = [found.steps("ends", b) for b in range(len(y0))]
-    ours = back(field, of_ys, times, found.kept, ends, method, BY_SAMPLE)
+    ours = back(field, of_ys, times, found.kept, ends, method, PER_SAMPLE)
     by_y0, by_parameters = samples_by_cpu(field, of_ys, times, method, found)
     for a, b in zip((ours.y0, *ours.parameters), (by_y0, *by_parameters), strict=True):
         close(a, b, 1e-10)

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from cuda_emulation import COMPILER
-from emulated_mlp import BY_SAMPLE, FIXED, TIMES, make, run
+from emulated_mlp import FIXED, PER_SAMPLE, TIMES, make, run
 
 import fastnode
 from fastnode import extension
@@ -116,8 +116,8 @@ def test_kept_states_are_those_at_which_steps_begin():
     ends = found.steps("ends").tolist()
     wanted = on_cpu(field, y0, [0.0, *ends]).ys
     with torch.no_grad():
-        for t, state, slope in zip([0.0, *ends[:-1]], wanted, found.kept[:, 1], strict=False):
-            close(slope, field(t, state), 1e-4)
+        for t, state, derivative in zip([0.0, *ends[:-1]], wanted, found.kept[:, 1], strict=False):
+            close(derivative, field(t, state), 1e-4)
     close(found.kept[: len(ends), 0], wanted[:-1], 1e-4)
 
 
@@ -126,7 +126,7 @@ def test_float32_follows_float64_to_its_precision():
     exact = on_cpu(field.double(), y0.double(), rtol=1e-9, atol=1e-9).ys
     field.float()
     joint = run(field, y0, TIMES, rtol=1e-5, atol=1e-5)
-    apart = run(field, y0, TIMES, kind=BY_SAMPLE, rtol=1e-5, atol=1e-5)
+    apart = run(field, y0, TIMES, kind=PER_SAMPLE, rtol=1e-5, atol=1e-5)
     for found in (joint, apart):
         close(found.ys, exact.float(), 1e-4)
 
@@ -138,7 +138,7 @@ def test_a_start_that_is_not_finite_is_told():
     assert found.counts[0][:2] == [0, 0] and found.counts[0][3] != 0 and found.counts[0][4] & 1
 
 
-@pytest.mark.parametrize("kind", [0, BY_SAMPLE])
+@pytest.mark.parametrize("kind", [0, PER_SAMPLE])
 def test_a_solve_that_needs_too_many_steps_stops_there(kind):
     field, y0 = make(), start(10)
     found = run(field, y0, TIMES, kind=kind, max_num_steps=2, first_step=0.01)
@@ -163,7 +163,7 @@ def test_steps_along_a_grid(method, perturb):
     assert found.ys.isfinite().all() and torch.equal(found.kept[0, 0], y0)
 
 
-def by_sample_like_cpu(found, wanted):
+def per_sample_like_cpu(found, wanted):
     for b, (accepted, rejected, evaluations, failure, _) in enumerate(found.counts):
         assert (accepted, rejected) == (int(wanted.accepted[b]), int(wanted.rejected[b]))
         assert evaluations == int(wanted.nfe[b])
@@ -178,17 +178,17 @@ def by_sample_like_cpu(found, wanted):
 @pytest.mark.parametrize("batch", [3, 70])
 def test_samples_with_steps_of_their_own(batch, method):
     field, y0, options = make(), 3 * start(batch), known_start(method, batch)
-    found = run(field, y0, TIMES, method, BY_SAMPLE, **options)
+    found = run(field, y0, TIMES, method, PER_SAMPLE, **options)
     assert found.plan[3] == 0
-    by_sample_like_cpu(found, on_cpu(field, y0, TIMES, method, per_sample=True, **options))
+    per_sample_like_cpu(found, on_cpu(field, y0, TIMES, method, per_sample=True, **options))
 
 
 @pytest.mark.parametrize("method", ["tsit5", "dopri8"])
 def test_a_thread_for_each_sample(method):
     field, y0, options = make(2, 5), 2 * start(1100, 2), known_start(method, 1100, 0.1)
-    found = run(field, y0, TIMES[:3], method, BY_SAMPLE, **options)
+    found = run(field, y0, TIMES[:3], method, PER_SAMPLE, **options)
     assert found.plan[3] == 1
-    by_sample_like_cpu(found, on_cpu(field, y0, TIMES[:3], method, per_sample=True, **options))
+    per_sample_like_cpu(found, on_cpu(field, y0, TIMES[:3], method, per_sample=True, **options))
 
 
 def test_per_sample_times_tolerances_and_first_steps():
@@ -196,14 +196,14 @@ def test_per_sample_times_tolerances_and_first_steps():
     times = torch.tensor(TIMES, dtype=torch.float64) * torch.linspace(-1, 1, 12)[:, None].double()
     rtol, first = torch.logspace(-3, -7, 12).double(), torch.linspace(1e-3, 0.1, 12).double()
     options = {"rtol": rtol, "atol": rtol / 3, "first_step": first}
-    found = run(field, y0, times, kind=BY_SAMPLE, **options)
-    by_sample_like_cpu(found, on_cpu(field, y0, times, per_sample=True, **options))
+    found = run(field, y0, times, kind=PER_SAMPLE, **options)
+    per_sample_like_cpu(found, on_cpu(field, y0, times, per_sample=True, **options))
 
 
 def test_interrupted_samples_go_on_as_they_would_have():
     field, y0 = make(), start(30) * torch.linspace(0.1, 4, 30)[:, None]
-    whole = run(field, y0, TIMES, kind=BY_SAMPLE)
-    pieces = run(field, y0, TIMES, kind=BY_SAMPLE, capacity=3)
+    whole = run(field, y0, TIMES, kind=PER_SAMPLE)
+    pieces = run(field, y0, TIMES, kind=PER_SAMPLE, capacity=3)
     assert whole.launches == 1 and pieces.launches > 1 and pieces.counts == whole.counts
     assert torch.equal(pieces.ys, whole.ys)
     for b in range(30):
@@ -214,9 +214,9 @@ def test_samples_that_fail_leave_the_others_alone():
     field, y0 = make(activation="relu"), start(20)
     y0[3, 0], y0[7, 1] = math.nan, math.inf
     y0[11] *= 1e4
-    found = run(field, y0, TIMES, kind=BY_SAMPLE, max_num_steps=40)
+    found = run(field, y0, TIMES, kind=PER_SAMPLE, max_num_steps=40)
     wanted = on_cpu(field, y0, per_sample=True, throw=False, max_num_steps=40)
-    by_sample_like_cpu(found, wanted)
+    per_sample_like_cpu(found, wanted)
     assert found.counts[3][4] & 1 and found.counts[7][4] != 0
 
 
@@ -225,12 +225,12 @@ def test_weights_in_device_memory(method):
     field, y0 = make(24, (200, 250), None, time="none"), start(11, 24)
     options = known_start(method)
     found = run(field, y0, TIMES, method, **options)
-    assert found.far
+    assert found.global_weights
     same_solve(found, on_cpu(field, y0, TIMES, method, **options))
     options = known_start(method, 11)
-    samples = run(field, y0, TIMES, method, BY_SAMPLE, **options)
-    assert samples.far
-    by_sample_like_cpu(samples, on_cpu(field, y0, TIMES, method, per_sample=True, **options))
+    samples = run(field, y0, TIMES, method, PER_SAMPLE, **options)
+    assert samples.global_weights
+    per_sample_like_cpu(samples, on_cpu(field, y0, TIMES, method, per_sample=True, **options))
 
 
 def test_more_samples_than_fit_on_the_chip_are_refused():

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cuda_emulation import COMPILER
-from emulated_mlp import BY_SAMPLE, FIXED, JOINT, TIMES, make, run
+from emulated_mlp import FIXED, JOINT, PER_SAMPLE, TIMES, make, run
 from emulated_mlp_backward import back_through
 from selection import slow
 
@@ -39,23 +39,29 @@ def close(ours, theirs, tolerance):
     assert not torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("far", [False, True])
-@pytest.mark.parametrize("kind", [JOINT, BY_SAMPLE, FIXED])
+@pytest.mark.parametrize("global_weights", [False, True])
+@pytest.mark.parametrize("kind", [JOINT, PER_SAMPLE, FIXED])
 @pytest.mark.parametrize("dim, hidden, depth, time", SHAPES)
-def test_solves_and_gradients_differ_by_rounding_alone(dim, hidden, depth, time, kind, far):
+def test_solves_and_gradients_differ_by_rounding_alone(
+    dim, hidden, depth, time, kind, global_weights
+):
     field, y0 = make(dim, hidden, depth, time=time), random(19, dim)
-    plain, ours = (solved(field, y0, kind, far=far, tensor=each) for each in (False, True))
+    plain, ours = (
+        solved(field, y0, kind, global_weights=global_weights, tensor=each)
+        for each in (False, True)
+    )
     assert ours.counts == plain.counts
     close(ours.ys, plain.ys, 1e-12)
     plain, ours = (
-        back_through(field, y0, kind, plain, GRID, far=far, tensor=each) for each in (False, True)
+        back_through(field, y0, kind, plain, GRID, global_weights=global_weights, tensor=each)
+        for each in (False, True)
     )
     close(ours.y0, plain.y0, 1e-11)
     for i, (a, b) in enumerate(zip(ours.parameters, plain.parameters, strict=True)):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11, msg=f"parameter {i}")
 
 
-@pytest.mark.parametrize("kind", [JOINT, BY_SAMPLE, FIXED])
+@pytest.mark.parametrize("kind", [JOINT, PER_SAMPLE, FIXED])
 def test_float32_stays_near_float64(kind):
     """Of three products of numbers with 11 bits; the sums are cut off, not rounded."""
     field = make(19, (40, 21), None, dtype=torch.float32)
@@ -91,7 +97,7 @@ def test_narrow_layers_are_left_to_threads():
 
 def test_samples_that_have_a_thread_each_are_left_to_threads():
     field, y0 = make(2, (8, 8), None), random(1100, 2)
-    options = {"kind": BY_SAMPLE, "rtol": 0.1, "atol": 0.1}
+    options = {"kind": PER_SAMPLE, "rtol": 0.1, "atol": 0.1}
     plain, ours = (run(field, y0, TIMES[:2], **options, tensor=each) for each in (False, True))
     assert ours.plan[3] == 1 and torch.equal(ours.ys, plain.ys)
 

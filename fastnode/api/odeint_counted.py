@@ -1,0 +1,67 @@
+"""``odeint`` for modules that say how often their field was evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from fastnode.api.odeint import odeint
+from fastnode.engines import select
+from fastnode.engines.fused import joint as fused
+from fastnode.engines.methods import odeint_request
+from fastnode.problem.ivp import make_problem
+from fastnode.torch_support.compile import uncompiled
+
+
+class _CountedField:
+    """A vector field that counts its evaluations."""
+
+    def __init__(self, field: Callable[..., Any]) -> None:
+        self.field = field
+        self.evaluations = 0
+
+    def __call__(self, t: Tensor, z: Tensor) -> Tensor:
+        self.evaluations += 1
+        return self.field(t, z)
+
+
+def odeint_counted(
+    field: Callable[..., Any],
+    y0: Tensor,
+    t: Tensor,
+    *,
+    rtol: Any,
+    atol: Any,
+    method: str,
+    options: Mapping[str, Any] | None = None,
+) -> tuple[Tensor, int]:
+    """The states at t, and the evaluations of the field."""
+    if hasattr(type(field), "perceptron"):
+        # The fused engine must see the field itself, and counts by itself.
+        found = _solve_fused(field, y0, t, rtol, atol, method, options)
+        if found is not None:
+            return found
+    counted = _CountedField(field)
+    states = odeint(counted, y0, t, rtol=rtol, atol=atol, method=method, options=options)
+    return states, counted.evaluations
+
+
+@uncompiled
+def _solve_fused(
+    field: Callable[..., Any],
+    y0: Tensor,
+    t: Tensor,
+    rtol: Any,
+    atol: Any,
+    method: str,
+    options: Mapping[str, Any] | None,
+) -> tuple[Tensor, int] | None:
+    """None where another engine is to run."""
+    problem = make_problem(field, y0, t, ())
+    request = odeint_request(method, rtol, atol, options, "auto").with_(record=True)
+    if select.choose(problem, request) != "fused":
+        return None
+    solution = fused.solve(problem, request)
+    return solution.ys, solution.nfe
