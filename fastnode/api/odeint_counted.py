@@ -64,4 +64,4 @@ def _solve_fused(
     if select.choose(problem, request) != "fused":
         return None
     solution = fused.solve(problem, request)
-    return solution.ys, solution.nfe
+    return solution.ys, int(solution.nfe)
