@@ -91,5 +91,9 @@ def _grid_fits(problem: Problem, request: SolveRequest) -> bool:
         return True
     if not request.record:
         return False
+    if problem.t.shape[0] == 2:
+        # Both lie at the ends of the grid.
+        steps = request.steps or len(request.grid_tensor(problem)) - 1
+        return 0 < steps <= request.max_num_steps
     grid = request.grid(problem)
     return 1 < len(grid) <= request.max_num_steps + 1 and set(problem.times) <= set(grid)
