@@ -168,7 +168,11 @@ def solve(
                 first_step=sample_first_step(first_step, samples.y0),
             )
             return solve_samples(ts, samples, request)
-        return JointSolve(make_problem(func, y0, ts, tuple(args), "ts"), request).run()
+        problem = make_problem(func, y0, ts, tuple(args), "ts")
+        if save == "dense":
+            # A copy: the caller may change y0 before ``Solution.evaluate``.
+            problem = problem.with_(y0=problem.y0.clone())
+        return JointSolve(problem, request).run()
 
 
 def _fixed(method: str, step_size: float | None, steps: int | None) -> FixedOptions:

@@ -37,6 +37,7 @@ def flow_loss(v: Tensor, target: Target | Tensor, reduction: str = "mean") -> Te
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
     if isinstance(target, Target):
+        target.check_unchanged()
         v = ops.check_velocity(v, target.z0)
         if reduction != "none":
             return ops.flow_loss(
@@ -90,6 +91,7 @@ def linear_flow_loss(
         if torch.is_autocast_enabled(z0.device.type):
             x, w, b = h.to(z0.dtype), weight.to(z0.dtype), None if bias is None else bias.to(z0)
         if linear_ops.runs_fused(x, w, b, z0):
+            target.check_unchanged()
             _check_layer(x, w, b, z0)
             mean = reduction == "mean"
             return linear_ops.linear_flow_loss(x, w, b, target.stand_in, z0, z1, target.coef, mean)

@@ -15,7 +15,8 @@ tolerances of both solves, not that of the numerical one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -25,7 +26,10 @@ from fastnode.adjoints.continuous.adjoint_norm import AdjointNorm
 from fastnode.adjoints.continuous.backward_solve import BackwardSolve
 from fastnode.engines.methods import find_method, odeint_request
 from fastnode.problem.ivp import Problem, VectorField
+from fastnode.torch_support.batched_grads import for_each_cotangent
+from fastnode.torch_support.grad_mode import recorded
 from fastnode.torch_support.partial_grad import PartialGradGates
+from fastnode.torch_support.recompute import Surroundings
 
 
 class Adjoint:
@@ -66,8 +70,22 @@ class Adjoint:
             raise TypeError(f"norm in adjoint_options must be callable or 'seminorm', got {norm!r}")
         self.request = odeint_request(method, rtol, atol, chosen)
         self.norm = AdjointNorm(problem, self.params, rtol, atol, norm, state_norm)
-        device = problem.y0.device.type
-        self._autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        #: None where there will be no backward pass.
+        self._surroundings: Surroundings | None = None
+        if recorded((problem.y0, problem.t), self.params):
+            self._surroundings = Surroundings(problem.func, problem.y0.device)
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """The forward pass, without an autograd graph."""
+        surroundings = self._surroundings
+        with torch.no_grad(), nullcontext() if surroundings is None else surroundings.forward():
+            yield
+
+    def recomputation(self) -> AbstractContextManager[None]:
+        """The backward pass, with func as it was in the forward pass."""
+        assert self._surroundings is not None
+        return self._surroundings.recomputation(draws=False)
 
     def attach(self, solution: Tensor, t: Tensor | None = None) -> Tensor:
         """``solution``, which autograd has not recorded, with its gradients.
@@ -85,16 +103,6 @@ class Adjoint:
         self, solution: Tensor, t: Tensor, grad: Tensor, timed: bool
     ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
         """dL by y0, by t if ``timed``, and by each of params; ``grad`` is dL by the solution."""
-        device = solution.device.type
-        enabled, dtype = self._autocast
-        if enabled == torch.is_autocast_enabled(device):
-            return self._gradients(solution, t, grad, timed)
-        with torch.autocast(device, dtype, enabled):
-            return self._gradients(solution, t, grad, timed)
-
-    def _gradients(
-        self, solution: Tensor, t: Tensor, grad: Tensor, timed: bool
-    ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
         field, times = self.problem.field, t.tolist()
         solve = BackwardSolve(self)
         by_time: list[Tensor] = []
@@ -136,10 +144,17 @@ class _Continuous(torch.autograd.Function):
         solution, y0, t, *params = ctx.saved_tensors
         adjoint: Adjoint = ctx.adjoint
         timed = ctx.needs_input_grad[3]
-        if torch.is_grad_enabled():
-            return None, None, *_differentiable(adjoint, grads[0], (y0, t, *params))
-        by_y0, by_t, by_params = adjoint.gradients(solution, t, grads[0], timed)
-        return None, None, by_y0, by_t, *by_params
+
+        def gradients(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+            (grad,) = grads
+            assert grad is not None
+            with adjoint.recomputation():
+                if torch.is_grad_enabled():
+                    return _differentiable(adjoint, grad, (y0, t, *params))
+                by_y0, by_t, by_params = adjoint.gradients(solution, t, grad, timed)
+                return [by_y0, by_t, *by_params]
+
+        return None, None, *for_each_cotangent(gradients, grads)
 
 
 def _differentiable(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -58,7 +59,7 @@ class AdjointNorm:
             problem.y0.detach().reshape(-1),
             rtol,
             atol,
-            joint if self._custom is None else self._measure,
+            joint if self._custom is None else self._measured_by_custom(),
             "adjoint_",
         )
         self._tolerances = [
@@ -74,8 +75,11 @@ class AdjointNorm:
             for state, own in zip((self.rtol, self.atol), self._tolerances, strict=True)
         ]
         self.plain = self._state.plain
-        #: The norm of the parameter gradients where kernels measure y and a; None if unused.
-        self.beside = self._of_params if self.uses_params else None
+
+    @property
+    def beside(self) -> Callable[[], float] | None:
+        """The norm of the parameter gradients where kernels measure y and a; None if unused."""
+        return self._of_params if self.uses_params else None
 
     def watch(self, quadrature: Quadrature | None) -> None:
         """Steps are measured with this quadrature from now on."""
@@ -100,6 +104,17 @@ class AdjointNorm:
     def size(self, x: Tensor, y: Tensor) -> float:
         """The norm of x relative to the tolerances at y."""
         return self(y, y, [x], [1.0])
+
+    def _measured_by_custom(self) -> Norm:
+        # No circle: this object holds what calls the function.
+        this = weakref.ref(self)
+
+        def measure(parts: tuple[Tensor, ...]) -> Any:
+            norm = this()
+            assert norm is not None
+            return norm._measure(parts)
+
+        return measure
 
     def _measure(self, parts: tuple[Tensor, ...]) -> Any:
         assert self._custom is not None

@@ -174,6 +174,5 @@ class CapturedChain(StepChain):
         outputs inside of steps, no buffers, of which the backward pass uses copies."""
         plain = inputs.ts is None and inputs.grid is None and not inputs.args
         at_ends = all(t == self.edges[n + 1] for n, found in self.outputs.items() for _, t in found)
-        module = self.surroundings.module
-        buffers = module is not None and any(True for _ in module.buffers())
+        buffers = any(module._buffers for module in self.surroundings.modules)
         return plain and at_ends and not buffers and self.slots is None
