@@ -16,6 +16,7 @@ tolerances of both solves, not that of the numerical one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor
 from fastnode.adjoints.continuous.adjoint_norm import AdjointNorm
 from fastnode.adjoints.continuous.backward_solve import BackwardSolve
 from fastnode.engines.methods import find_method, odeint_request
-from fastnode.problem.ivp import Problem, VectorField
+from fastnode.problem.ivp import Layout, Problem, VectorField
 from fastnode.torch_support.partial_grad import PartialGradGates
 
 
@@ -60,14 +61,38 @@ class Adjoint:
     ):
         self.problem, self.params, self.solve_with_graph = problem, tuple(params), solve_with_graph
         find_method(method)
+        self._given = {
+            "method": method,
+            "rtol": rtol,
+            "atol": atol,
+            "state_norm": state_norm,
+            "solve_with_graph": solve_with_graph,
+        }
         chosen = dict(options or {})
         norm = chosen.pop("norm", None)
         if not (norm is None or callable(norm) or norm == "seminorm"):
             raise TypeError(f"norm in adjoint_options must be callable or 'seminorm', got {norm!r}")
         self.request = odeint_request(method, rtol, atol, chosen)
         self.norm = AdjointNorm(problem, self.params, rtol, atol, norm, state_norm)
+        self._named_norm = norm
+        #: The options with the norm in use, a function of (t, y, a, *params) with y and a packed:
+        #: what torchdiffeq's users find and change in ``grad_fn.adjoint_options``.
+        self.options = {**chosen, "norm": self.norm.of_packed}
         device = problem.y0.device.type
         self._autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+
+    def with_options(self, options: dict[str, Any]) -> Adjoint:
+        """This adjoint with such options as ``options`` has; itself if they are the same."""
+        own, norm = self.options, options.get("norm")
+        if options.keys() == own.keys() and all(options[name] is own[name] for name in own):
+            return self
+        if norm is own["norm"]:
+            norm = self._named_norm
+        elif callable(norm):
+            norm = partial(_of_parts, norm, self.problem.layout)
+        made = Adjoint(self.problem, self.params, options={**options, "norm": norm}, **self._given)
+        made._autocast = self._autocast
+        return made
 
     def attach(self, solution: Tensor, t: Tensor | None = None) -> Tensor:
         """``solution``, which autograd has not recorded, with its gradients.
@@ -117,6 +142,15 @@ class Adjoint:
         return a, torch.stack(by_time[::-1]).to(t.device, t.dtype), params
 
 
+def _of_parts(norm: Callable[[Any], Any], layout: Layout, parts: tuple[Tensor, ...]) -> Any:
+    """The value of a norm of (t, y, a, *params) for (t, *y, *a, *params)."""
+    count = 1 if layout.shapes is None else len(layout.shapes)
+    t, *rest = parts
+    halves = rest[:count], rest[count : 2 * count]
+    packed = (half[0] if layout.shapes is None else layout.pack(tuple(half)) for half in halves)
+    return norm((t, *packed, *rest[2 * count :]))
+
+
 def _inner(a: Tensor, f: Tensor) -> Tensor:
     return torch.vdot(a.reshape(-1), f.reshape(-1)).real
 
@@ -128,13 +162,14 @@ class _Continuous(torch.autograd.Function):
     ) -> Tensor:
         solution = made.pop()
         ctx.adjoint = adjoint
+        ctx.adjoint_options = dict(adjoint.options)
         ctx.save_for_backward(solution, y0, t, *params)
         return solution
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         solution, y0, t, *params = ctx.saved_tensors
-        adjoint: Adjoint = ctx.adjoint
+        adjoint: Adjoint = ctx.adjoint.with_options(ctx.adjoint_options)
         timed = ctx.needs_input_grad[3]
         if torch.is_grad_enabled():
             return None, None, *_differentiable(adjoint, grads[0], (y0, t, *params))
@@ -155,7 +190,7 @@ def _differentiable(
         args = {id(x): gates(x) for x in field.args}
         y0, t = map(gates, inputs[:2])
         given = tuple(args[id(x)] for x in field.args)
-        own = VectorField(field.func, field.layout, y0, field.direction, given)
+        own = VectorField(field.func, field.layout, y0, field.direction, given, field.warn_of_cast)
         solution = adjoint.solve_with_graph(problem.with_(field=own, y0=y0, t=t))
         # What func itself holds has no copy; no path goes on from a leaf.
         inputs = (y0, t, *(args.get(id(x), x) for x in adjoint.params))
