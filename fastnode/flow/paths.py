@@ -22,7 +22,9 @@ class Target:
 
     __slots__ = ("coef", "stand_in", "z0", "z1")
 
-    def __init__(self, stand_in: Tensor, z0: Tensor, z1: Tensor, coef: Tensor) -> None:
+    def __init__(
+        self, stand_in: Tensor | None, z0: Tensor, z1: Tensor, coef: ops.Coefficients
+    ) -> None:
         self.stand_in, self.z0, self.z1, self.coef = stand_in, z0, z1, coef
 
     def velocity(self) -> Tensor:
@@ -75,15 +77,18 @@ class Path:
             TypeError: t is not a floating tensor.
         """
         ops.check_time(t)
-        return self._coefficients(t, extrapolate)
+        return ops.as_tensor(self._coefficients(t, extrapolate))
 
-    def _coefficients(self, t: Tensor, extrapolate: bool) -> Tensor:
-        if self._kind is not None and not t.requires_grad and t.dtype in ops.ACCUMULATE:
+    def _coefficients(self, t: Tensor, extrapolate: bool) -> ops.Coefficients:
+        apart = torch.compiler.is_compiling()
+        known = self._kind is not None and not t.requires_grad and t.dtype in ops.ACCUMULATE
+        if known and not apart:
             return ops.path_coefficients(t, self._kind, not extrapolate)
         if not extrapolate:
             ops.check_time_range(t)
-        rows = [f(t) for f in (self.alpha, self.beta, self.dalpha, self.dbeta)]
-        return torch.stack([torch.as_tensor(row).to(t).expand_as(t) for row in rows])
+        made = [f(t) for f in (self.alpha, self.beta, self.dalpha, self.dbeta)]
+        rows = tuple(torch.as_tensor(row).to(t).expand_as(t) for row in made)
+        return rows if apart else torch.stack(rows)
 
     def interpolate(
         self, z0: Tensor, z1: Tensor, t: Tensor, *, extrapolate: bool = False
