@@ -80,10 +80,10 @@ class Path:
         return ops.as_tensor(self._coefficients(t, extrapolate))
 
     def _coefficients(self, t: Tensor, extrapolate: bool) -> ops.Coefficients:
-        apart = torch.compiler.is_compiling()
-        known = self._kind is not None and not t.requires_grad and t.dtype in ops.ACCUMULATE
-        if known and not apart:
-            return ops.path_coefficients(t, self._kind, not extrapolate)
+        apart, kind = torch.compiler.is_compiling(), self._kind
+        plain = not t.requires_grad and t.dtype in ops.ACCUMULATE and not apart
+        if kind is not None and plain:
+            return ops.path_coefficients(t, kind, not extrapolate)
         if not extrapolate:
             ops.check_time_range(t)
         made = [f(t) for f in (self.alpha, self.beta, self.dalpha, self.dbeta)]
@@ -121,7 +121,9 @@ class Path:
         Arguments and errors as in :meth:`interpolate`; returns two tensors shaped as z0.
         """
         z0, z1, coef = self._prepare(z0, z1, t, extrapolate)
-        return ops.interpolant(z0, z1, coef, store_target=True)
+        zt, velocity = ops.interpolant(z0, z1, coef, store_target=True)
+        assert velocity is not None
+        return zt, velocity
 
     def draw(
         self,
@@ -163,7 +165,7 @@ class Path:
 
     def _prepare(
         self, z0: Tensor, z1: Tensor, t: Tensor, extrapolate: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, ops.Coefficients]:
         z0, z1 = ops.check_end_points(z0, z1, t)
         accumulate = torch.float64 if z0.dtype == torch.float64 else torch.float32
         if t.dtype != accumulate:

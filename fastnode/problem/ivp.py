@@ -143,7 +143,7 @@ def check_returned(
             if value.is_complex() and not dtype.is_complex:
                 raise TypeError(f"{name} must return the state's dtype {dtype}, got {value.dtype}")
             precise = value.dtype.is_floating_point or value.dtype.is_complex
-            same = precise and value.dtype.to_real() == dtype.to_real()
+            same = precise and torch.finfo(value.dtype).eps == torch.finfo(dtype).eps
             if precise and not same and not torch.is_autocast_enabled(device.type):
                 warn_of_cast(
                     f"{name} returns {value.dtype} for a state of {dtype}: it is cast to {dtype}; "
