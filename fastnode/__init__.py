@@ -10,6 +10,7 @@ from fastnode.api.odeint_adjoint import odeint_adjoint
 from fastnode.api.odeint_dense import odeint_dense
 from fastnode.api.solve import solve
 from fastnode.api.solve_triton import Trajectories, solve_triton
+from fastnode.compat.use_as import use_as
 from fastnode.control.controllers import Controller
 from fastnode.engines.methods import register_method
 from fastnode.errors import (
@@ -56,6 +57,7 @@ __all__ = [
     "regularize",
     "solve",
     "solve_triton",
+    "use_as",
 ]
 
 

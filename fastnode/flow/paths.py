@@ -24,7 +24,9 @@ class Target:
 
     __slots__ = ("_versions", "coef", "stand_in", "z0", "z1")
 
-    def __init__(self, stand_in: Tensor, z0: Tensor, z1: Tensor, coef: Tensor) -> None:
+    def __init__(
+        self, stand_in: Tensor | None, z0: Tensor, z1: Tensor, coef: ops.Coefficients
+    ) -> None:
         self.stand_in, self.z0, self.z1, self.coef = stand_in, z0, z1, coef
         self._versions = _versions(z0, z1)
 
@@ -96,15 +98,18 @@ class Path:
             TypeError: t is not a floating tensor.
         """
         ops.check_time(t)
-        return self._coefficients(t, extrapolate)
+        return ops.as_tensor(self._coefficients(t, extrapolate))
 
-    def _coefficients(self, t: Tensor, extrapolate: bool) -> Tensor:
-        if self._kind is not None and not t.requires_grad and t.dtype in ops.ACCUMULATE:
-            return ops.path_coefficients(t, self._kind, not extrapolate)
+    def _coefficients(self, t: Tensor, extrapolate: bool) -> ops.Coefficients:
+        apart, kind = torch.compiler.is_compiling(), self._kind
+        plain = not t.requires_grad and t.dtype in ops.ACCUMULATE and not apart
+        if kind is not None and plain:
+            return ops.path_coefficients(t, kind, not extrapolate)
         if not extrapolate:
             ops.check_time_range(t)
-        rows = [f(t) for f in (self.alpha, self.beta, self.dalpha, self.dbeta)]
-        return torch.stack([torch.as_tensor(row).to(t).expand_as(t) for row in rows])
+        made = [f(t) for f in (self.alpha, self.beta, self.dalpha, self.dbeta)]
+        rows = tuple(torch.as_tensor(row).to(t).expand_as(t) for row in made)
+        return rows if apart else torch.stack(rows)
 
     def interpolate(
         self, z0: Tensor, z1: Tensor, t: Tensor, *, extrapolate: bool = False
@@ -137,7 +142,9 @@ class Path:
         Arguments and errors as in :meth:`interpolate`; returns two tensors shaped as z0.
         """
         z0, z1, coef = self._prepare(z0, z1, t, extrapolate)
-        return ops.interpolant(z0, z1, coef, store_target=True)
+        zt, velocity = ops.interpolant(z0, z1, coef, store_target=True)
+        assert velocity is not None
+        return zt, velocity
 
     def draw(
         self,
@@ -179,7 +186,7 @@ class Path:
 
     def _prepare(
         self, z0: Tensor, z1: Tensor, t: Tensor, extrapolate: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, ops.Coefficients]:
         z0, z1 = ops.check_end_points(z0, z1, t)
         accumulate = torch.float64 if z0.dtype == torch.float64 else torch.float32
         if t.dtype != accumulate:
