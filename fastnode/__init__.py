@@ -24,6 +24,7 @@ from fastnode.errors import (
 from fastnode.events.watch import Event
 from fastnode.extension import empty_cache
 from fastnode.fields.fuse import NotFusable, fuse
+from fastnode.plots import plot_trajectories
 from fastnode.solution import Solution, Steps
 
 __version__: str
@@ -53,6 +54,7 @@ __all__ = [
     "odeint_adjoint",
     "odeint_dense",
     "odeint_event",
+    "plot_trajectories",
     "register_method",
     "regularize",
     "solve",
