@@ -91,7 +91,7 @@ py::tuple solve_on_gpu(const std::vector<LayerTensors>& layers, int activation, 
     }
   }
   return py::make_tuple(wrap(found.ys), wrap(found.evaluations), wrap(found.accepted),
-                        wrap(found.rejected), found.status, wrap(found.t1), wrap(found.error),
+                        wrap(found.rejected), wrap(found.status), wrap(found.t1), wrap(found.error),
                         wrap(found.stiffness),
                         control.keep_states ? wrap(found.kept) : py::object(py::none()));
 }

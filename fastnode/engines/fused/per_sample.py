@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fastnode import extension
 from fastnode.control.request import SolveRequest
-from fastnode.engines.failures import Failure
 from fastnode.engines.fused import request as fused_request
 from fastnode.engines.fused.mlp import Layers, Perceptron, perceptron
 from fastnode.engines.fused.refusal import runs_here
@@ -91,8 +90,9 @@ def solve(problem: SampleProblem, request: SolveRequest, keep: bool) -> tuple[Tr
         ),
         request.throw,
     )
-    names = [failure.status for failure in Failure]
-    return Trace(ys, nfe, accepted, rejected, [names[each] for each in status], *columns), kept
+    # On the CPU a list of numbers, on a GPU a tensor.
+    status = torch.as_tensor(status, dtype=torch.int8)
+    return Trace(ys, nfe, accepted, rejected, status, *columns), kept
 
 
 def back(
