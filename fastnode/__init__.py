@@ -22,6 +22,7 @@ from fastnode.errors import (
 )
 from fastnode.events.watch import Event
 from fastnode.extension import empty_cache
+from fastnode.fields.compile import NotCompilable, compile_field
 from fastnode.fields.fuse import NotFusable, fuse
 from fastnode.solution import Solution, Steps
 
@@ -34,6 +35,7 @@ __all__ = [
     "EventNotFound",
     "MaxStepsExceeded",
     "NonFiniteState",
+    "NotCompilable",
     "NotFusable",
     "Revolve",
     "Solution",
@@ -43,6 +45,7 @@ __all__ = [
     "Steps",
     "Trajectories",
     "__version__",
+    "compile_field",
     "embedded_step",
     "empty_cache",
     "flow",

@@ -4,8 +4,8 @@
 
 // As fastnode.fields.ir.Convolution: a convolution of x [Groups * In, H, W] to
 // [Groups * Out, HO, WO].
-template <int Groups_, int In_, int Out_, int H_, int W_, int HO_, int WO_, int KH_, int KW_, int SH_,
-          int SW_, int PH_, int PW_, int DH_, int DW_>
+template <int Groups_, int In_, int Out_, int H_, int W_, int HO_, int WO_, int KH_, int KW_,
+          int SH_, int SW_, int PH_, int PW_, int DH_, int DW_>
 struct Shape {
   static constexpr int Groups = Groups_, In = In_, Out = Out_, H = H_, W = W_, HO = HO_, WO = WO_,
                        KH = KH_, KW = KW_, SH = SH_, SW = SW_, PH = PH_, PW = PW_, DH = DH_,
@@ -14,8 +14,10 @@ struct Shape {
 
 template <class P>
 INLINE P of_number(Number x) {
-  if constexpr (kNumber<P>) return x;
-  else return lift(x, P{});
+  if constexpr (kNumber<P>)
+    return x;
+  else
+    return lift(x, P{});
 }
 
 // Positions of the result that read position `i` shifted by tap k lie in [first, last).
@@ -29,7 +31,8 @@ constexpr int last_place(int k, int size, int out, int stride, int padding, int 
 }
 
 template <class S, class P>
-__attribute__((noinline)) void convolve(S, const P* x, const Number* w, const Number* bias, P* out) {
+__attribute__((noinline)) void convolve(S, const P* x, const Number* w, const Number* bias,
+                                        P* out) {
   constexpr int kBlock = S::Out % 8 == 0 ? 8 : S::Out % 4 == 0 ? 4 : 1;
   if constexpr (kNumber<P>) {
     // Along the rows of the image.
@@ -47,8 +50,8 @@ __attribute__((noinline)) void convolve(S, const P* x, const Number* w, const Nu
             const int x0 = first_place(kx, S::SW, S::PW, S::DW);
             const int x1 = last_place(kx, S::W, S::WO, S::SW, S::PW, S::DW);
             for (int y = y0; y < y1; ++y) {
-              const Number* const row = from + (y * S::SH + ky * S::DH - S::PH) * S::W +
-                                        kx * S::DW - S::PW;
+              const Number* const row =
+                  from + (y * S::SH + ky * S::DH - S::PH) * S::W + kx * S::DW - S::PW;
               for (int c = x0; c < x1; ++c) to[y * S::WO + c] += weight * row[c * S::SW];
             }
           }
@@ -123,7 +126,8 @@ __attribute__((noinline)) void convolve_input(S, const P* g, const Number* w, co
         for (int c = 0; c < S::W; ++c) {
           P sum[kBlock];
           const int channel = group * S::In + i;
-          for (int j = 0; j < kBlock; ++j) sum[j] = of_number<P>(bias ? bias[channel + j] : Number(0));
+          for (int j = 0; j < kBlock; ++j)
+            sum[j] = of_number<P>(bias ? bias[channel + j] : Number(0));
           for (int ky = 0; ky < S::KH; ++ky) {
             const int up = y + S::PH - ky * S::DH;
             if (up < 0 || up % S::SH != 0 || up / S::SH >= S::HO) continue;
@@ -169,10 +173,9 @@ __attribute__((noinline)) void convolve_weight(S, const P* x, const P* g, Number
               for (P& each : row) each = of_number<P>(0);
             }
             for (int y = y0; y < y1; ++y) {
-              const P* const image = x +
-                                     ((group * S::In + i) * S::H + y * S::SH + ky * S::DH - S::PH) *
-                                         S::W +
-                                     kx * S::DW - S::PW;
+              const P* const image =
+                  x + ((group * S::In + i) * S::H + y * S::SH + ky * S::DH - S::PH) * S::W +
+                  kx * S::DW - S::PW;
               const P* const result = g + (o * S::HO + y) * S::WO;
               for (int c = x0; c < x1; ++c) {
                 P inputs[kIn];

@@ -18,12 +18,12 @@ INLINE X<Number, K> each_number(X<Number, K> x, F f) {
   });
 }
 
-#define FASTNODE_BY_NUMBER(name, call)                                                     \
-  template <class U, int K>                                                                \
-  INLINE Pack<U, K> f_##name(Pack<U, K> x) {                                               \
-    return each_number<K>(x, [](Number y) INLINE_LAMBDA { return call(y); });      \
-  }                                                                                        \
-  INLINE float f_##name(float x) { return call(x); }                                       \
+#define FASTNODE_BY_NUMBER(name, call)                                        \
+  template <class U, int K>                                                   \
+  INLINE Pack<U, K> f_##name(Pack<U, K> x) {                                  \
+    return each_number<K>(x, [](Number y) INLINE_LAMBDA { return call(y); }); \
+  }                                                                           \
+  INLINE float f_##name(float x) { return call(x); }                          \
   INLINE double f_##name(double x) { return call(x); }
 
 FASTNODE_BY_NUMBER(acos, std::acos)
@@ -60,9 +60,12 @@ INLINE X<Number, K> lift(Number x, X<Number, K>) {
 // f(a, b) of vectors, with numbers spread over the lanes.
 template <class A, class B, class F>
 INLINE auto with_both(A a, B b, F f) {
-  if constexpr (kNumber<A>) return f(lift(a, b), b);
-  else if constexpr (kNumber<B>) return f(a, lift(b, a));
-  else return f(a, b);
+  if constexpr (kNumber<A>)
+    return f(lift(a, b), b);
+  else if constexpr (kNumber<B>)
+    return f(a, lift(b, a));
+  else
+    return f(a, b);
 }
 
 #define FASTNODE_BOTH_BY_NUMBER(name, call)                                                 \
@@ -97,27 +100,33 @@ FASTNODE_BOTH_BY_NUMBER(pow, std::pow)
 FASTNODE_BOTH_BY_NUMBER(remainder, remainder_of)
 
 // a where l OP r, else b.
-#define FASTNODE_CHOOSE(name, op)                                                              \
-  template <class L, class R, class A, class B>                                                \
-  INLINE auto where_##name(L l, R r, A a, B b) {                                               \
-    if constexpr (kNumber<L> && kNumber<R>) {                                                  \
-      if constexpr (kNumber<A> && kNumber<B>) return l op r ? a : b;                           \
-      else if constexpr (kNumber<A>) return l op r ? lift(a, b) : b;                           \
-      else if constexpr (kNumber<B>) return l op r ? a : lift(b, a);                           \
-      else return l op r ? a : b;                                                              \
-    } else {                                                                                   \
-      return with_both(l, r, [&]<class U, int K>(Pack<U, K> x, Pack<U, K> y) INLINE_LAMBDA {   \
-        const Pack<U, K> p = lift(a, x), q = lift(b, x);                                       \
-        return each<U, K>(                                                                     \
-            [&](int i) INLINE_LAMBDA { return x.v[i] op y.v[i] ? p.v[i] : q.v[i]; });          \
-      });                                                                                      \
-    }                                                                                          \
-  }                                                                                            \
-  template <class L, class R>                                                                  \
-  INLINE auto f_##name(L l, R r) {                                                             \
-    using T = std::conditional_t<kNumber<L>, L, R>;                                            \
-    if constexpr (kNumber<T>) return where_##name(l, r, T(1), T(0));                           \
-    else return where_##name(l, r, Number(1), Number(0));                                      \
+#define FASTNODE_CHOOSE(name, op)                                                            \
+  template <class L, class R, class A, class B>                                              \
+  INLINE auto where_##name(L l, R r, A a, B b) {                                             \
+    if constexpr (kNumber<L> && kNumber<R>) {                                                \
+      if constexpr (kNumber<A> && kNumber<B>)                                                \
+        return l op r ? a : b;                                                               \
+      else if constexpr (kNumber<A>)                                                         \
+        return l op r ? lift(a, b) : b;                                                      \
+      else if constexpr (kNumber<B>)                                                         \
+        return l op r ? a : lift(b, a);                                                      \
+      else                                                                                   \
+        return l op r ? a : b;                                                               \
+    } else {                                                                                 \
+      return with_both(l, r, [&]<class U, int K>(Pack<U, K> x, Pack<U, K> y) INLINE_LAMBDA { \
+        const Pack<U, K> p = lift(a, x), q = lift(b, x);                                     \
+        return each<U, K>([&](int i)                                                         \
+                              INLINE_LAMBDA { return x.v[i] op y.v[i] ? p.v[i] : q.v[i]; }); \
+      });                                                                                    \
+    }                                                                                        \
+  }                                                                                          \
+  template <class L, class R>                                                                \
+  INLINE auto f_##name(L l, R r) {                                                           \
+    using T = std::conditional_t<kNumber<L>, L, R>;                                          \
+    if constexpr (kNumber<T>)                                                                \
+      return where_##name(l, r, T(1), T(0));                                                 \
+    else                                                                                     \
+      return where_##name(l, r, Number(1), Number(0));                                       \
   }
 FASTNODE_CHOOSE(lt, <)
 FASTNODE_CHOOSE(le, <=)
@@ -173,10 +182,10 @@ INLINE auto f_isinf(A a) {
 }
 
 // a OP b where a is a number.
-#define FASTNODE_NUMBER_FIRST(op)                                             \
-  template <class U, int K>                                                   \
-  INLINE Pack<U, K> operator op(decltype(U{}[0] + U{}[0]) a, Pack<U, K> b) {  \
-    return each<U, K>([&](int i) INLINE_LAMBDA { return a op b.v[i]; });      \
+#define FASTNODE_NUMBER_FIRST(op)                                            \
+  template <class U, int K>                                                  \
+  INLINE Pack<U, K> operator op(decltype(U{}[0] + U{}[0]) a, Pack<U, K> b) { \
+    return each<U, K>([&](int i) INLINE_LAMBDA { return a op b.v[i]; });     \
   }
 FASTNODE_NUMBER_FIRST(+)
 FASTNODE_NUMBER_FIRST(-)
@@ -186,8 +195,10 @@ FASTNODE_NUMBER_FIRST(/)
 
 template <class A>
 INLINE A f_neg(A a) {
-  if constexpr (kNumber<A>) return -a;
-  else return each_of(a, [](auto x) INLINE_LAMBDA { return -x; });
+  if constexpr (kNumber<A>)
+    return -a;
+  else
+    return each_of(a, [](auto x) INLINE_LAMBDA { return -x; });
 }
 template <class A>
 INLINE A f_square(A a) {
@@ -219,8 +230,8 @@ INLINE X<Number, K> f_abs(X<Number, K> x) {
 }
 
 // Numbers.
-#define FASTNODE_ONE(name, call)                      \
-  INLINE float f_##name(float x) { return call(x); }  \
+#define FASTNODE_ONE(name, call)                     \
+  INLINE float f_##name(float x) { return call(x); } \
   INLINE double f_##name(double x) { return call(x); }
 FASTNODE_ONE(exp, std::exp)
 FASTNODE_ONE(expm1, std::expm1)
@@ -304,8 +315,8 @@ INLINE X<Number, K> f_log1p(X<Number, K> x) {
   const X<T, K> u = x + T(1), left = x - (u - T(1));
   const X<T, K> y = f_log(u) + left / u;
   const T infinity = std::numeric_limits<T>::infinity();
-  const X<T, K> tiny = where_below<T, K>(magnitude<T, K>(x), T(sizeof(T) == 4 ? 1e-4 : 1e-8),
-                                         x - x * x * T(0.5), y);
+  const X<T, K> tiny =
+      where_below<T, K>(magnitude<T, K>(x), T(sizeof(T) == 4 ? 1e-4 : 1e-8), x - x * x * T(0.5), y);
   return where_eq(x, infinity, x, where_eq(x, T(-1), -infinity, tiny));
 }
 
@@ -324,8 +335,10 @@ INLINE P by_double(P x, F f) {
 // by number.
 template <int K, class F, class G>
 INLINE X<Number, K> wide_or_by_number(X<Number, K> x, F f, G by_number) {
-  if constexpr (sizeof(Number) == 4) return by_double<K>(x, f);
-  else return each_number<K>(x, by_number);
+  if constexpr (sizeof(Number) == 4)
+    return by_double<K>(x, f);
+  else
+    return each_number<K>(x, by_number);
 }
 
 template <int K>
@@ -343,9 +356,9 @@ INLINE X<Number, K> f_cos(X<Number, K> x) {
 
 // Near zero by its series, elsewhere by the normal distribution.
 INLINE X<double, 2> wide_erf(X<double, 2> y) {
-  static constexpr double kSeries[] = {1.0,           -1.0 / 3,       1.0 / 10,    -1.0 / 42,
-                                       1.0 / 216,     -1.0 / 1320,    1.0 / 9360,  -1.0 / 75600,
-                                       1.0 / 685440,  -1.0 / 6894720, 1.0 / 76204800};
+  static constexpr double kSeries[] = {1.0,          -1.0 / 3,       1.0 / 10,      -1.0 / 42,
+                                       1.0 / 216,    -1.0 / 1320,    1.0 / 9360,    -1.0 / 75600,
+                                       1.0 / 685440, -1.0 / 6894720, 1.0 / 76204800};
   const X<double, 2> square = y * y;
   const X<double, 2> near =
       y * polynomial<double, 2>(kSeries, at_most<double, 2>(square, 1.0)) * 1.1283791670955126;

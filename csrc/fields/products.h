@@ -27,8 +27,10 @@ INLINE void product_row(const A* a, const B* b, A* out, F bias) {
   A sum[Block];
 #pragma GCC unroll 24
   for (int j = 0; j < Block; ++j) {
-    if constexpr (kNumber<decltype(bias(0))>) sum[j] = lift(bias(j), A{});
-    else sum[j] = bias(j);
+    if constexpr (kNumber<decltype(bias(0))>)
+      sum[j] = lift(bias(j), A{});
+    else
+      sum[j] = bias(j);
   }
   for (int k = 0; k < K; ++k) {
     const A x = a[k * AK];
@@ -44,7 +46,8 @@ template <int M, int K, int N, int AM, int AK, int BK, int BN, int OM, int ON, c
 __attribute__((noinline)) void product(Sizes<M, K, N>, const A* a, Strides<AM, AK>, const B* b,
                                        Strides<BK, BN>, A* out, Strides<OM, ON>, Start bias) {
   constexpr int kMost = kAccumulators / (sizeof(A) / kBytes);
-  constexpr int kBlock = N < kMost ? N : (N % kMost && N % (kMost / 3 * 2) == 0 ? kMost / 3 * 2 : kMost);
+  constexpr int kBlock =
+      N < kMost ? N : (N % kMost && N % (kMost / 3 * 2) == 0 ? kMost / 3 * 2 : kMost);
   for (int m = 0; m < M; ++m) {
     const auto at = [&](int n) INLINE_LAMBDA {
       return [&, n](int j) INLINE_LAMBDA { return bias.at(m, n + j); };
@@ -185,8 +188,10 @@ __attribute__((noinline)) void outer(Sizes<M, K, N>, const P* a, Strides<AM, AK>
                                      Strides<BK, BN>, Number* to, Strides<ToM, ToN>) {
   for (int k = 0; k < K; ++k) {
     if constexpr (!kNumber<P>) {
-      if constexpr (ToN == 1) outer_rows<M, N, AM, BN, ToM>(a + k * AK, b + k * BK, to);
-      else if constexpr (ToM == 1) outer_rows<N, M, BN, AM, ToN>(b + k * BK, a + k * AK, to);
+      if constexpr (ToN == 1)
+        outer_rows<M, N, AM, BN, ToM>(a + k * AK, b + k * BK, to);
+      else if constexpr (ToM == 1)
+        outer_rows<N, M, BN, AM, ToN>(b + k * BK, a + k * AK, to);
     }
     if constexpr (kNumber<P> || (ToN != 1 && ToM != 1)) {
       for (int m = 0; m < M; ++m) {

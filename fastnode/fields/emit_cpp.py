@@ -272,9 +272,7 @@ class Emitter:
             and to[-1] == 1
             and all(s[-1] in (0, 1) for s in strides.values())
         )
-        heads = [
-            f"for (int {i} = 0; {i} < {n}; ++{i})" for i, n in zip(names, shape, strict=True)
-        ]
+        heads = [f"for (int {i} = 0; {i} < {n}; ++{i})" for i, n in zip(names, shape, strict=True)]
         if not vector:
             place = f"{self.base(out)}[{_Walk(out, to).at(names)}]"
             body = write(place, self.spread(value, self.code(value, load(names, ""))))
@@ -337,7 +335,11 @@ class Emitter:
 
         place = " + ".join(
             [str(each.out.offset)]
-            + [f"{name} * {each.out.strides[d]}" for d, name in outer.items() if each.out.strides[d]]
+            + [
+                f"{name} * {each.out.strides[d]}"
+                for d, name in outer.items()
+                if each.out.strides[d]
+            ]
         )
         target = f"{self.base(each.out)}[{place}]"
         heads = " ".join(
@@ -396,9 +398,7 @@ class Emitter:
         for w, part in enumerate(parts):
             at = last if w == 0 else f"({last} + {w})"
             steps.append(f"{part} = {join(part, self.code(each.value, load(at, '')))};")
-        body = (
-            f"for (int {last} = 0; {last} < {whole}; {last} += {ways}) {{ {' '.join(steps)} }}"
-        )
+        body = f"for (int {last} = 0; {last} < {whole}; {last} += {ways}) {{ {' '.join(steps)} }}"
         if whole < size:
             step = f"{parts[0]} = {join(parts[0], self.code(each.value, load(last, '')))};"
             body += f" for (int {last} = {whole}; {last} < {size}; ++{last}) {{ {step} }}"

@@ -1,8 +1,8 @@
 """What a field is compiled from: statements over strided views, with the batch left out.
 
-A value stands on one of three levels: it depends on parameters alone (computed once a solve), on the
-time as well (once a time), or on the sample. Which code is printed from the statements is up to an
-emitter.
+A value stands on one of three levels: it depends on parameters alone (computed once a solve), on
+the time as well (once a time), or on the sample. Which code is printed from the statements is up to
+an emitter.
 """
 
 from __future__ import annotations

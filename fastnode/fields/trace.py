@@ -1,7 +1,7 @@
 """A vector field for one sample as two graphs of PyTorch's core operations: value and VJP.
 
-Sizes of one sample are fixed and the batch is free, so the graphs hold no symbolic sizes. The VJP is
-made by autograd, not by torch.func, so that fields which call autograd themselves (traces,
+Sizes of one sample are fixed and the batch is free, so the graphs hold no symbolic sizes. The VJP
+is made by autograd, not by torch.func, so that fields which call autograd themselves (traces,
 Hamiltonians) can be traced.
 """
 
@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._decomp import core_aten_decompositions, get_decompositions
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastnode.fields.errors import NotCompilable
@@ -163,7 +163,9 @@ def _graph(function: Callable[..., Any], arguments: tuple[Tensor, ...]) -> fx.Gr
 
 
 def _no_autocast() -> Any:
-    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
+    return (
+        torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
+    )
 
 
 def _explained(error: Exception) -> NotCompilable:
@@ -176,7 +178,9 @@ def _explained(error: Exception) -> NotCompilable:
             error,
         )
     if "in-place operation" in text or "inplace" in text.lower():
-        return NotCompilable("it changes the state that it is given in place; work on a copy", error)
+        return NotCompilable(
+            "it changes the state that it is given in place; work on a copy", error
+        )
     return NotCompilable(f"it cannot be traced: {text}", error)
 
 
