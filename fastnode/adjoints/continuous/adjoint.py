@@ -85,7 +85,7 @@ class Adjoint:
     def recomputation(self) -> AbstractContextManager[None]:
         """The backward pass, with func as it was in the forward pass."""
         assert self._surroundings is not None
-        return self._surroundings.recomputation(draws=False)
+        return self._surroundings.recomputation(False, self.params)
 
     def attach(self, solution: Tensor, t: Tensor | None = None) -> Tensor:
         """``solution``, which autograd has not recorded, with its gradients.
