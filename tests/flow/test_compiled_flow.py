@@ -50,6 +50,21 @@ def test_a_compiled_flow_step_is_plain_formulas(path, dtype, timed):
         assert error <= 2 * allowed + 1e-7 * want.abs().max()
 
 
+def test_end_points_may_change_after_compiled_interpolation():
+    def step(z0, z1, t, change):
+        zt, target = Linear().interpolate(z0, z1, t)
+        if change:
+            z0.mul_(3)
+            z1.zero_()
+        return flow_loss(zt * 2, target)
+
+    torch.compiler.reset()
+    graph = torch.compile(step, fullgraph=True, backend="aot_eager")
+    z0, z1, t = inputs()
+    expected = step(z0, z1, t, False)
+    torch.testing.assert_close(graph(z0.clone(), z1.clone(), t, True), expected)
+
+
 def test_compiled_linear_flow_loss_and_reductions_are_plain_formulas():
     weight = torch.randn(10, 10)
 
