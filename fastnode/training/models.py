@@ -195,6 +195,10 @@ def config_of(path: Path, state: dict[str, Any]) -> Config:
 def load_parameters(path: Path, model: nn.Module, parameters: dict[str, Any]) -> None:
     """Loads them into the model; ValueError naming the checkpoint's `path` if they do not fit."""
     try:
+        for name, own in model.state_dict().items():
+            # torch would cast them: complex numbers to their real parts, integers to floats.
+            if name in parameters and parameters[name].dtype != own.dtype:
+                raise TypeError(f"{name} is {parameters[name].dtype}, expected {own.dtype}")
         model.load_state_dict(parameters)
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[-1].strip()

@@ -257,6 +257,8 @@ def test_a_folder_that_cannot_be_locked_is_used(tmp_path, run_parts, monkeypatch
     [
         ("model", "does not fit the model"),
         ("best", "does not fit the model"),
+        ("int8", "does not fit the model: decoder.bias is torch.int8, expected torch.float32"),
+        ("complex64", "does not fit the model: decoder.bias is torch.complex64, expected"),
         ("optimizer", "optimiser state that does not fit"),
         ("moments", "optimiser state that does not fit"),
         ("config", "holds no valid settings: config has missing or unknown entries: nets"),
@@ -275,6 +277,9 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, run_parts, entry, m
         state["optimizer"]["state"][99] = state["optimizer"]["state"][0]
     elif entry == "moments":
         state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(1)
+    elif entry in ("int8", "complex64"):
+        model = state["model"]
+        model["decoder.bias"] = model["decoder.bias"].to(getattr(torch, entry))
     elif entry == "config":
         state["config"]["nets"] = "large"
     elif entry == "step":
