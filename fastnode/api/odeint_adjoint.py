@@ -122,7 +122,7 @@ def odeint_adjoint(
     )
     if event_fn is not None:
         return _until_event(adjoint, problem, request, event_fn)
-    with torch.no_grad():
+    with adjoint.forward():
         solution = select.step_through(problem, request)
     return problem.layout.unpack(adjoint.attach(solution))
 
@@ -135,7 +135,7 @@ def _until_event(
 ) -> tuple[Tensor, Any]:
     """The adjoint of a solve up to a time that is held fixed, and then that time's own gradient."""
     layout = problem.layout
-    with torch.no_grad():
+    with adjoint.forward():
         event_t, states = solve_until_event(problem, request, event_fn)
     solution = torch.stack(layout.pack_times(states))
     times = torch.cat([problem.t[:1], event_t.reshape(1).to(problem.t)])

@@ -102,7 +102,7 @@ class JointSolve:
             options=None if size is None else {"step_size": size},
             solve_with_graph=lambda problem: torch.stack(self._backprop(problem).outputs),
         )
-        with torch.no_grad():
+        with adjoint.forward():
             recording = self._record(problem.with_(t=problem.t.detach()))
             plain: list[Time] = [to_float(t) for t in self.grid]
             recording.run(partial(self._stepper, recording.problem, plain), request.throw)

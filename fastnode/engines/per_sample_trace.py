@@ -92,7 +92,7 @@ def trace_without_steps(problem: SampleProblem, request: SolveRequest) -> Trace:
     zero = torch.zeros(y0.shape[0], dtype=torch.int64, device=y0.device)
     stages = len(request.tableau.a) + len(request.tableau.further)
     return Trace(
-        y0[None],
+        y0[None].clone(),
         zero,
         zero,
         zero,

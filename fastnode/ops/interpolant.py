@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -36,8 +36,17 @@ BUILT_IN: tuple[tuple[Callable[[Tensor], Tensor], ...], ...] = (
     ),
 )
 
+#: a, b, a', b' at B times: one tensor [4, B], or one [B] each in a graph that a compiler records,
+#: where a stacked tensor would be stored.
+Coefficients: TypeAlias = Tensor | tuple[Tensor, ...]
+
 _path_coefficients = dispatch.overload("path_coefficients")
 _interpolant = dispatch.overload("interpolant")
+
+
+def as_tensor(coef: Coefficients) -> Tensor:
+    """[4, B]"""
+    return coef if isinstance(coef, Tensor) else torch.stack(coef)
 
 
 def combine(z0: Tensor, z1: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -47,13 +56,12 @@ def combine(z0: Tensor, z1: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def interpolant_reference(
-    z0: Tensor, z1: Tensor, coef: Tensor, store_target: bool
-) -> tuple[Tensor, Tensor]:
-    """What the op computes, in plain PyTorch."""
+    z0: Tensor, z1: Tensor, coef: Coefficients, store_target: bool
+) -> tuple[Tensor, Tensor | None]:
+    """What the op computes, in plain PyTorch. What is not stored needs no stand-in: autograd
+    differentiates the loss by the end points themselves."""
     zt = combine(z0, z1, coef[0], coef[1])
-    if store_target:
-        return zt, combine(z0, z1, coef[2], coef[3])
-    return zt, z0.new_zeros(()).expand_as(z0)
+    return zt, combine(z0, z1, coef[2], coef[3]) if store_target else None
 
 
 def path_coefficients_reference(t: Tensor, kind: int, check: bool) -> Tensor:
@@ -115,13 +123,16 @@ def path_coefficients(t: Tensor, kind: int, check: bool) -> Tensor:
     return path_coefficients_reference(t, kind, check)
 
 
-def interpolant(z0: Tensor, z1: Tensor, coef: Tensor, store_target: bool) -> tuple[Tensor, Tensor]:
-    """z_t [B, ...] and the target velocity, or (not stored) its stand-in for autograd.
+def interpolant(
+    z0: Tensor, z1: Tensor, coef: Coefficients, store_target: bool
+) -> tuple[Tensor, Tensor | None]:
+    """z_t [B, ...] and the target velocity, or (not stored) its stand-in for autograd, which is
+    None where plain PyTorch computes.
 
-    coef is [4, B] with rows a, b, a', b', float64 for float64 end points and float32 otherwise.
+    coef holds a, b, a', b', float64 for float64 end points and float32 otherwise.
     """
     if dispatch.use_ops():
-        return _interpolant(z0, z1, coef, store_target)
+        return _interpolant(z0, z1, as_tensor(coef), store_target)
     return interpolant_reference(z0, z1, coef, store_target)
 
 
@@ -156,8 +167,9 @@ def _interpolant_any(
         from fastnode.triton_kernels.interpolant import interpolant as launch
 
         zt, ut = launch(z0.contiguous(), z1.contiguous(), coef.contiguous(), store_target)
-        return zt, _zero_like(z0) if ut is None else ut
-    return interpolant_reference(z0, z1, coef, store_target)
+    else:
+        zt, ut = interpolant_reference(z0, z1, coef, store_target)
+    return zt, _zero_like(z0) if ut is None else ut
 
 
 def _interpolant_backward_any(
@@ -254,8 +266,8 @@ def _sampled_forward(
     draws = torch.rand(2, z0.shape[0], device=z0.device, generator=generator)
     t = torch.where(draws[1] < zero_probability, 0.0, draws[0])
     coef = path_coefficients_reference(t, kind, False)
-    zt, stand_in = interpolant_reference(z0, z1, coef, False)
-    return t, coef, zt.contiguous(), stand_in
+    zt, _ = interpolant_reference(z0, z1, coef, False)
+    return t, coef, zt.contiguous(), z0.new_zeros(()).expand_as(z0)
 
 
 def _sampled_fake(

@@ -210,8 +210,8 @@ class CapturedChain(StepChain):
         module's parameters, which the capture has aliases of."""
         plain = inputs.ts is None and inputs.grid is None and not inputs.args
         at_ends = all(t == self.edges[n + 1] for n, found in self.outputs.items() for _, t in found)
-        module = self.surroundings.module
-        buffers = module is not None and any(True for _ in module.buffers())
-        held = set() if module is None else set(map(id, module.parameters()))
+        modules = self.surroundings.modules
+        buffers = any(module._buffers for module in modules)
+        held = {id(x) for module in modules for x in module._parameters.values()}
         all_held = held.issuperset(map(id, inputs.params))
         return plain and at_ends and not buffers and all_held and self.slots is None
