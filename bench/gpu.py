@@ -301,7 +301,8 @@ def environment() -> None:
     """What all stages inherit."""
     # A shell's background jobs ignore SIGINT, and would pass that on to the stages.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.environ["PYTHONPATH"] = str(ROOT)
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     os.environ["PYTHONUNBUFFERED"] = "1"
     # Before a device's library is loaded: deterministic mode, which poisons memory, asks for it.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

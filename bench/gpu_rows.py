@@ -286,7 +286,8 @@ def training(failures: Failures) -> None:
                 near(flow_step.step(function, *inputs), want, dtype, 64)
                 contestants[each] = functools.partial(flow_step.step, function, *inputs)
             if GPU:
-                contestants["CUDA graph"] = captured_step(flow_step.ours, inputs)
+                with failures.case(f"flow step as a CUDA graph, {name(dtype)}", str(shape)):
+                    contestants["CUDA graph"] = captured_step(flow_step.ours, inputs)
             times = in_turns(contestants)
             row(
                 f"flow step, {name(dtype)}", str(shape), times["fastnode"],

@@ -67,7 +67,7 @@ def imports(check: Checks) -> None:
         import triton
 
         versions |= {"triton": triton.__version__, "gpu": torch.cuda.get_device_name()}
-        versions["driver"] = torch.version.cuda
+        versions["cuda runtime"] = torch.version.cuda
     built = dict(extension.native().build_info()) if extension.AVAILABLE else {}
     ready = extension.AVAILABLE and (DEVICE == "cpu" or built.get("cuda") == "yes")
     check.row("extension", ready, why=extension.REASON, **versions, **built)
@@ -226,6 +226,7 @@ def tensor_cores(check: Checks) -> None:
 
 
 def triton(check: Checks) -> None:
+    from fastnode.ops.interpolant import path_coefficients_reference
     from fastnode.triton_kernels import flow_loss, interpolant, linear_flow_loss
 
     for dtype in (torch.float32, torch.bfloat16):
@@ -239,6 +240,10 @@ def triton(check: Checks) -> None:
         def same(op: str, got: Any, want: Tensor, dtype=dtype, near=near) -> None:
             check(f"{op} {str(dtype)[6:]}", got, want, near)
 
+        for kind in range(3):
+            found = interpolant.path_coefficients(t, kind, True)
+            wanted = path_coefficients_reference(t.double(), kind, False)
+            check(f"path coefficients {kind}", found, wanted, 1e-6)
         zt, ut = interpolant.interpolant(z0, z1, coef, True)
         same("interpolant", zt, a * x0 + b * x1)
         same("interpolant, velocity", ut, da * x0 + db * x1)

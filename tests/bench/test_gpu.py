@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,20 @@ def test_stages_beyond_the_budget_are_skipped(dry_run):
     text = "#!/bin/sh\ncase $* in *gpu_smoke*import) exit 0;; esac\ntrap '' INT\nsleep 60 & wait\n"
     statuses = list(dry_run(text + "sleep 60\n", scale=0.01).values())
     assert statuses[:2] == ["passed", "killed"] and statuses[-1] == "skipped"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [stage.name for stage in gpu.CALLS["first"].stages])
+def test_any_stage_may_be_lost_to_its_limit(lost, dry_run, monkeypatch):
+    hangs = ("sh", "-c", "trap '' INT; sleep 60 & wait; sleep 60")
+    call = gpu.CALLS["first"]
+    stages = [replace(s, command=hangs) if s.name == lost else s for s in call.stages]
+    monkeypatch.setitem(gpu.CALLS, "first", replace(call, stages=tuple(stages)))
+    steps = dry_run("#!/bin/sh\n", scale=0.02)
+    assert steps.pop(lost) == "killed"
+    # Without an import there is a build, and one more try.
+    others = {"passed", "killed", "no extension"} if lost == "import" else {"passed"}
+    assert set(steps.values()) == others and len(steps) == 12 + 2 * (lost == "import")
 
 
 def test_an_extension_that_does_not_load_is_built(dry_run, tmp_path):

@@ -89,7 +89,10 @@ class BackwardStep:
         self.step.y.copy_(y)
         with no_autocast_cache():
             with self.runtime.uncaptured():
-                self._vjp()
+                #: Whether the field reads its parameters where the aliases are.
+                self.takes = not self._vjp(self.sums.wanted)
+            if not self.takes:
+                return
             try:
                 self.captured = self.runtime.capture(self._vjp)
             except RuntimeError as error:
@@ -118,12 +121,13 @@ class BackwardStep:
         self.runtime.end_use()
         return found
 
-    def _vjp(self) -> None:
+    def _vjp(self, held: Sequence[Tensor] = ()) -> bool:
+        """Whether any of the tensors ``held`` has a gradient."""
         func = self.func()
         with aliased(func, self.sums.wanted) as params:
-            self._transpose(func, params)
+            return self._transpose(func, params, held)
 
-    def _transpose(self, func: Any, params: Sequence[Tensor]) -> None:
+    def _transpose(self, func: Any, params: Sequence[Tensor], held: Sequence[Tensor]) -> bool:
         step, scheme = self.step, self.scheme
         weights = scheme.tableau.solution_weights
         step.place(self.numbers)
@@ -140,7 +144,7 @@ class BackwardStep:
         terms = {
             j: [(w, self.cotangent)] for j, w in zip(weights.stages, weights.values, strict=True)
         }
-        total = self.cotangent
+        total, reached = self.cotangent, False
         for i in reversed(order):
             leaf, derivative = graphs.pop(i)
             if i not in terms or not derivative.requires_grad:
@@ -148,11 +152,12 @@ class BackwardStep:
             values, tensors = zip(*terms.pop(i), strict=True)
             mu, *rest = torch.autograd.grad(
                 [derivative],
-                [leaf, *params],
+                [leaf, *params, *held],
                 [step.increment(list(tensors), list(values))],
                 allow_unused=True,
             )
-            self.sums.add(rest)
+            self.sums.add(rest[: len(params)])
+            reached = reached or any(g is not None for g in rest[len(params) :])
             if mu is None:
                 continue
             mu = mu.contiguous()
@@ -161,6 +166,7 @@ class BackwardStep:
             for j, w in zip(row.stages, row.values, strict=True):
                 terms.setdefault(j, []).append((w, mu))
         self.cotangent.copy_(total)
+        return reached
 
 
 class CapturedChain(StepChain):
@@ -182,6 +188,8 @@ class CapturedChain(StepChain):
                 ("backward", *key),
                 lambda weak: BackwardStep(field, weak, y0, self.scheme, inputs.params),
             )
+            if not step.takes:
+                return super().vjp(inputs, kept, cotangents)
             rows = [(t, t1, float(n == 0)) for n, (t, t1) in enumerate(pairwise(edges))]
             numbers = torch.tensor(rows, dtype=torch.float64).to(y0.device, non_blocking=True)
             states = [y0, *kept]

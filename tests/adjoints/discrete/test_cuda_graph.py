@@ -157,6 +157,22 @@ def test_parameters_outside_of_a_module_are_not_captured(runtimes, pulls):
     assert rate.grad is not None and rate.grad.isfinite() and not pulls
 
 
+def test_parameters_that_are_read_elsewhere_are_not_captured(runtimes, pulls):
+    class Listed(Field):
+        """As torch's recurrent modules, which keep their weights in a list too."""
+
+        def __init__(self):
+            super().__init__()
+            self.weights = [self.net[0].weight, self.net[2].weight]
+
+        def forward(self, t, y):
+            return torch.tanh(y @ self.weights[0].T) @ self.weights[1].T + self.net[2].bias
+
+    for _ in range(2):
+        assert_same(Listed(), start(), torch.tensor([0.0, 1.0]))
+    assert not pulls
+
+
 class Buffered(Field):
     def __init__(self):
         super().__init__()
