@@ -139,6 +139,8 @@ _CODES = {torch.float32: "f", torch.float64: "d"}
 def _rounded_grid(t: Sequence[float], step_size: float, code: str) -> array[float]:
     """_even_grid on plain numbers, each result rounded as a tensor of that type would round it: a
     dozen small ops on tensors cost as much as several evaluations of a small field."""
+    if code == "d":
+        return array(code, even_grid(t[0], t[-1], step_size))
 
     def rounded(*numbers: float) -> array[float]:
         return array(code, numbers)
@@ -148,6 +150,13 @@ def _rounded_grid(t: Sequence[float], step_size: float, code: str) -> array[floa
     signed = math.copysign(size, steps)
     offsets = rounded(*(i * signed for i in range(math.ceil(abs(steps)))))
     return rounded(*(offset + t[0] for offset in offsets), t[-1])
+
+
+def even_grid(start: float, end: float, step_size: float) -> list[float]:
+    """Steps of one size from start on, in float64; the last one ends at end and may be shorter."""
+    steps = (end - start) / step_size
+    signed = math.copysign(step_size, steps)
+    return [*(i * signed + start for i in range(math.ceil(abs(steps)))), end]
 
 
 @dataclass(eq=False)
@@ -208,6 +217,11 @@ class ScipyOptions:
 
 
 T = TypeVar("T", bound="AdaptiveOptions | FixedOptions | ScipyOptions")
+#: The options of each kind; torch.compile cannot trace ``fields`` of a class.
+_NAMES: dict[type, set[str]] = {
+    kind: {field.name for field in fields(kind)}
+    for kind in (AdaptiveOptions, FixedOptions, ImplicitOptions, AdamsOptions, ScipyOptions)
+}
 
 
 def parse(kind: type[T], method: str, options: Mapping[str, Any] | None) -> T:
@@ -216,7 +230,7 @@ def parse(kind: type[T], method: str, options: Mapping[str, Any] | None) -> T:
         return kind()
     if not isinstance(options, Mapping):
         raise TypeError(f"options must be a dict, got {type(options).__name__}")
-    known = {field.name for field in fields(kind)}
+    known = _NAMES[kind]
     unknown = sorted(set(options) - known)
     if unknown:
         warn(

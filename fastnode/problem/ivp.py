@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from fastnode import extension
 from fastnode.errors import InvalidType, InvalidValue
 from fastnode.torch_support.grad_mode import followed
-from fastnode.torch_support.warn import warn
+from fastnode.torch_support.warn import WarnOnce, warn
 
 #: A time inside a solve: a Python float (float64), or a 0-dim float64 tensor where it needs a
 #: gradient.
@@ -67,6 +67,7 @@ class VectorField:
         y0: Tensor,
         direction: float,
         args: tuple[Any, ...] = (),
+        warn_of_cast: WarnOnce | None = None,
     ):
         self.func = func
         self.args = args
@@ -78,6 +79,8 @@ class VectorField:
         self.direction = direction
         #: How often func was called.
         self.evaluations = 0
+        #: Of what func returned in another precision.
+        self.warn_of_cast = warn_of_cast or WarnOnce()
 
     def __call__(self, t: Time, y: Tensor, side: int = 0) -> Tensor:
         """dy/dt at (t, y); side -1 or 1 moves t to the adjacent number before or after it in the
@@ -94,7 +97,12 @@ class VectorField:
         """What func returned, tensor by tensor, once it is found to have the state's form."""
         shapes = self.layout.shapes
         return check_returned(
-            result, shapes or (self.shape,), shapes is not None, self.dtype, self.device
+            result,
+            shapes or (self.shape,),
+            shapes is not None,
+            self.dtype,
+            self.device,
+            self.warn_of_cast,
         )
 
     def time(self, t: Time, side: int) -> Tensor:
@@ -115,10 +123,13 @@ def check_returned(
     is_tuple: bool,
     dtype: torch.dtype,
     device: torch.device,
+    warn_of_cast: Callable[[str], None],
     hint: str = "",
 ) -> tuple[Tensor, ...]:
     """What func returned, tensor by tensor, in the state's dtype; ValueError or TypeError if it
-    does not have the state's form. ``hint`` follows the message about a wrong shape."""
+    does not have the state's form. ``hint`` follows the message about a wrong shape.
+
+    Another precision is cast, as in torchdiffeq, with a warning unless autocast asks for it."""
 
     def check(name: str, value: Any, shape: tuple[int, ...]) -> Tensor:
         if not isinstance(value, Tensor):
@@ -131,10 +142,15 @@ def check_returned(
         if value.device != device:
             raise ValueError(f"{name} must return a tensor on {device}, got {value.device}")
         if value.dtype != dtype:
-            # A silent loss of precision is refused, except under autocast, which asks for it.
-            widens = torch.promote_types(value.dtype, dtype) == dtype
-            if not widens and not torch.is_autocast_enabled(device.type):
+            if value.is_complex() and not dtype.is_complex:
                 raise TypeError(f"{name} must return the state's dtype {dtype}, got {value.dtype}")
+            precise = value.dtype.is_floating_point or value.dtype.is_complex
+            same = precise and torch.finfo(value.dtype).eps == torch.finfo(dtype).eps
+            if precise and not same and not torch.is_autocast_enabled(device.type):
+                warn_of_cast(
+                    f"{name} returns {value.dtype} for a state of {dtype}: it is cast to {dtype}; "
+                    "one precision for both saves that"
+                )
             value = value.to(dtype)
         return value
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastnode.control.request import SolveRequest
+from fastnode.engines.failures import statuses
 from fastnode.engines.per_sample_trace import Trace, interpolate_rows
 from fastnode.problem.batch import SampleProblem
 from fastnode.recording.joint import check_inside
@@ -54,7 +55,7 @@ def sample_solution(
     return Solution(
         ts=ts,
         ys=layout.unpack(trace.ys),
-        status=trace.status,
+        status=statuses(trace.status),
         nfe=trace.nfe,
         accepted=trace.accepted,
         rejected=trace.rejected,

@@ -199,7 +199,7 @@ def test_one_derivative_graph_is_walked_in_a_single_pass():
     z0, z1, t = end_points((4, 8), torch.float32)
     z0.requires_grad_(), z1.requires_grad_()
     zt, target = Linear().interpolate(z0, z1, t.float())
-    if target.stand_in.grad_fn is None:
+    if target.stand_in is None:
         pytest.skip("the extension is not built")
     assert target.stand_in.grad_fn is zt.grad_fn
     assert target.stand_in.untyped_storage().nbytes() == target.stand_in.element_size()

@@ -152,7 +152,9 @@ def with_args(
     args = list(outer.args)
     for i, x in zip(needed, inputs.args, strict=True):
         args[i] = x
-    return VectorField(observed, outer.layout, inputs.y0, outer.direction, tuple(args))
+    return VectorField(
+        observed, outer.layout, inputs.y0, outer.direction, tuple(args), outer.warn_of_cast
+    )
 
 
 @dataclass(eq=False)

@@ -56,7 +56,7 @@ class PerSampleSolve:
         #: Whether derivatives with respect to the times are wanted.
         self.timed = followed(ts)
         self.log = _Log()
-        self.status = [Failure.NONE.status] * count
+        self.status = torch.zeros(count, dtype=torch.int8, device=y0.device)
         integers = torch.zeros(3, count, dtype=torch.int64, device=y0.device)
         self.nfe, self.accepted, self.rejected = integers.unbind()
         self.nfe += 1
@@ -269,14 +269,13 @@ class PerSampleSolve:
             return
         batch = self.batch
         rows = which.nonzero()[:, 0]
-        samples = batch.index[rows].tolist()
         if self.request.throw:
+            samples = batch.index[rows].tolist()
             steps = (batch.h * batch.direction)[rows].tolist()
             times = batch.t.detach()[rows].tolist()
             derivatives = [x.detach()[rows] for x in k]
             raise_failure(failure, samples, times, steps, derivatives, self.request.max_num_steps)
-        for sample in samples:
-            self.status[sample] = failure.status
+        self.status[batch.index[rows]] = failure
         batch.running = batch.running & ~which
 
     def _trace(self) -> Trace:
