@@ -23,6 +23,7 @@ from fastnode.errors import (
 )
 from fastnode.events.watch import Event
 from fastnode.extension import empty_cache
+from fastnode.fields.compile import NotCompilable, compile_field
 from fastnode.fields.fuse import NotFusable, fuse
 from fastnode.plots import plot_trajectories
 from fastnode.solution import Solution, Steps
@@ -36,6 +37,7 @@ __all__ = [
     "EventNotFound",
     "MaxStepsExceeded",
     "NonFiniteState",
+    "NotCompilable",
     "NotFusable",
     "Revolve",
     "Solution",
@@ -45,6 +47,7 @@ __all__ = [
     "Steps",
     "Trajectories",
     "__version__",
+    "compile_field",
     "embedded_step",
     "empty_cache",
     "flow",

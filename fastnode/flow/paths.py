@@ -120,14 +120,17 @@ class Path:
             z0, z1: end points, one shape [B, ...], dtype and device; float32, float64, bfloat16
                 or float16. Non-contiguous tensors are copied.
             t: times, floating, shape [B], in [0, 1].
-            extrapolate: accept any t. The check makes the host wait for the device.
+            extrapolate: accept any t. On a GPU the check of a path of your own makes the host wait
+                for the device.
 
         Returns:
             ``z_t`` of the shape and dtype of z0, and the :class:`Target`. Gradients to z0, z1 and
             t are exact through both.
 
         Raises:
-            ValueError: shapes do not match, devices differ, or t leaves [0, 1].
+            ValueError: shapes do not match, devices differ, or t leaves [0, 1]. For a built-in path
+                on a GPU with Triton the latter is an assertion of the device's, which CUDA reports
+                at a later call.
             TypeError: dtypes differ or are not floating.
         """
         z0, z1, coef = self._prepare(z0, z1, t, extrapolate)

@@ -56,6 +56,16 @@ def use_triton(x: Tensor) -> bool:
     return x.is_cuda and has_triton()
 
 
+def tf32_allowed() -> bool:
+    """Whether products of float32 matrices on a GPU may be rounded to TF32.
+
+    The older getter raises where the newer setting was used; torch.compile traces that one alone.
+    """
+    if torch.compiler.is_compiling():
+        return torch.get_float32_matmul_precision() != "highest"
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
 def register(name: str, other_devices: Callable, fake: Callable) -> None:
     """Gives an op defined in C++ its fake kernel and an implementation for all other devices."""
     if not extension.AVAILABLE:

@@ -136,6 +136,30 @@ def interpolant(
     return interpolant_reference(z0, z1, coef, store_target)
 
 
+def _path_coefficients_any(t: Tensor, kind: int, check: bool) -> Tensor:
+    if dispatch.use_triton(t):
+        from fastnode.triton_kernels.interpolant import path_coefficients as launch
+
+        return launch(t.contiguous(), kind, check)
+    return path_coefficients_reference(t, kind, check)
+
+
+_zeros: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+
+def _zero_like(z: Tensor) -> Tensor:
+    """A zero seen as a tensor of z's shape: one for all calls, as to make it is a kernel."""
+    key = z.dtype, z.device
+    zero = _zeros.get(key)
+    if zero is None:
+        with torch.inference_mode(False):
+            zero = torch.zeros((), dtype=z.dtype, device=z.device)
+        # What a CUDA graph makes it fills at its replays only.
+        if not (z.is_cuda and torch.cuda.is_current_stream_capturing()):
+            _zeros[key] = zero
+    return zero.expand_as(z)
+
+
 def _interpolant_any(
     z0: Tensor, z1: Tensor, coef: Tensor, store_target: bool
 ) -> tuple[Tensor, Tensor]:
@@ -145,7 +169,7 @@ def _interpolant_any(
         zt, ut = launch(z0.contiguous(), z1.contiguous(), coef.contiguous(), store_target)
     else:
         zt, ut = interpolant_reference(z0, z1, coef, store_target)
-    return zt, z0.new_zeros(()).expand_as(z0) if ut is None else ut
+    return zt, _zero_like(z0) if ut is None else ut
 
 
 def _interpolant_backward_any(
@@ -204,7 +228,7 @@ def _interpolant_backward_fake(
 
 
 dispatch.register(
-    "path_coefficients", path_coefficients_reference, lambda t, k, c: t.new_empty(4, t.shape[0])
+    "path_coefficients", _path_coefficients_any, lambda t, k, c: t.new_empty(4, t.shape[0])
 )
 dispatch.register("interpolant", _interpolant_any, _interpolant_fake)
 dispatch.register("interpolant_backward", _interpolant_backward_any, _interpolant_backward_fake)
@@ -237,7 +261,7 @@ def _sampled_forward(
         from fastnode.triton_kernels.interpolant import sampled_interpolant as launch
 
         t, coef, zt = launch(z0.contiguous(), z1.contiguous(), seed, kind, zero_probability)
-        return t, coef, zt, z0.new_zeros(()).expand_as(z0)
+        return t, coef, zt, _zero_like(z0)
     generator = torch.Generator(z0.device).manual_seed(int(seed))
     draws = torch.rand(2, z0.shape[0], device=z0.device, generator=generator)
     t = torch.where(draws[1] < zero_probability, 0.0, draws[0])
