@@ -6,6 +6,7 @@ import pytest
 import torch
 from compiled_graphs import compiled, own_ops
 from fixed_step_modules import CASES, build, field
+from selection import slow
 from torch import nn
 
 import fastnode
@@ -50,6 +51,7 @@ def test_ode_block_without_time_and_a_trajectory_are_one_graph():
     torch.testing.assert_close(graph(x, ts), model(x, ts))
 
 
+@pytest.mark.slow
 def test_compiled_ode_block_recomputes_its_steps():
     block, x = build("ODEBlock", "plain")
     x.requires_grad_()
@@ -62,6 +64,7 @@ def test_compiled_ode_block_recomputes_its_steps():
     assert counts["backprop"] == 12 < counts["checkpoint"]
 
 
+@pytest.mark.slow
 def test_batch_norm_in_a_compiled_block_counts_once():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Tanh())
@@ -82,9 +85,9 @@ def test_batch_norm_in_a_compiled_block_counts_once():
     ("build_it", "kind"),
     [
         (lambda f: NeuralODE(f), "MLPField"),
-        (lambda f: NeuralODE(f, adjoint="checkpoint"), "plain"),
-        (lambda f: NeuralODE(f, "implicit_euler"), "MLPField"),
-        (lambda f: NeuralODE(f, regularizer=fastnode.regularize.Local()), "plain"),
+        slow(lambda f: NeuralODE(f, adjoint="checkpoint"), "plain"),
+        slow(lambda f: NeuralODE(f, "implicit_euler"), "MLPField"),
+        slow(lambda f: NeuralODE(f, regularizer=fastnode.regularize.Local()), "plain"),
     ],
     ids=["dopri5", "checkpoint", "implicit", "regularised"],
 )
