@@ -93,7 +93,7 @@ def test_methods_of_odeint_agree_in_float32(method, batch):
 
 
 @pytest.mark.parametrize("batch", [3, 21])
-@pytest.mark.parametrize("name", ["residual", "gru-ode"])
+@pytest.mark.parametrize("name", ["residual", "gru-ode", "rows of times"])
 def test_per_sample_stepping(name, batch):
     module, y0 = make(name, batch)
     compiled = fastnode.compile_field(module, y0)

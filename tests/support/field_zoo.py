@@ -331,6 +331,10 @@ FIELDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: field(lambda s, t, y: s.b(torch.sin(5 * s.a(y))), a=linear(), b=linear()),
         (4,),
     ),
+    "rows of times": (
+        lambda: field(lambda s, t, y: torch.tanh(s.a(y)) * torch.cos(t.reshape(-1, 1)), a=linear()),
+        (4,),
+    ),
     "lotka-volterra": (lambda: field(lotka_volterra, rates=nn.Linear(4, 1, bias=False)), (2,)),
     "spiral": (lambda: field(lambda s, t, y: s.a((0.5 * y) ** 3), a=linear(2)), (2,)),
     "mixture": (
