@@ -250,7 +250,7 @@ def _event_gradients(
     """dg/dt and dg/dy of an element of the event function; None where it does not depend on it."""
     if torch._C._are_functorch_transforms_active():
         # Inside of a transform autograd alone makes no derivatives.
-        value, gradients = torch.func.vjp(lambda t, y: event(t, y)[index], t, y)
+        value, gradients, *_ = torch.func.vjp(lambda t, y: event(t, y)[index], t, y)
         return gradients(torch.ones_like(value))
     with torch.enable_grad():
         time, state = t.detach().requires_grad_(), y.detach().requires_grad_()

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_gradtrackingtensor
 from torch.autograd import forward_ad
 
 
@@ -26,5 +27,4 @@ def followed(x: Tensor) -> bool:
     if forward_ad._current_level < 0:
         return False
     # The tangent may be that of an outer one of several transforms.
-    wrapped = torch._C._functorch.is_gradtrackingtensor(x)
-    return wrapped or forward_ad.unpack_dual(x).tangent is not None
+    return is_gradtrackingtensor(x) or forward_ad.unpack_dual(x).tangent is not None

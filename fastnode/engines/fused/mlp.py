@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from fastnode import extension
+from fastnode.torch_support.warn import warn
 
 #: (weight, bias, column of the time or -1) of each layer, number of the activation.
 Layers = list[tuple[Tensor, Tensor | None, int]]
@@ -81,6 +82,18 @@ def native_field(func: Any, y0: Tensor, gradients: bool, per_sample: bool) -> Na
     if torch.compiler.is_compiling() or _has_callbacks(func) or _has_any_global_hook():
         return None
     return generated(func, y0, gradients, per_sample)
+
+
+def named_or_none(find: Callable[[], NativeField | None], engine: str) -> NativeField | None:
+    """What ``find`` finds; where no code can be made None with a warning, unless the engine was
+    named."""
+    try:
+        return find()
+    except ValueError as error:
+        if engine == "fused":
+            raise
+        warn(f"{error}; the solve goes on natively")
+        return None
 
 
 def tensors(found: NativeField) -> list[Tensor]:
