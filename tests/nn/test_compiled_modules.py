@@ -10,6 +10,7 @@ from selection import slow
 from torch import nn
 
 import fastnode
+from fastnode.fields.compile import CompiledField
 from fastnode.nn import NeuralODE, ODEBlock
 
 
@@ -36,6 +37,18 @@ def test_compiled_forward_counts_evaluations():
         model.nfe = 0
         compiled(model)[0](x)
         assert model.nfe == nfe
+
+
+def test_a_compiled_field_is_plain_formulas_in_a_graph():
+    torch.manual_seed(0)
+    model = NeuralODE(CompiledField(field("plain")), "rk4")
+    graph, names = compiled(model)
+    x = torch.randn(3, 4)
+    found = graph(x)
+    assert names and not own_ops(names)
+    torch.testing.assert_close(found, NeuralODE(model.field.module, "rk4")(x))
+    program = torch.export.export(model.eval(), (x,)).module()
+    torch.testing.assert_close(program(x), found)
 
 
 def test_ode_block_without_time_and_a_trajectory_are_one_graph():

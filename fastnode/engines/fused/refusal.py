@@ -47,6 +47,9 @@ def refusal(problem: Problem, request: SolveRequest) -> str | None:
         return LIMITS
     func = problem.func
     if hasattr(type(func), "native_field"):
+        if problem.traced:
+            # A graph can hold no code of this process; its compiler has the field's formulas.
+            return LIMITS
         gradients = _may_need_gradients(problem, request)
         problem.mlp = found = named_or_none(
             lambda: native_field(func, problem.y0, gradients, per_sample=False), request.engine
