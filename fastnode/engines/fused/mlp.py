@@ -19,7 +19,9 @@ Perceptron = tuple[Layers, int]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
     "gelu": F.gelu,
+    "leaky_relu": F.leaky_relu,
     "relu": torch.relu,
+    "selu": F.selu,
     "sigmoid": torch.sigmoid,
     "silu": F.silu,
     "sin": torch.sin,
@@ -59,11 +61,9 @@ def read_layers(inside: list[nn.Module], layers: list[tuple[nn.Module, int]]) ->
     return found
 
 
-def replaced_module(places: list[tuple[dict[str, Any], str, Any]]) -> str | None:
-    """The first name under which a dict no longer holds its module."""
-    if extension.AVAILABLE and not torch.compiler.is_compiling():
-        return extension.native().replaced_module(places)
-    return next((name for modules, name, child in places if modules.get(name) is not child), None)
+def why_not(func: Any, limits: str) -> str:
+    """Why a field that declares itself a perceptron is none, or the limits of its engine."""
+    return getattr(func, "why_not_fused", None) or limits
 
 
 def perceptron(func: Any) -> Perceptron | None:
