@@ -67,24 +67,25 @@ std::vector<Tensor> double_backward(const Tensor& y0, const Tensor& t, at::Tenso
 py::object solve(const py::list& given_layers, int64_t activation, py::handle state,
                  py::handle given_times, const std::optional<Tensor>& grid,
                  const MlpRequest& request) {
-  std::vector<LayerTensors> layers;
+  FieldTensors of;
   // Without the casters of pybind11, which show in the time of a small solve.
-  const bool plain = is_plain(state) && is_plain(given_times) && read_layers(given_layers, layers);
+  const bool plain =
+      is_plain(state) && is_plain(given_times) && read_field(given_layers, activation, of);
   TORCH_CHECK_TYPE(plain, "y0, t and layers must be plain tensors");
   const Tensor &y0 = THPVariable_Unpack(state.ptr()), &t = THPVariable_Unpack(given_times.ptr());
   const Tensor times = times_on_cpu(y0, t);
   // Modes and profilers see what goes through the dispatcher.
   if (!request.record && mlp_runs_directly(y0) && !at::hasCallbacks() &&
-      !wants_gradient(y0, times, layers)) {
+      !wants_gradient(y0, times, of)) {
     Tensor ys;
     {
       const py::gil_scoped_release release;
-      ys = mlp_solve_states(y0, std::move(layers), activation,
-                            mlp_options(request, read_times(times), grid), request.instructions);
+      ys = mlp_solve_states(y0, std::move(of), mlp_options(request, read_times(times), grid),
+                            request.instructions);
     }
     return wrap(ys);
   }
-  const auto [parameters, layout] = mlp_arguments(layers);
+  const auto [parameters, layout] = mlp_arguments(of);
   MlpResult result;
   {
     const py::gil_scoped_release release;
@@ -142,6 +143,14 @@ void bind_mlp(py::module_& m) {
       .def("settings", &MlpRequest::settings);
   m.def("mlp_solve", &solve);
   m.def("mlp_method", &register_method);
+  m.def("generated_field",
+        [](int64_t value, int64_t vjp, bool twice, std::vector<int64_t> shape,
+           std::vector<int64_t> sizes, int64_t differentiable, int64_t multiplications) {
+          return register_generated({reinterpret_cast<const void*>(value),
+                                     reinterpret_cast<const void*>(vjp),
+                                     twice ? at::kDouble : at::kFloat, std::move(shape),
+                                     std::move(sizes), differentiable, multiplications});
+        });
   mlp_calls().fail = raise_failure;
   mlp_calls().double_backward = double_backward;
   m.def("mlp_instruction_sets", [] {

@@ -15,7 +15,7 @@ from fastnode.control.norms import ErrorNorm
 from fastnode.control.request import SolveRequest
 from fastnode.engines import select
 from fastnode.engines.fused import joint as fused
-from fastnode.engines.fused.per_sample import tensors
+from fastnode.engines.fused.mlp import tensors
 from fastnode.engines.methods import find_method, odeint_request
 from fastnode.events.search import attach_event_gradients, solve_until_event
 from fastnode.ops.dispatch import transformed
@@ -118,7 +118,7 @@ def odeint_adjoint(
         if isinstance(arg, Tensor) and arg.requires_grad and id(arg) not in known
     ]
     asked = (adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options, event_fn)
-    if hasattr(type(func), "perceptron") and all(each is None for each in asked):
+    if callable(getattr(type(func), "perceptron", None)) and all(each is None for each in asked):
         solution = _by_fused_engine(problem, request, trained)
         if solution is not None:
             return solution
@@ -134,7 +134,7 @@ def odeint_adjoint(
     )
     if event_fn is not None:
         return _until_event(adjoint, problem, request, event_fn)
-    with torch.no_grad():
+    with adjoint.forward():
         solution = select.integrate(problem, request)
     return problem.layout.unpack(adjoint.attach(solution))
 
@@ -154,8 +154,7 @@ def _by_fused_engine(
     if select.choose(problem, revolving) != "fused":
         return None
     solution = fused.integrate(problem, revolving)
-    layers, _ = problem.mlp
-    used = [x for x in tensors(layers) if x.requires_grad]
+    used = [x for x in tensors(problem.mlp) if x.requires_grad]
     return solution if len(used) == len(trained) else _depend(solution, trained, False)
 
 
@@ -167,7 +166,7 @@ def _until_event(
 ) -> tuple[Tensor, Any]:
     """The adjoint of a solve up to a time that is held fixed, and then that time's own gradient."""
     layout = problem.layout
-    with torch.no_grad():
+    with adjoint.forward():
         event_t, states = solve_until_event(problem, request, event_fn)
     solution = torch.stack(layout.pack_times(states))
     times = torch.cat([problem.t[:1], event_t.reshape(1).to(problem.t)])

@@ -49,8 +49,8 @@ struct MlpGradients {
 
 // `field` is made with gradients.
 template <class T>
-void mlp_gradient(const MlpField<T>& field, bool sample_major, int64_t batch,
-                  const MlpPath<T>& path, const MlpUpstream<T>& upstream,
-                  const MlpGradients<T>& gradients, int threads, const Parallel& parallel);
+void mlp_gradient(const Field<T>& field, int64_t batch, const MlpPath<T>& path,
+                  const MlpUpstream<T>& upstream, const MlpGradients<T>& gradients, int threads,
+                  const Parallel& parallel);
 
 }  // namespace fastnode

@@ -66,12 +66,39 @@ def why_not(func: Any, limits: str) -> str:
     return getattr(func, "why_not_fused", None) or limits
 
 
+#: Numbers of activations are below, those of generated fields from here on (csrc/ops/mlp/layers.h).
+FIRST_GENERATED = 1 << 16
+#: What a solve is of: an MLP's layers and its activation, or the tensors that a generated field
+#: holds and its number.
+NativeField = tuple[Any, int]
+
+
+def native_field(func: Any, y0: Tensor, gradients: bool, per_sample: bool) -> NativeField | None:
+    """What the engine solves in place of func, or None."""
+    generated = getattr(type(func), "native_field", None)
+    if generated is None:
+        return perceptron(func)
+    if torch.compiler.is_compiling() or _has_callbacks(func) or _has_any_global_hook():
+        return None
+    return generated(func, y0, gradients, per_sample)
+
+
+def tensors(found: NativeField) -> list[Tensor]:
+    """Weights and biases in the order of the layers, or what a generated field holds."""
+    held, number = found
+    if number >= FIRST_GENERATED:
+        return held
+    return [x for weight, bias, _ in held for x in (weight, bias) if x is not None]
+
+
+def _has_callbacks(func: Any) -> bool:
+    own = func.__dict__
+    return "callback_step" in own or "callback_accept_step" in own or "callback_reject_step" in own
+
+
 def perceptron(func: Any) -> Perceptron | None:
     """The layers and the activation of a field that declares itself a perceptron, or None."""
     declare = getattr(type(func), "perceptron", None)
     if declare is None or _has_any_global_hook():
         return None
-    own = func.__dict__
-    if "callback_step" in own or "callback_accept_step" in own or "callback_reject_step" in own:
-        return None
-    return declare(func)
+    return None if _has_callbacks(func) else declare(func)
