@@ -14,7 +14,8 @@ from torch.func import functional_call
 
 from fastnode import extension
 from fastnode.engines.fused import request as fused_request
-from fastnode.engines.fused.mlp import read_layers, replaced_module
+from fastnode.engines.fused.mlp import read_layers
+from fastnode.engines.held_values import Place, changed
 from fastnode.fields import toolchain
 from fastnode.fields.emit_cpp import Target, emit
 from fastnode.fields.errors import NotCompilable, find_line
@@ -89,7 +90,7 @@ class CompiledField(nn.Module):
         if y0.dtype not in _REAL or y0.dim() < 2 or y0.numel() == 0 or y0.device.type != "cpu":
             return None
         codes = self._codes
-        if not codes.inside or replaced_module(codes.places) is not None:
+        if not codes.inside or changed(codes.places):
             codes = self._codes = _Codes.of(self.module)
         if read_layers([self, *codes.inside], []) is None:
             return None
@@ -124,7 +125,7 @@ class _Codes:
     traced: dict[Any, Traced] = field(default_factory=dict)
     inside: list[nn.Module] = field(default_factory=list)
     #: Where modules, tensors and plain values stood: others in their place ask for new code.
-    places: list[tuple[dict[str, Any], str, Any]] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
     #: How many attributes each module had.
     counts: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
@@ -137,7 +138,7 @@ class _Codes:
         held = [*module.named_parameters(), *module.named_buffers()]
         first = [(n, x) for n, x in held if isinstance(x, nn.Parameter) and x.dtype in _REAL]
         rest = [(n, x) for n, x in held if not any(x is y for _, y in first)]
-        places: list[tuple[dict[str, Any], str, Any]] = []
+        places: list[Place] = []
         for each in module.modules():
             for part in (each._parameters, each._buffers, each._modules):
                 places += [(part, name, value) for name, value in part.items()]
@@ -261,7 +262,7 @@ def _check(module: nn.Module, codes: _Codes, y0: Tensor) -> None:
         raise NotCompilable("it changes the state that it is given in place; work on a copy")
     if not torch.allclose(together, again, rtol=0, atol=0, equal_nan=True):
         raise NotCompilable("two calls at the same point give different results")
-    name = replaced_module(codes.places)
+    name = next((name for holder, name, x in codes.places if changed([(holder, name, x)])), None)
     if codes.counts != [len(each.__dict__) for each in codes.inside]:
         name = "new"
     if name is not None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fastnode.fields.errors import NotCompilable
+from fastnode.errors import NotCompilable
 from fastnode.fields.ir import (
     PARAMETERS,
     SAMPLE,

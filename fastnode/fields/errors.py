@@ -8,19 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastnode.errors import NotCompilable
 
-class NotCompilable(ValueError):
-    """A field that ``fastnode.compile_field`` does not take; the message names the operation and,
-    where it is known, the line of the caller's that called it.
-
-    ``at``: the node of a graph that stands for the operation, or the error that Python raised.
-    """
-
-    def __init__(self, reason: str, at: Any = None):
-        super().__init__(f"the field cannot be compiled: {reason}")
-        self.reason = reason
-        #: The operation that stands in the way, if it is one.
-        self.operation = getattr(at, "target", None)
+__all__ = ["NotCompilable", "find_line"]
 
 
 def find_line(operation: Any, module: nn.Module, y0: Tensor) -> str:

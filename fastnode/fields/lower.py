@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, fx
 
-from fastnode.fields.errors import NotCompilable
+from fastnode.errors import NotCompilable
 from fastnode.fields.ir import (
     PARAMETERS,
     SAMPLE,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from fastnode import extension
+from fastnode.errors import NotCompilable
 from fastnode.torch_support.warn import warn
 
 #: (weight, bias, column of the time or -1) of each layer, number of the activation.
@@ -20,7 +21,9 @@ Perceptron = tuple[Layers, int]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
     "gelu": F.gelu,
+    "leaky_relu": F.leaky_relu,
     "relu": torch.relu,
+    "selu": F.selu,
     "sigmoid": torch.sigmoid,
     "silu": F.silu,
     "sin": torch.sin,
@@ -60,11 +63,9 @@ def read_layers(inside: list[nn.Module], layers: list[tuple[nn.Module, int]]) ->
     return found
 
 
-def replaced_module(places: list[tuple[dict[str, Any], str, Any]]) -> str | None:
-    """The first name under which a dict no longer holds its module."""
-    if extension.AVAILABLE and not torch.compiler.is_compiling():
-        return extension.native().replaced_module(places)
-    return next((name for modules, name, child in places if modules.get(name) is not child), None)
+def why_not(func: Any, limits: str) -> str:
+    """Why a field that declares itself a perceptron is none, or the limits of its engine."""
+    return getattr(func, "why_not_fused", None) or limits
 
 
 #: Numbers of activations are below, those of generated fields from here on (csrc/ops/mlp/layers.h).
@@ -89,7 +90,7 @@ def named_or_none(find: Callable[[], NativeField | None], engine: str) -> Native
     named."""
     try:
         return find()
-    except ValueError as error:
+    except NotCompilable as error:
         if engine == "fused":
             raise
         warn(f"{error}; the solve goes on natively")

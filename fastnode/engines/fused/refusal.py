@@ -8,7 +8,7 @@ import torch
 
 from fastnode import extension
 from fastnode.control.request import SolveRequest, no_stops
-from fastnode.engines.fused.mlp import named_or_none, native_field, perceptron
+from fastnode.engines.fused.mlp import named_or_none, native_field, perceptron, why_not
 from fastnode.engines.fused.request import native_request
 from fastnode.ops.dispatch import transformed
 from fastnode.ops.mlp_solve import takes_in_graph
@@ -57,7 +57,7 @@ def refusal(problem: Problem, request: SolveRequest) -> str | None:
     else:
         problem.mlp = found = perceptron(func)
     if found is None:
-        return LIMITS
+        return why_not(problem.func, LIMITS)
     if request.fixed is not None and not _grid_fits(problem, request):
         return LIMITS
     if problem.traced:
