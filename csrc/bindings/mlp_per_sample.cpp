@@ -144,8 +144,9 @@ py::object solve(const py::list& layers, int activation, const Tensor& y0, const
       const bool sample_major = MlpSolve<T>::prefers_sample_major(given, batch, kernels->lanes);
       const MlpField<T> field(given, Activation(activation), sample_major, false, kernels);
       MlpSamples<T> solve(field, sample_major, batch, control);
-      solve.run(start.const_data_ptr<T>(), ys.mutable_data_ptr<T>(),
-                thread_count(field.multiplications() * batch), parallel);
+      const bool done = solve.run(start.const_data_ptr<T>(), ys.mutable_data_ptr<T>(),
+                                  thread_count(field.multiplications() * batch), parallel);
+      if (!done) mlp_calls().interrupt();
       records = solve.records();
       if (keep) kept = joined(solve.kept(), y0);
     });
@@ -239,9 +240,10 @@ py::tuple backward(const py::list& layers, int activation, const Tensor& of_ys, 
                                t1.const_data_ptr<double>(),
                                kept.const_data_ptr<T>()};
       std::vector<std::vector<T>> sums;
-      sample_gradient<T>(field, sample_major, path, upstream.const_data_ptr<T>(),
-                         gy0.mutable_data_ptr<T>(), of_parameters ? &sums : nullptr,
-                         thread_count(field.multiplications() * batch), parallel);
+      const bool done = sample_gradient<T>(
+          field, sample_major, path, upstream.const_data_ptr<T>(), gy0.mutable_data_ptr<T>(),
+          of_parameters ? &sums : nullptr, thread_count(field.multiplications() * batch), parallel);
+      if (!done) mlp_calls().interrupt();
       if (of_parameters) {
         unpack_parameters<T>(field, plain, sums[0].data(), gy0.options(), &gradients);
       }

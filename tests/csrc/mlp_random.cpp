@@ -97,7 +97,7 @@ double per_sample(const MlpField<T>& field, bool sample_major, const MlpOptions&
     prepare(1);
     body(0, 1);
   };
-  samples.run(y0.data(), ys.data(), 1, alone);
+  if (!samples.run(y0.data(), ys.data(), 1, alone)) return NAN;
   std::vector<int64_t> accepted;
   std::vector<double> t1;
   std::vector<T> kept;
@@ -111,7 +111,8 @@ double per_sample(const MlpField<T>& field, bool sample_major, const MlpOptions&
                            control.direction, accepted.data(), t1.data(), kept.data()};
   std::vector<T> gy0(y0.size());
   std::vector<std::vector<T>> parameters;
-  sample_gradient<T>(field, sample_major, path, ys.data(), gy0.data(), &parameters, 1, alone);
+  if (!sample_gradient<T>(field, sample_major, path, ys.data(), gy0.data(), &parameters, 1, alone))
+    return NAN;
   double total = sum_of(field, parameters[0]);
   for (T x : ys) total += double(x);
   for (T x : gy0) total += double(x);
@@ -163,17 +164,19 @@ bool solve(const MlpKernels<T>* kernels) {
   path.kept = whole.kept().data();
   path.errors = trace.error.data();
   path.rtol = path.atol = 1e-3;
-  mlp_gradient<T>(field, sample_major, batch, path,
-                  {upstream.data(), options.adaptive ? of_errors.data() : nullptr},
-                  {gy0.data(), &parameters, options.adaptive ? rates.data() : nullptr}, 1, alone);
+  const MlpUpstream<T> from{upstream.data(), options.adaptive ? of_errors.data() : nullptr};
+  double* const times = options.adaptive ? rates.data() : nullptr;
+  bool done = mlp_gradient<T>(field, sample_major, batch, path, from,
+                              {gy0.data(), &parameters, times}, 1, alone);
   // The same without the states, some of which are found again.
   path.y0 = y0.data();
   path.kept = nullptr;
   path.slots = below(6);
   std::vector<T> again(y0.size());
-  mlp_gradient<T>(field, sample_major, batch, path,
-                  {upstream.data(), options.adaptive ? of_errors.data() : nullptr},
-                  {again.data(), &parameters, options.adaptive ? rates.data() : nullptr}, 1, alone);
+  done = mlp_gradient<T>(field, sample_major, batch, path, from, {again.data(), &parameters, times},
+                         1, alone) &&
+         done;
+  if (!done) return false;
   if (again != gy0) return false;
   double total = per_sample(field, sample_major, options, y0);
   for (T x : gy0) total += double(x);

@@ -47,10 +47,11 @@ struct MlpGradients {
   double* rates;
 };
 
-// `field` is made with gradients.
+// `field` is made with gradients. Whether it came to its end, and was not interrupted.
 template <class T>
-void mlp_gradient(const MlpField<T>& field, bool sample_major, int64_t batch,
-                  const MlpPath<T>& path, const MlpUpstream<T>& upstream,
-                  const MlpGradients<T>& gradients, int threads, const Parallel& parallel);
+[[nodiscard]] bool mlp_gradient(const MlpField<T>& field, bool sample_major, int64_t batch,
+                                const MlpPath<T>& path, const MlpUpstream<T>& upstream,
+                                const MlpGradients<T>& gradients, int threads,
+                                const Parallel& parallel);
 
 }  // namespace fastnode

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/interrupt.h"
 #include "common/tableau.h"
 #include "mlp/cpu/field.h"
 #include "mlp/cpu/tape.h"
@@ -41,7 +42,7 @@ struct MlpOptions {
   int64_t parts() const { return adaptive ? 2 : 1; }
 };
 
-enum class Ending : int { kFinished, kBadStart, kStuck };
+enum class Ending : int { kFinished, kBadStart, kStuck, kInterrupted };
 
 // What a solve leaves behind.
 struct MlpTrace {
@@ -131,9 +132,10 @@ class MlpSolve {
   bool sample_major_;
   std::vector<Tile<T>> tiles_;
   Arena memory_;
-  std::vector<double> sums_;  // [2, tiles, 3]
+  std::vector<double> sums_;  // [2, tiles, 3], and [2]: not zero where the solve is to end
   Kept<T> kept_;
   std::atomic<bool> saw_nan_{false}, saw_infinity_{false};
+  Interruption interruption_;
 };
 
 }  // namespace fastnode

@@ -151,11 +151,13 @@ MlpGradientTensors mlp_solve_backward_on_cpu(const MlpSolved& solved,
     std::vector<std::vector<T>> sums;
     double* const rates = of_times ? gt.mutable_data_ptr<double>() : nullptr;
     const bool needed = of_parameters || of_times;
-    mlp_gradient<T>(field, sample_major, batch, path,
-                    {upstream.defined() ? upstream.const_data_ptr<T>() : nullptr,
-                     errors.defined() ? errors.const_data_ptr<double>() + count + 1 : nullptr},
-                    {gy0.mutable_data_ptr<T>(), needed ? &sums : nullptr, rates},
-                    thread_count(field.multiplications() * batch), parallel);
+    const bool done =
+        mlp_gradient<T>(field, sample_major, batch, path,
+                        {upstream.defined() ? upstream.const_data_ptr<T>() : nullptr,
+                         errors.defined() ? errors.const_data_ptr<double>() + count + 1 : nullptr},
+                        {gy0.mutable_data_ptr<T>(), needed ? &sums : nullptr, rates},
+                        thread_count(field.multiplications() * batch), parallel);
+    if (!done) mlp_calls().interrupt();
     if (!needed) return;
     double of_start = unpack_parameters<T>(field, layers, sums[0].data(), kept.options(),
                                            of_parameters ? &gradients : nullptr);
