@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastnode import extension
 from fastnode.errors import InvalidType, InvalidValue
+from fastnode.ops.dispatch import transformed
 from fastnode.torch_support.warn import warn
 
 #: A time inside a solve: a Python float (float64), or a 0-dim float64 tensor where it needs a
@@ -107,6 +108,18 @@ class VectorField:
         return (value + shift).to(self.device, non_blocking=True)
 
 
+def owned(value: Tensor) -> Tensor:
+    """What func returned, or a copy if its next call may write over it: a buffer of its own, that
+    is a tensor that somebody wrote into, or memory of another library."""
+    plain = type(value) in (Tensor, torch.nn.Parameter)
+    if not plain or transformed() or torch.compiler.is_compiling():
+        return value
+    fresh = not value.is_inference() and value._version == 0
+    if fresh and (value.requires_grad or value.untyped_storage().resizable()):
+        return value
+    return value.clone()
+
+
 def check_returned(
     result: Any,
     shapes: Sequence[tuple[int, ...]],
@@ -133,8 +146,8 @@ def check_returned(
             widens = torch.promote_types(value.dtype, dtype) == dtype
             if not widens and not torch.is_autocast_enabled(device.type):
                 raise TypeError(f"{name} must return the state's dtype {dtype}, got {value.dtype}")
-            value = value.to(dtype)
-        return value
+            return value.to(dtype)
+        return owned(value)
 
     if not is_tuple:
         return (check("func", result, shapes[0]),)
