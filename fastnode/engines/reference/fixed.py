@@ -34,7 +34,8 @@ class GridStep:
         h = self.t1 - self.t
         x = (t - self.t) / h
         if self._interp == "linear":
-            return self.y + x * (self.y1 - self.y)
+            # Not y + x (...): a time with a gradient would give a scalar state its own dtype.
+            return rk_stage(self.y, [self.y1 - self.y], [x])
         if not self.k:
             self.k.append(self.field(self.t, self.y, int(self._perturb)))
         if self.derivative_at_end is None:
