@@ -75,9 +75,11 @@ docs: $(VENV)/installed
 release: $(VENV)/installed
 	.ci/release $(PY) out/release
 
-# For a machine with a GPU and its own torch: builds for the device at hand, raw results into OUT.
+# For a machine with a GPU and its own torch, in minutes; raw results into OUT. CALL=second goes on
+# from what the first left in the folder AGAIN.
+CALL ?= first
 gpu:
-	OUT=$${OUT:-out/gpu} bash bench/gpu.sh
+	OUT=$${OUT:-out/gpu} $(PYTHON) -m bench.gpu $(CALL) $(if $(AGAIN),--again $(AGAIN))
 
 build: $(VENV)/built
 

@@ -74,6 +74,40 @@ def training_nfe(results: Results) -> str:
     )
 
 
+@source
+def demo_digits(results: Results) -> str:
+    run = results.read("demo")
+    lines = []
+    for row in run.rows:
+        if row["part"] != "digits":
+            continue
+        name = {"simfree": "simfree", "node": "NODE", "torchdiffeq": "NODE by torchdiffeq"}
+        rate = f"{row['samples_per_second']:,.0f}"
+        if "accuracy" not in row:
+            lines.append([name[row["method"]], "", "", rate, "", ""])
+            continue
+        scores = [f"{100 * row['accuracy'][solver]:.1f} %" for solver in ("euler-1", "dopri5")]
+        nfe = f"{row['nfe_per_step']:.1f}"
+        lines.append([name[row["method"]], str(row["steps"]), nfe, rate, *scores])
+    head = ["trained by", "steps", "evaluations a step", "samples/s", "one Euler step", "dopri5"]
+    return f"{table(head, lines)}\n\n{run.machine}."
+
+
+@source
+def demo_regression(results: Results) -> str:
+    run = results.read("demo")
+    lines = []
+    for row in run.rows:
+        if row["part"] != "regression":
+            continue
+        name = {"simfree": "simfree", "node": "NODE"}[row["method"]]
+        scores = [f"{row['rmse'][solver]:.3f}" for solver in ("euler-1", "euler-10", "dopri5")]
+        lines.append([name, str(row["steps"]), f"{row['nfe_per_step']:.1f}", *scores])
+    head = ["trained by", "steps", "evaluations a step", "one Euler step", "ten", "dopri5"]
+    spread = run.head["regression_std"]
+    return f"{table(head, lines)}\n\nWhat predicts the mean has an RMSE of {spread:.3f}."
+
+
 ADJOINTS = ("backprop", "checkpoint", "revolve(4)", "reversible", "continuous")
 
 

@@ -8,6 +8,7 @@ wrong partner. Flow matching between learned embeddings keeps the lines apart an
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 
 import torch
@@ -48,10 +49,10 @@ def follow(field: nn.Module, start: Tensor) -> Tensor:
     return fastnode.odeint(field, start, times, rtol=1e-5, atol=1e-5).detach()
 
 
-def through_the_solver() -> Outcome:
+def through_the_solver(steps: int) -> Outcome:
     torch.manual_seed(0)
     ode = NeuralODE(MLPField(2, 32, activation="tanh"))
-    minimise(ode, lambda: (ode(POINTS) - PARTNERS).square().mean(), steps=400, lr=1e-2)
+    minimise(ode, lambda: (ode(POINTS) - PARTNERS).square().mean(), steps, lr=1e-2)
     with torch.no_grad():
         right = count_right(ode(POINTS))
         nfe = ode.nfe
@@ -70,14 +71,14 @@ def simulation_free(name: str, model: SimulationFreeNODE, steps: int) -> Outcome
     return Outcome(name, follow(model.field, start), one_step, right, nfe)
 
 
-def in_data_space() -> Outcome:
+def in_data_space(steps: int) -> Outcome:
     torch.manual_seed(0)
     same = nn.Identity()
     model = SimulationFreeNODE(same, same, same, MLPField(2, 64), label_noise=0.0)
-    return simulation_free("flow matching in data space", model, steps=1500)
+    return simulation_free("flow matching in data space", model, steps)
 
 
-def in_embeddings() -> Outcome:
+def in_embeddings(steps: int) -> Outcome:
     torch.manual_seed(0)
     model = SimulationFreeNODE(
         encoder=nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, 8)),
@@ -86,16 +87,23 @@ def in_embeddings() -> Outcome:
         field=MLPField(8, 64),
         label_noise=1.0,
     )
-    return simulation_free("flow matching in embeddings", model, steps=1500)
+    return simulation_free("flow matching in embeddings", model, steps)
 
 
-def run() -> list[Outcome]:
-    return [through_the_solver(), in_data_space(), in_embeddings()]
+def run(quick: bool = False) -> list[Outcome]:
+    through, free = (8, 30) if quick else (400, 1500)
+    return [through_the_solver(through), in_data_space(free), in_embeddings(free)]
 
 
-if __name__ == "__main__":
-    for outcome in run():
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a few steps only")
+    for outcome in run(parser.parse_args().quick):
         print(
             f"{outcome.name:<30} right pairs: Euler-1 {outcome.right_one_step}/4, "
             f"dopri5 {outcome.right_dopri5}/4 with {outcome.nfe} evaluations"
         )
+
+
+if __name__ == "__main__":
+    main()

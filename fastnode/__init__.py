@@ -10,6 +10,7 @@ from fastnode.api.odeint_adjoint import odeint_adjoint
 from fastnode.api.odeint_dense import odeint_dense
 from fastnode.api.solve import solve
 from fastnode.api.solve_triton import Trajectories, solve_triton
+from fastnode.compat.use_as import use_as
 from fastnode.control.controllers import Controller
 from fastnode.engines.methods import register_method
 from fastnode.errors import (
@@ -22,7 +23,9 @@ from fastnode.errors import (
 )
 from fastnode.events.watch import Event
 from fastnode.extension import empty_cache
+from fastnode.fields.compile import NotCompilable, compile_field
 from fastnode.fields.fuse import NotFusable, fuse
+from fastnode.plots import plot_trajectories
 from fastnode.solution import Solution, Steps
 
 __version__: str
@@ -34,6 +37,7 @@ __all__ = [
     "EventNotFound",
     "MaxStepsExceeded",
     "NonFiniteState",
+    "NotCompilable",
     "NotFusable",
     "Revolve",
     "Solution",
@@ -43,6 +47,7 @@ __all__ = [
     "Steps",
     "Trajectories",
     "__version__",
+    "compile_field",
     "embedded_step",
     "empty_cache",
     "flow",
@@ -52,10 +57,12 @@ __all__ = [
     "odeint_adjoint",
     "odeint_dense",
     "odeint_event",
+    "plot_trajectories",
     "register_method",
     "regularize",
     "solve",
     "solve_triton",
+    "use_as",
 ]
 
 

@@ -10,7 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnode.plots import name_samples, new_figure, plot_trajectories
 from fastnode.problem.ivp import State
+
+#: Points of a curve that is drawn from dense output.
+_CURVE = 400
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,14 +167,10 @@ class Solution:
         Raises:
             ImportError: matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError("Solution.plot needs matplotlib: pip install matplotlib") from error
         steps = self._samples()
         chosen = range(len(steps)) if samples is None else samples
         labels = ["steps", "error / tolerance", "h", "stiffness"]
-        figure = Figure(figsize=(7, 8), layout="constrained")
+        figure = new_figure("Solution.plot", 7, 8)
         axes = figure.subplots(len(labels), 1, sharex=True)
         for index in chosen:
             each = steps[index]
@@ -182,9 +182,40 @@ class Solution:
             axis.set_ylabel(label)
         axes[2].set_yscale("log")
         axes[-1].set_xlabel("t")
-        if 1 < len(chosen) <= 10:
-            axes[0].legend()
+        name_samples(axes[0], len(chosen))
         return figure
+
+    def _ends(self) -> list[tuple[float, float]]:
+        """First and last time of each sample; the last step may reach beyond an event."""
+        ends = [(float(each.times[0]), float(each.times[-1])) for each in self._samples()]
+        if self.status == "event":
+            (first, last), happened = ends[0], torch.cat([each.times for each in self.events])
+            ends = [(first, float(happened.max() if last > first else happened.min()))]
+        return ends
+
+    def plot_trajectories(
+        self, components: Sequence[int] | None = None, samples: Sequence[int] | None = None
+    ) -> Any:
+        """The solution over time, or in phase space: see :func:`fastnode.plot_trajectories`.
+
+        After a solve with ``save="dense"`` the curves are those of the dense output, else straight
+        lines between the states at ``ts``.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            ValueError: a state that is a tuple, more than two components, an index out of range.
+        """
+        if isinstance(self.ys, tuple):
+            raise ValueError("the state is a tuple; give one of ys to fastnode.plot_trajectories")
+        ts, ys = self.ts, self.ys
+        if self.dense is not None:
+            fine = [torch.linspace(*each, _CURVE, dtype=torch.float64) for each in self._ends()]
+            ts = torch.stack(fine) if isinstance(self.steps, list) else fine[0]
+            with torch.no_grad():
+                ys = self.evaluate(ts)
+        if isinstance(self.steps, list) and ys.dim() == 2:
+            ys = ys.unsqueeze(-1)
+        return plot_trajectories(ts, ys, components, samples)
 
 
 def _reduce(function: Callable[[Tensor], Tensor], values: Tensor) -> float:

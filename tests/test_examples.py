@@ -11,7 +11,6 @@ import pytest
 from selection import slow_but
 
 ROOT = Path(__file__).parents[1]
-#: demo.py has no short form; `make demo` runs it.
 NEEDS = {"with_accelerate.py": ["accelerate"]}
 SCRIPTS = sorted(
     path.name for path in (ROOT / "examples").glob("*.py") if "--quick" in path.read_text()

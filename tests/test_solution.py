@@ -154,3 +154,33 @@ def test_solutions_are_compared_by_identity():
     first, second = (fastnode.solve(lambda t, y: -y, y0, t) for _ in range(2))
     assert first == first and first != second
     assert len({first, second}) == 2
+
+
+@pytest.mark.parametrize("adjoint", ["backprop", "checkpoint", "none"])
+@pytest.mark.parametrize(
+    "options", [{}, {"per_sample": True}, {"method": "rk4", "steps": 2}, {"engine": "reference"}]
+)
+def test_evaluate_keeps_its_own_y0(options, adjoint):
+    y0 = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
+    w = torch.tensor(-1.0, dtype=torch.float64, requires_grad=True)
+    held = {} if adjoint == "backprop" else {"adjoint_params": (w,)}
+    ts = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    found = fastnode.solve(
+        lambda t, y: w * y, y0, ts, save="dense", adjoint=adjoint, **held, **options
+    )
+    at = torch.tensor([0.0, 0.05, 0.9], dtype=torch.float64)
+    before = found.evaluate(at).detach().clone()
+    ys = found.ys.detach().clone()
+    y0.mul_(10)
+    torch.testing.assert_close(found.evaluate(at).detach(), before, rtol=0, atol=0)
+    torch.testing.assert_close(found.ys.detach(), ys, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("per_sample", [True, False])
+def test_evaluate_keeps_its_own_y0_without_steps(per_sample):
+    y0 = torch.ones(2, 1, dtype=torch.float64)
+    ts = torch.zeros(1, dtype=torch.float64)
+    found = fastnode.solve(lambda t, y: -y, y0, ts, save="dense", per_sample=per_sample)
+    y0.mul_(10)
+    torch.testing.assert_close(found.evaluate(ts), torch.ones(1, 2, 1, dtype=torch.float64))
+    torch.testing.assert_close(found.ys, torch.ones(1, 2, 1, dtype=torch.float64))

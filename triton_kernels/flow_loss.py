@@ -16,9 +16,10 @@ from .tiling import (
     weigh,
 )
 
-# Programs that walk over all tiles: 5 to 8 for each multiprocessor of the large parts, so that all
-# of them run at once and no remainder is left to run alone. A constant, not a multiple of the count
-# of multiprocessors, so that the order of a sum, and with it its last bits, is the same everywhere.
+# Programs that walk over all tiles: 5 to 8 for each multiprocessor of the large parts, so that, by
+# estimate, all of them run at once and no remainder is left to run alone. A constant, not a
+# multiple of the count of multiprocessors, so that the order of a sum, and with it its last bits,
+# is the same everywhere.
 MAX_PROGRAMS = 768
 SLOTS = next_power_of_2(MAX_PROGRAMS)
 
@@ -135,7 +136,7 @@ def scale_(x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     if x.numel() == 0:
         return x
     block = scale_block(x.element_size())
-    # Few programs with a loop instead of one for each block: they usually have nothing to do.
+    # Few programs with a loop instead of one for each block, as they usually have nothing to do.
     programs = min(ceil_div(x.numel(), block), MAX_PROGRAMS)
     with torch.cuda.device_of(x):
         scale_kernel[(programs,)](x, g, x.numel(), block, num_warps=WARPS)

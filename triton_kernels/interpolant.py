@@ -6,12 +6,16 @@ import triton.language as tl
 
 from .tiling import (
     WARPS,
+    ceil_div,
     choose_tiling,
     count_tiles,
     locate_tile,
     rows_and_columns,
     weigh,
 )
+
+#: Times of a program.
+BLOCK = 1024
 
 
 @triton.jit
@@ -51,6 +55,23 @@ def coefficients_at(t, KIND: tl.constexpr):
             return cosine, sine, -HALF_PI * sine, HALF_PI * cosine
         else:
             return 1 - sine, 1 - cosine, -HALF_PI * cosine, HALF_PI * sine
+
+
+@triton.jit
+def path_coefficients_kernel(t, coef, inside, B, KIND: tl.constexpr, BLOCK: tl.constexpr):
+    rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    size = tl.cast(B, tl.int64)
+    present = rows < size
+    time = tl.load(t + rows, mask=present, other=0.0)
+    a, b, da, db = coefficients_at(time, KIND)
+    tl.store(coef + rows, a, mask=present)
+    tl.store(coef + size + rows, b, mask=present)
+    tl.store(coef + 2 * size + rows, da, mask=present)
+    tl.store(coef + 3 * size + rows, db, mask=present)
+    if inside is not None:
+        # NaN is not inside.
+        right = (time >= 0.0) & (time <= 1.0)
+        tl.atomic_min(inside, tl.min(right.to(tl.int32), axis=0))
 
 
 @triton.jit
@@ -121,6 +142,25 @@ def interpolant_bwd_kernel(
         tl.store(dz0 + offsets, d0.to(dz0.dtype.element_ty), mask=mask)
     if dz1 is not None:
         tl.store(dz1 + offsets, d1.to(dz1.dtype.element_ty), mask=mask)
+
+
+def path_coefficients(t: torch.Tensor, kind: int, check: bool) -> torch.Tensor:
+    """The coefficients of a built-in path at t [B], float32 or float64 and contiguous, as [4, B].
+
+    ``check`` asserts on the device that t lies in [0, 1]: the host does not wait, and learns of it
+    at its next call that does.
+    """
+    coef = t.new_empty(4, t.numel())
+    if t.numel() == 0:
+        return coef
+    inside = torch.ones((), dtype=torch.int32, device=t.device) if check else None
+    with torch.cuda.device_of(t):
+        path_coefficients_kernel[(ceil_div(t.numel(), BLOCK),)](
+            t, coef, inside, t.numel(), kind, BLOCK, num_warps=WARPS
+        )
+    if inside is not None:
+        torch._assert_async(inside, "t must lie in [0, 1]; extrapolate=True allows any t")
+    return coef
 
 
 def interpolant(

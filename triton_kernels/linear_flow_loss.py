@@ -12,7 +12,8 @@ from .flow_loss import SLOTS, sum_partials_kernel
 from .tiling import WARPS, ceil_div, weigh
 
 # Tile of a product and how much of the summed dimension is held at once: 32 KB for each of three
-# stages in 16 bits, as the matrix units want tiles of 64 rows or more for every four warps.
+# stages in 16 bits, as the matrix units want tiles of 64 rows or more for every four warps. These
+# and the numbers below are estimates, which no GPU has timed.
 TILE, DEPTH = 128, 64
 PRODUCT_WARPS, STAGES = 8, 3
 # A sum over the batch is cut into pieces until this many programs run: two for each multiprocessor

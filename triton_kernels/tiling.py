@@ -11,8 +11,8 @@ WARPS = 4
 # 16-byte vectors that a thread holds of each tensor. With 2 the loads stay together ahead of the
 # arithmetic, and with the registers that takes some 70 to 130 KB can be in flight for each
 # multiprocessor, where latency times bandwidth asks for about 40 on an H200. With 4 the assembler
-# saves registers by waiting for the first loads before it issues the last. This is from the machine
-# code; bench/bench_gpu_tiles.py measures the choices and has not run on a GPU.
+# saves registers by waiting for the first loads before it issues the last. An estimate from the
+# machine code; `python -m bench.gpu_rows tiles` measures the choices and has not run on a GPU.
 VECTORS = 2
 
 

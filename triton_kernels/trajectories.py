@@ -30,7 +30,8 @@ from .stepping import (
 from .tiling import ceil_div
 
 # One trajectory for each thread of a program of one warp: threads wait for the slowest of their
-# program, so the smaller it is the less they wait, and nothing is exchanged over shared memory.
+# program, so the smaller it is the less they wait, and nothing is exchanged over shared memory. An
+# estimate, which no GPU has timed.
 LANES = 32
 WARPS = 1
 

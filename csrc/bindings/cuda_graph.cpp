@@ -60,7 +60,8 @@ class Loop {
       : device_(c10::DeviceType::CUDA, c10::DeviceIndex(device)) {
     const c10::DeviceGuard guard(device_);
     check(graph_loop_create(reinterpret_cast<void*>(first), reinterpret_cast<void*>(body),
-                            reinterpret_cast<const bool*>(running), &loop_));
+                            reinterpret_cast<const bool*>(running),
+                            current_cuda_stream(device_, "graph engine"), &loop_));
   }
   ~Loop() { graph_loop_destroy(loop_); }
   Loop(const Loop&) = delete;

@@ -9,14 +9,16 @@
 
 namespace fastnode {
 
-inline bool wants_gradient(const at::Tensor& y0, const at::Tensor& t,
-                           const std::vector<LayerTensors>& layers) {
+inline bool wants_gradient(const at::Tensor& y0, const at::Tensor& t, const FieldTensors& of) {
   if (!at::GradMode::is_enabled()) return false;
   if (y0.requires_grad() || t.requires_grad()) return true;
-  for (const LayerTensors& each : layers) {
+  for (const LayerTensors& each : of.layers) {
     if (each.weight.requires_grad() || (each.bias.defined() && each.bias.requires_grad())) {
       return true;
     }
+  }
+  for (const at::Tensor& each : of.inputs) {
+    if (each.requires_grad()) return true;
   }
   return false;
 }

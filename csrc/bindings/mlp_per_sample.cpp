@@ -65,10 +65,10 @@ Tensor joined(const std::vector<SampleRecord>& records, std::vector<double> Samp
 
 // All samples' numbers behind each other, [steps, 2, dim]; given up one by one.
 template <class T>
-Tensor joined(std::vector<std::vector<T>>& kept, const Tensor& y0) {
+Tensor joined(std::vector<std::vector<T>>& kept, int64_t dim, const Tensor& y0) {
   int64_t count = 0;
   for (const std::vector<T>& each : kept) count += int64_t(each.size());
-  const Tensor out = at::empty({count / (2 * y0.size(1)), 2, y0.size(1)}, y0.options());
+  const Tensor out = at::empty({count / (2 * dim), 2, dim}, y0.options());
   T* to = out.mutable_data_ptr<T>();
   for (std::vector<T>& each : kept) {
     to = std::copy(each.begin(), each.end(), to);
@@ -91,7 +91,7 @@ py::tuple solve_on_gpu(const std::vector<LayerTensors>& layers, int activation, 
     }
   }
   return py::make_tuple(wrap(found.ys), wrap(found.evaluations), wrap(found.accepted),
-                        wrap(found.rejected), found.status, wrap(found.t1), wrap(found.error),
+                        wrap(found.rejected), wrap(found.status), wrap(found.t1), wrap(found.error),
                         wrap(found.stiffness),
                         control.keep_states ? wrap(found.kept) : py::object(py::none()));
 }
@@ -103,8 +103,8 @@ py::tuple solve_on_gpu(const std::vector<LayerTensors>& layers, int activation, 
 py::object solve(const py::list& layers, int activation, const Tensor& y0, const Tensor& ts,
                  const Tensor& direction, const Tensor& rtol, const Tensor& atol,
                  const std::optional<Tensor>& first_step, const MlpRequest& request, bool throws) {
-  std::vector<LayerTensors> tensors;
-  const bool read = read_layers(layers, tensors);
+  FieldTensors given;
+  const bool read = read_field(layers, activation, given);
   TORCH_CHECK_TYPE(read, "layers must be plain tensors");
   const bool on_gpu = y0.is_cuda(), keep = request.keep;
   for (const Tensor& each : {ts, direction, rtol, atol, first_step.value_or(ts)}) {
@@ -127,28 +127,25 @@ py::object solve(const py::list& layers, int activation, const Tensor& y0, const
   control.atol = atol.const_data_ptr<double>();
   if (first_step) control.first_step = first_step->const_data_ptr<double>();
   control.keep_states = keep;
-  if (on_gpu) return solve_on_gpu(tensors, activation, y0, control, throws);
-  const int64_t batch = y0.size(0);
+  if (on_gpu) return solve_on_gpu(given.layers, activation, y0, control, throws);
+  const int64_t dim = given.dim(y0), batch = y0.size(0);
   const double nan = std::numeric_limits<double>::quiet_NaN();
   const Tensor ys = at::full({control.outputs, batch, y0.size(1)}, nan, y0.options());
   std::vector<SampleRecord> records;
   Tensor kept;
   {
     const py::gil_scoped_release release;
-    const std::vector<LayerTensors> plain = contiguous(tensors);
+    const FieldTensors of = std::move(given).contiguous();
     const Tensor start = y0.contiguous();
     dispatch_real(y0.scalar_type(), [&]<class T>(T*) {
-      const MlpKernels<T>* kernels = mlp_kernels<T>(InstructionSet(request.instructions));
-      TORCH_CHECK_VALUE(kernels, "this machine lacks the instruction set asked for");
-      const auto given = sources<T>(plain);
-      const bool sample_major = MlpSolve<T>::prefers_sample_major(given, batch, kernels->lanes);
-      const MlpField<T> field(given, Activation(activation), sample_major, false, kernels);
-      MlpSamples<T> solve(field, sample_major, batch, control);
-      const bool done = solve.run(start.const_data_ptr<T>(), ys.mutable_data_ptr<T>(),
-                                  thread_count(field.multiplications() * batch), parallel);
-      if (!done) mlp_calls().interrupt();
-      records = solve.records();
-      if (keep) kept = joined(solve.kept(), y0);
+      with_field<T>(of, dim, batch, false, request.instructions, [&](const Field<T>& field) {
+        MlpSamples<T> solve(field, batch, control);
+        const bool done = solve.run(start.const_data_ptr<T>(), ys.mutable_data_ptr<T>(),
+                                    thread_count(field.multiplications() * batch), parallel);
+        if (!done) mlp_calls().interrupt();
+        records = solve.records();
+        if (keep) kept = joined(solve.kept(), dim, y0);
+      });
     });
   }
   std::vector<int> status;
@@ -170,12 +167,14 @@ py::object solve(const py::list& layers, int activation, const Tensor& y0, const
 
 // Whether `solve` takes these arguments, and without `forced` whether it is faster than another
 // engine; `keep`: with what gradients need.
-bool takes(const py::list& layers, py::handle y0, const std::string& method, bool keep,
-           bool forced) {
-  std::vector<LayerTensors> tensors;
-  if (!is_plain(y0) || !read_layers(layers, tensors)) return false;
+bool takes(const py::list& layers, int64_t number, py::handle y0, const std::string& method,
+           bool keep, bool forced) {
+  FieldTensors of;
+  if (!is_plain(y0) || !read_field(layers, number, of)) return false;
   const Tensor& state = THPVariable_Unpack(y0.ptr());
-  if (!mlp_fits(tensors, state)) return false;
+  if (!mlp_fits(of, state)) return false;
+  if (of.generated) return !keep || of.generated->vjp;
+  const std::vector<LayerTensors>& tensors = of.layers;
   if (!state.is_cuda()) return forced || mlp_pays(tensors, state, keep);
   const Tableau& tableau = *mlp_method(method).tableau;
   const auto fits = [&](MlpKind kind) { return mlp_fits_on_chip(tensors, state, tableau, kind); };
@@ -205,14 +204,14 @@ py::tuple backward(const py::list& layers, int activation, const Tensor& of_ys, 
                    const Tensor& direction, std::shared_ptr<Tableau> tableau,
                    const Tensor& accepted, const Tensor& t1, const Tensor& kept, bool of_parameters,
                    int instructions) {
-  std::vector<LayerTensors> tensors;
-  const bool read = read_layers(layers, tensors);
+  FieldTensors given;
+  const bool read = read_field(layers, activation, given);
   TORCH_CHECK_TYPE(read, "layers must be plain tensors");
   if (of_ys.is_cuda()) {
     DeviceGradients found;
     {
       const py::gil_scoped_release release;
-      found = backward_on_gpu(tensors, activation, of_ys, ts, direction, tableau, accepted, t1,
+      found = backward_on_gpu(given.layers, activation, of_ys, ts, direction, tableau, accepted, t1,
                               kept, of_parameters);
     }
     return py::make_tuple(wrap(found.y0), wrap_all(found.parameters));
@@ -221,32 +220,30 @@ py::tuple backward(const py::list& layers, int activation, const Tensor& of_ys, 
   std::vector<Tensor> gradients;
   {
     const py::gil_scoped_release release;
-    const std::vector<LayerTensors> plain = contiguous(tensors);
+    const FieldTensors of = std::move(given).contiguous();
     const Tensor upstream = of_ys.contiguous();
     gy0 = at::empty(upstream.sizes().slice(1), upstream.options());
     dispatch_real(upstream.scalar_type(), [&]<class T>(T*) {
-      const MlpKernels<T>* kernels = mlp_kernels<T>(InstructionSet(instructions));
-      TORCH_CHECK_VALUE(kernels, "this machine lacks the instruction set asked for");
-      const auto given = sources<T>(plain);
-      const int64_t batch = gy0.size(0);
-      const bool sample_major = MlpSolve<T>::prefers_sample_major(given, batch, kernels->lanes);
-      const MlpField<T> field(given, Activation(activation), sample_major, true, kernels);
-      const SamplePath<T> path{tableau,
-                               batch,
-                               ts.size(1),
-                               ts.const_data_ptr<double>(),
-                               direction.const_data_ptr<double>(),
-                               accepted.const_data_ptr<int64_t>(),
-                               t1.const_data_ptr<double>(),
-                               kept.const_data_ptr<T>()};
-      std::vector<std::vector<T>> sums;
-      const bool done = sample_gradient<T>(
-          field, sample_major, path, upstream.const_data_ptr<T>(), gy0.mutable_data_ptr<T>(),
-          of_parameters ? &sums : nullptr, thread_count(field.multiplications() * batch), parallel);
-      if (!done) mlp_calls().interrupt();
-      if (of_parameters) {
-        unpack_parameters<T>(field, plain, sums[0].data(), gy0.options(), &gradients);
-      }
+      const int64_t batch = gy0.size(0), dim = of.dim(gy0);
+      with_field<T>(of, dim, batch, true, instructions, [&](const Field<T>& field) {
+        const SamplePath<T> path{tableau,
+                                 batch,
+                                 ts.size(1),
+                                 ts.const_data_ptr<double>(),
+                                 direction.const_data_ptr<double>(),
+                                 accepted.const_data_ptr<int64_t>(),
+                                 t1.const_data_ptr<double>(),
+                                 kept.const_data_ptr<T>()};
+        std::vector<std::vector<T>> sums;
+        const bool done = sample_gradient<T>(
+            field, path, upstream.const_data_ptr<T>(), gy0.mutable_data_ptr<T>(),
+            of_parameters ? &sums : nullptr, thread_count(field.multiplications() * batch),
+            parallel);
+        if (!done) mlp_calls().interrupt();
+        if (of_parameters) {
+          unpack_parameters<T>(field, of, sums[0].data(), gy0.options(), &gradients);
+        }
+      });
     });
   }
   return py::make_tuple(wrap(gy0), wrap_all(gradients));

@@ -16,33 +16,22 @@ namespace {
 
 using at::Tensor;
 
-// f(field, whether samples lie side by side), the field made for gradients or not.
-template <class T, class F>
-void with_field(const std::vector<LayerTensors>& layers, int activation, int64_t batch,
-                bool gradients, int instructions, F f) {
-  const MlpKernels<T>* kernels = mlp_kernels<T>(InstructionSet(instructions));
-  TORCH_CHECK_VALUE(kernels, "this machine lacks the instruction set asked for");
-  const auto given = sources<T>(layers);
-  const bool sample_major = MlpSolve<T>::prefers_sample_major(given, batch, kernels->lanes);
-  f(MlpField<T>(given, Activation(activation), sample_major, gradients, kernels), sample_major);
-}
-
 // The first step of a solve from (t, y) to `end`: where it ends, its local error in units of the
 // tolerances, and the state and the derivative at which it begins. None where the layers do not
 // fit, where it does not pay, or where there is no such step.
 py::object step(const py::list& layers, int activation, const Tensor& y, double t, double end,
                 const std::string& method, double rtol, double atol, int instructions) {
-  std::vector<LayerTensors> tensors;
-  if (!read_layers(layers, tensors) || y.is_cuda() || !mlp_fits(tensors, y) ||
-      !mlp_pays(tensors, y, true)) {
+  FieldTensors given;
+  if (!read_field(layers, activation, given) || y.is_cuda() || !mlp_fits(given, y) ||
+      !(given.generated || mlp_pays(given.layers, y, true))) {
     return py::none();
   }
-  const int64_t batch = y.numel() / y.size(-1);
+  const int64_t dim = given.dim(y), batch = y.numel() / dim;
   MlpTrace trace;
   Tensor kept;
   {
     const py::gil_scoped_release release;
-    const std::vector<LayerTensors> plain = contiguous(tensors);
+    const FieldTensors of = std::move(given).contiguous();
     const Tensor start = y.contiguous();
     std::vector<int64_t> shape = y.sizes().vec();
     shape.insert(shape.begin(), 2);
@@ -58,17 +47,15 @@ py::object step(const py::list& layers, int activation, const Tensor& y, double 
     options.controller = {
         1, 1, 1, 1, 0, std::numeric_limits<double>::infinity(), 0, 0, 0, options.tableau->order};
     dispatch_real(y.scalar_type(), [&]<class T>(T*) {
-      with_field<T>(plain, activation, batch, false, instructions,
-                    [&](const MlpField<T>& field, bool sample_major) {
-                      MlpSolve<T> solve(field, sample_major, batch, std::move(options));
-                      trace = solve.run(start.const_data_ptr<T>(), ys.mutable_data_ptr<T>(),
-                                        thread_count(field.multiplications() * batch), parallel);
-                      if (trace.ending != Ending::kFinished) return;
-                      solve.kept().reserve(2 * y.numel());
-                      kept = at::from_blob(
-                          solve.kept().release(), shape, [](void* x) { std::free(x); },
-                          y.options());
-                    });
+      with_field<T>(of, dim, batch, false, instructions, [&](const Field<T>& field) {
+        MlpSolve<T> solve(field, batch, std::move(options));
+        trace = solve.run(start.const_data_ptr<T>(), ys.mutable_data_ptr<T>(),
+                          thread_count(field.multiplications() * batch), parallel);
+        if (trace.ending != Ending::kFinished) return;
+        solve.kept().reserve(2 * y.numel());
+        kept = at::from_blob(
+            solve.kept().release(), shape, [](void* x) { std::free(x); }, y.options());
+      });
     });
   }
   if (trace.ending == Ending::kInterrupted) mlp_calls().interrupt();
@@ -80,34 +67,32 @@ py::object step(const py::list& layers, int activation, const Tensor& y, double 
 py::list backward(const py::list& layers, int activation, const Tensor& kept, double t, double t1,
                   const std::string& method, double rtol, double atol, double error,
                   double upstream, bool constant_k1, int instructions) {
-  std::vector<LayerTensors> tensors;
-  const bool read = read_layers(layers, tensors);
+  FieldTensors given;
+  const bool read = read_field(layers, activation, given);
   TORCH_CHECK_TYPE(read, "layers must be plain tensors");
   std::vector<Tensor> gradients;
   {
     const py::gil_scoped_release release;
-    const std::vector<LayerTensors> plain = contiguous(tensors);
+    const FieldTensors of = std::move(given).contiguous();
     const Tensor gy = at::empty(kept.sizes().slice(2), kept.options());
     dispatch_real(kept.scalar_type(), [&]<class T>(T*) {
-      const int64_t batch = gy.numel() / gy.size(-1);
-      with_field<T>(plain, activation, batch, true, instructions,
-                    [&](const MlpField<T>& field, bool sample_major) {
-                      MlpPath<T> path;
-                      path.tableau = mlp_method(method).tableau;
-                      path.times = path.edges = {t, t1};
-                      path.constant_k1 = constant_k1;
-                      path.kept = kept.const_data_ptr<T>();
-                      path.errors = &error;
-                      path.rtol = rtol;
-                      path.atol = atol;
-                      std::vector<std::vector<T>> sums;
-                      const bool done =
-                          mlp_gradient<T>(field, sample_major, batch, path, {nullptr, &upstream},
+      const int64_t dim = of.dim(gy), batch = gy.numel() / dim;
+      with_field<T>(of, dim, batch, true, instructions, [&](const Field<T>& field) {
+        MlpPath<T> path;
+        path.tableau = mlp_method(method).tableau;
+        path.times = path.edges = {t, t1};
+        path.constant_k1 = constant_k1;
+        path.kept = kept.const_data_ptr<T>();
+        path.errors = &error;
+        path.rtol = rtol;
+        path.atol = atol;
+        std::vector<std::vector<T>> sums;
+        const bool done = mlp_gradient<T>(field, batch, path, {nullptr, &upstream},
                                           {gy.mutable_data_ptr<T>(), &sums, nullptr},
                                           thread_count(field.multiplications() * batch), parallel);
-                      if (!done) mlp_calls().interrupt();
-                      unpack_parameters<T>(field, plain, sums[0].data(), gy.options(), &gradients);
-                    });
+        if (!done) mlp_calls().interrupt();
+        unpack_parameters<T>(field, of, sums[0].data(), gy.options(), &gradients);
+      });
     });
   }
   py::list found;

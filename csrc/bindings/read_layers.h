@@ -31,4 +31,20 @@ inline bool read_layers(const py::list& layers, std::vector<LayerTensors>& out) 
   return true;
 }
 
+// The field of a solve as Python hands it over: layers, or the tensors of a generated field.
+inline bool read_field(const py::list& given, int64_t number, FieldTensors& out) {
+  if (number < kFirstGenerated) {
+    out.number = number;
+    return read_layers(given, out.layers);
+  }
+  std::vector<at::Tensor> inputs;
+  inputs.reserve(given.size());
+  for (const py::handle each : given) {
+    if (!THPVariable_Check(each.ptr())) return false;
+    inputs.push_back(THPVariable_Unpack(each.ptr()));
+  }
+  out = FieldTensors::from(inputs, {}, number);
+  return true;
+}
+
 }  // namespace fastnode

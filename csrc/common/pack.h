@@ -10,7 +10,7 @@ namespace fastnode {
 constexpr int kThreads = 256;
 // Resident blocks on a multiprocessor. Without a limit the compiler aims at eight, and waits for
 // each load before the next or spills registers; with five every thread has four loads of 16 bytes
-// in flight, several times what hides the latency of memory.
+// in flight, by estimate several times what hides the latency of memory.
 constexpr int kResident = 5;
 // Enough blocks to fill the largest device several times over; loops take the rest.
 constexpr int64_t kMaxBlocks = 4096;

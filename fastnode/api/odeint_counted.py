@@ -12,7 +12,8 @@ from fastnode.engines import select
 from fastnode.engines.fused import joint as fused
 from fastnode.engines.methods import odeint_request
 from fastnode.problem.ivp import make_problem
-from fastnode.torch_support.compile import uncompiled
+from fastnode.tableaus import METHODS
+from fastnode.torch_support.compile import traced_by
 
 
 class _CountedField:
@@ -27,6 +28,23 @@ class _CountedField:
         return self.field(t, z)
 
 
+def _counted_in_graph(
+    field: Callable[..., Any],
+    y0: Tensor,
+    t: Tensor,
+    *,
+    rtol: Any,
+    atol: Any,
+    method: str,
+    options: Mapping[str, Any] | None = None,
+) -> tuple[Tensor, int] | None:
+    if not select.traceable(method, options, None):
+        return None
+    states = odeint(field, y0, t, rtol=rtol, atol=atol, method=method, options=options)
+    return states, (t.shape[0] - 1) * len(METHODS[method].a)
+
+
+@traced_by(_counted_in_graph)
 def odeint_counted(
     field: Callable[..., Any],
     y0: Tensor,
@@ -48,7 +66,6 @@ def odeint_counted(
     return states, counted.evaluations
 
 
-@uncompiled
 def _solve_fused(
     field: Callable[..., Any],
     y0: Tensor,

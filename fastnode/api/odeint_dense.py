@@ -93,6 +93,8 @@ def odeint_dense(
             f"method must be one of {', '.join(ADAPTIVE)} for dense output, got {method!r}"
         )
     problem = make_problem(func, y0, torch.cat([_one("t0", t0), _one("t1", t1)]), args)
+    # A copy: the caller may change y0 while the solution is used.
+    problem = problem.with_(y0=problem.y0.clone())
     end = problem.times[-1]
     request = odeint_request(name, rtol, atol, options)
     callbacks = select.adaptive_callbacks(problem, request)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastnode.adjoints.discrete.revolve import Revolve
 from fastnode.adjoints.select import find_adjoint
+from fastnode.api.fixed_in_graph import solve_in_graph
 from fastnode.api.solve_joint import JointSolve
 from fastnode.api.solve_samples import solve_samples
 from fastnode.control.controllers import Controller, find_controller
@@ -23,12 +24,12 @@ from fastnode.events.watch import as_events
 from fastnode.problem.batch import make_samples, sample_first_step, sample_tolerances
 from fastnode.problem.ivp import State, make_problem
 from fastnode.solution import Solution
-from fastnode.torch_support.compile import uncompiled
+from fastnode.torch_support.compile import traced_by
 
 SAVE = ("times", "steps", "dense")
 
 
-@uncompiled
+@traced_by(solve_in_graph)
 def solve(
     func: Callable[..., Any],
     y0: State,
@@ -168,7 +169,11 @@ def solve(
                 first_step=sample_first_step(first_step, samples.y0),
             )
             return solve_samples(ts, samples, request)
-        return JointSolve(make_problem(func, y0, ts, tuple(args), "ts"), request).run()
+        problem = make_problem(func, y0, ts, tuple(args), "ts")
+        if save == "dense":
+            # A copy: the caller may change y0 before ``Solution.evaluate``.
+            problem = problem.with_(y0=problem.y0.clone())
+        return JointSolve(problem, request).run()
 
 
 def _fixed(method: str, step_size: float | None, steps: int | None) -> FixedOptions:

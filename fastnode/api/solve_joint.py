@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -28,16 +28,16 @@ from fastnode.torch_support.grad_mode import recorded
 
 
 class JointSolve:
-    """One joint solve: a problem, and what ``fastnode.solve`` was asked for.
-
-    Attributes:
-        grid: where fixed steps begin and end; empty for a method that chooses its steps.
-    """
+    """One joint solve: a problem, and what ``fastnode.solve`` was asked for."""
 
     def __init__(self, problem: Problem, request: SolveRequest):
         self.problem, self.request = problem, request
         self.norm: ErrorNorm | None = None
-        self.grid: list[Time] = [] if request.fixed is None else request.grid(problem)
+
+    @cached_property
+    def grid(self) -> list[Time]:
+        """Where fixed steps begin and end; empty for a method that chooses its steps."""
+        return [] if self.request.fixed is None else self.request.grid(self.problem)
 
     def run(self) -> Solution:
         """The solution with the gradients of the request's adjoint (see ``adjoints.select``)."""
@@ -103,7 +103,7 @@ class JointSolve:
             options=None if size is None else {"step_size": size},
             solve_with_graph=lambda problem: torch.stack(self._backprop(problem).outputs),
         )
-        with torch.no_grad():
+        with adjoint.forward():
             recording = self._record(problem.with_(t=problem.t.detach()))
             plain: list[Time] = [to_float(t) for t in self.grid]
             recording.run(partial(self._stepper, recording.problem, plain), request.throw)

@@ -1,4 +1,4 @@
-"""The command line: fastnode train | evaluate | info.
+"""The command line: fastnode train | evaluate | predict | info.
 
 Commands import what they need, so that help and wrong arguments take no longer than necessary.
 """
@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
+import io
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastnode.cli.arguments import WRONG, make_parser
@@ -33,7 +36,12 @@ def main(arguments: list[str] | None = None) -> int:
     # What the user can put right is one line; anything else is a bug and keeps its trace.
     expected = (ValueError, OSError, ImportError, FloatingPointError, SolverError)
     try:
-        return {"train": _train, "evaluate": _evaluate, "info": _info}[parsed.command](parsed)
+        return {
+            "train": _train,
+            "evaluate": _evaluate,
+            "predict": _predict,
+            "info": _info,
+        }[parsed.command](parsed)
     except expected as error:
         print(f"fastnode: error: {' '.join(str(error).split())}", file=sys.stderr)
         return WRONG
@@ -47,7 +55,9 @@ def _train(arguments: argparse.Namespace) -> int:
     from fastnode.training import Trainer, recipe_for
 
     with _processes(arguments.device) as (device, rank, processes):
-        data = datasets.load(arguments.dataset, arguments.split)
+        data = datasets.load(
+            arguments.dataset, arguments.split, arguments.target, arguments.task, arguments.seed
+        )
         config = _config(arguments, data, processes)
         trainer = Trainer(
             config,
@@ -60,7 +70,7 @@ def _train(arguments: argparse.Namespace) -> int:
         )
         if rank == 0:
             begin = f" from step {trainer.step}" if trainer.step else ""
-            print(f"{data.name} ({data.source}), {config.method}, {device.type}{begin}", flush=True)
+            print(f"{_title(data)}, {config.method}, {device.type}{begin}", flush=True)
         with _stop_on_signals() as received, _progress(trainer.step, rank == 0) as report:
             results = trainer.run(report, lambda: bool(received))
         if not trainer.finished:
@@ -82,6 +92,9 @@ def _config(arguments: argparse.Namespace, data: Dataset, processes: int) -> Con
         each.name: getattr(arguments, each.name, None) for each in fields(Config)
     }
     values["processes"] = processes
+    if data.table is not None:
+        # Whatever folder the run is resumed or evaluated from.
+        values["dataset"] = data.source
     defaults = {name: getattr(recipe, name) for name in ("steps", "batch", "lr")}
     defaults["method"] = recipe.default_method
     values |= {name: value for name, value in defaults.items() if values[name] is None}
@@ -91,15 +104,49 @@ def _config(arguments: argparse.Namespace, data: Dataset, processes: int) -> Con
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from fastnode.training import CHECKPOINT, evaluate, restore, solvers_of
+    from fastnode.training import evaluate, restore, solvers_of
 
-    path = arguments.checkpoint
-    run = restore(path / CHECKPOINT if path.is_dir() else path, _device(arguments.device))
+    run = restore(_checkpoint(arguments.checkpoint), _device(arguments.device))
     config = run.config
-    print(f"{config.dataset} ({run.data.source}), {config.method}, step {run.step}")
+    print(f"{_title(run.data)}, {config.method}, step {run.step}")
     solvers = solvers_of(run.recipe, config.tolerance)
     print(_table(evaluate(run.model, run.data, solvers)))
     return 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from fastnode.training import checkpoint, predict, restore_predictor, solver_named
+
+    out: Path = arguments.out
+    if out.exists() and arguments.data.exists() and out.samefile(arguments.data):
+        raise ValueError(f"--out must be another file than the data, got {out} for both")
+    run = restore_predictor(_checkpoint(arguments.checkpoint), _device(arguments.device))
+    solver = solver_named(arguments.solver, run.config, run.recipe)
+    outputs, _ = predict(run.model, run.table.inputs(arguments.data), solver)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([run.table.target])
+    writer.writerows([each] for each in run.table.texts(outputs))
+    checkpoint.make_folder(out.parent)
+    checkpoint.write_atomically(out, text.getvalue().encode())
+    print(f"{len(outputs)} predictions of {run.table.target!r} by {solver.name} in {out}")
+    return 0
+
+
+def _checkpoint(path: Path) -> Path:
+    """The checkpoint of a run that is named by it or by its folder."""
+    from fastnode.training import CHECKPOINT
+
+    return path / CHECKPOINT if path.is_dir() else path
+
+
+def _title(data: Dataset) -> str:
+    """What is trained on, and what was found of a file of one's own."""
+    title = f"{data.name} ({data.source})"
+    if data.table is None:
+        return title
+    classes = f", {data.num_classes} classes" if data.num_classes else ""
+    return f"{title}, {data.task} of {data.table.target!r}{classes}"
 
 
 def _info(arguments: argparse.Namespace) -> int:

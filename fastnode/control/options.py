@@ -15,6 +15,7 @@ from torch import Tensor
 from fastnode.control.controllers import Controller
 from fastnode.errors import InvalidValue
 from fastnode.problem.ivp import check_times
+from fastnode.torch_support.grad_mode import followed
 from fastnode.torch_support.warn import warn
 
 
@@ -123,7 +124,7 @@ def _even_grid(t: Tensor, step_size: float) -> Tensor:
     """Steps of one size from t[0] on; the last one ends at t[-1] and may be shorter."""
     # In t's own precision 0.3 / 0.1 is 3: no step of the size of a rounding error is left over.
     code = _CODES.get(t.dtype)
-    if code is not None and not t.requires_grad and not torch.compiler.is_compiling():
+    if code is not None and not torch.compiler.is_compiling() and not followed(t):
         return torch.frombuffer(_rounded_grid(t.tolist(), step_size, code), dtype=t.dtype)
     start, end = t[:1], t[-1:]
     steps = ((end - start) / step_size).item()
@@ -138,6 +139,8 @@ _CODES = {torch.float32: "f", torch.float64: "d"}
 def _rounded_grid(t: Sequence[float], step_size: float, code: str) -> array[float]:
     """_even_grid on plain numbers, each result rounded as a tensor of that type would round it: a
     dozen small ops on tensors cost as much as several evaluations of a small field."""
+    if code == "d":
+        return array(code, even_grid(t[0], t[-1], step_size))
 
     def rounded(*numbers: float) -> array[float]:
         return array(code, numbers)
@@ -147,6 +150,13 @@ def _rounded_grid(t: Sequence[float], step_size: float, code: str) -> array[floa
     signed = math.copysign(size, steps)
     offsets = rounded(*(i * signed for i in range(math.ceil(abs(steps)))))
     return rounded(*(offset + t[0] for offset in offsets), t[-1])
+
+
+def even_grid(start: float, end: float, step_size: float) -> list[float]:
+    """Steps of one size from start on, in float64; the last one ends at end and may be shorter."""
+    steps = (end - start) / step_size
+    signed = math.copysign(step_size, steps)
+    return [*(i * signed + start for i in range(math.ceil(abs(steps)))), end]
 
 
 @dataclass(eq=False)
@@ -207,6 +217,11 @@ class ScipyOptions:
 
 
 T = TypeVar("T", bound="AdaptiveOptions | FixedOptions | ScipyOptions")
+#: The options of each kind; torch.compile cannot trace ``fields`` of a class.
+_NAMES: dict[type, set[str]] = {
+    kind: {field.name for field in fields(kind)}
+    for kind in (AdaptiveOptions, FixedOptions, ImplicitOptions, AdamsOptions, ScipyOptions)
+}
 
 
 def parse(kind: type[T], method: str, options: Mapping[str, Any] | None) -> T:
@@ -215,7 +230,7 @@ def parse(kind: type[T], method: str, options: Mapping[str, Any] | None) -> T:
         return kind()
     if not isinstance(options, Mapping):
         raise TypeError(f"options must be a dict, got {type(options).__name__}")
-    known = {field.name for field in fields(kind)}
+    known = _NAMES[kind]
     unknown = sorted(set(options) - known)
     if unknown:
         warn(

@@ -2,24 +2,26 @@
 
 `digits` and `diabetes` come with scikit-learn, `spiral` is computed. The others are npz files in
 the folder that the environment variable FASTNODE_DATA names; `mnist` and `cifar10` are downloaded
-into it (or into the user's cache folder) when they are not there. No file is unpickled.
+into it (or into the user's cache folder) when they are not there. A user's own csv or npz file is a
+data set too. No file is unpickled.
 """
 
 from __future__ import annotations
 
 import os
 import tarfile
-import zipfile
-import zlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fastnode.datasets import physionet, spiral
+from fastnode.datasets.columns import read_npz
+from fastnode.datasets.dataset import Dataset
+from fastnode.datasets.own_file import TASKS, load_own, statistics
+from fastnode.datasets.table import SUFFIXES, Table
+
+__all__ = ["NAMES", "TASKS", "UCI", "Dataset", "Table", "load"]
 
 UCI = ("boston", "concrete", "energy", "kin8nm", "naval", "power", "protein", "wine", "yacht")
 ALONE = ("digits", "diabetes", "mnist", "cifar10", "physionet", "spiral")
@@ -33,52 +35,53 @@ _CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 _CIFAR10_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """Inputs and targets, split into training, validation (for early stopping) and test.
+def load(
+    name: str,
+    split: int = 0,
+    target: str | None = None,
+    task: str | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Loads the data set `name`, one of `NAMES` or a file of your own.
 
-    `x_*` are float32: [N, D] for tables, digits and mnist, [N, 3, 32, 32] for cifar10. `y_*` are
-    int64 class numbers [N] for classification and standardised float32 values [N, 1] for
-    regression; `y * y_std + y_mean` has the original units. For interpolation they are series
-    [N, T, 2, D] at common times: values, and 1 where they were observed, 0 elsewhere; `x_*` is the
-    same for physionet and the state [N, D] at the first time for spiral. Sets without early
-    stopping have an empty validation part. `source` says where the data came from.
-    """
-
-    name: str
-    task: Literal["classification", "regression", "interpolation"]
-    x_train: Tensor
-    y_train: Tensor
-    x_valid: Tensor
-    y_valid: Tensor
-    x_test: Tensor
-    y_test: Tensor
-    source: str
-    num_classes: int | None = None
-    y_mean: float = 0.0
-    y_std: float = 1.0
-
-
-def load(name: str, split: int = 0) -> Dataset:
-    """Loads the data set `name`, one of `NAMES`.
+    A csv file is UTF-8 text whose first line names the columns, separated by commas, semicolons or
+    tabs; all but the target are inputs and hold numbers. An npz file has the arrays x [N, D] and
+    y [N]. Five sevenths of the rows are trained on, one is for validation and one for the test, of
+    each class alike; inputs, and the target of a regression, are standardised by the rows trained
+    on.
 
     Args:
-        name: `digits`, `diabetes`, `mnist`, `cifar10`, `physionet`, `spiral` or `uci/<set>`.
+        name: `digits`, `diabetes`, `mnist`, `cifar10`, `physionet`, `spiral` or `uci/<set>`; or the
+            path of a file whose name ends in `.csv` or `.npz`.
         split: which of a UCI set's train/test splits; the other sets have only split 0.
+        target: of a csv file, the column that is predicted.
+        task: of a file of your own, `classification` or `regression`. If None, texts and truth
+            values are classes, and so are whole numbers if there are at most 20 different ones
+            and at least ten times as many rows.
+        seed: of the split of a file of your own.
 
     Raises:
-        ValueError: unknown name or split, or a file that does not hold what it should.
+        ValueError: unknown name, split, target or task, or a file that does not hold what it
+            should: names the line and the column.
         FileNotFoundError: the file is absent and could not be downloaded; says where to put it.
         ImportError: scikit-learn (for `digits`, `diabetes`) is not installed.
     """
-    if name not in NAMES:
-        raise ValueError(f"unknown dataset {name!r}; expected one of: {', '.join(NAMES)}")
     if split < 0:
         raise ValueError(f"split must be 0 or more, got {split}")
+    own = Path(name).suffix.lower() in SUFFIXES
+    if not own and name not in NAMES:
+        raise ValueError(
+            f"unknown dataset {name!r}; expected one of: {', '.join(NAMES)}; or a .csv or .npz file"
+        )
+    if split != 0 and (own or not name.startswith("uci/")):
+        raise ValueError(f"{name} has one split only, 0; got split {split}")
+    if own:
+        return load_own(name, target, task, seed)
+    for label, value in (("target", target), ("task", task)):
+        if value is not None:
+            raise ValueError(f"{label} is for a .csv or .npz file, got {value!r} for {name}")
     if name.startswith("uci/"):
         return _uci(name, split)
-    if split != 0:
-        raise ValueError(f"{name} has one split only, 0; got split {split}")
     loaders = (_digits, _diabetes, _mnist, _cifar10, _physionet, _spiral)
     return loaders[ALONE.index(name)]()
 
@@ -115,7 +118,7 @@ def _uci(name: str, split: int) -> Dataset:
     path = _find(f"{name}.npz")
     if path is None:
         raise FileNotFoundError(_where_to_put(name, f"{name}.npz", _TABLE))
-    arrays = _read(path, "x", "y", "train_idx", "test_idx")
+    arrays = read_npz(path, "x", "y", "train_idx", "test_idx")
     x, y, train, test = (arrays[key] for key in ("x", "y", "train_idx", "test_idx"))
     shapes_fit = x.ndim == 2 and y.shape == x.shape[:1] and train.ndim == test.ndim == 2
     if not (shapes_fit and len(train) == len(test) and train.dtype.kind == test.dtype.kind == "i"):
@@ -160,7 +163,7 @@ def _physionet() -> Dataset:
         if path is None:
             raise FileNotFoundError(_where_to_put("physionet", file, physionet.LAYOUT))
         try:
-            parts.append(physionet.series(_read(path, *physionet.FIELDS)))
+            parts.append(physionet.series(read_npz(path, *physionet.FIELDS)))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     value, seen = (np.concatenate(each) for each in zip(*parts, strict=True))
@@ -210,19 +213,8 @@ def _download(name: str, file: str, layout: str, url: str, sha256: str) -> Path:
         raise FileNotFoundError(f"{hint} (download of {url} failed: {error})") from error
 
 
-def _read(path: Path, *names: str) -> dict[str, np.ndarray]:
-    fields = ", ".join(names)
-    try:
-        if not zipfile.is_zipfile(path):
-            raise zipfile.BadZipFile("not a zip archive")
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in names}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is not an npz file with {fields}: {error}") from error
-
-
 def _read_images(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
-    arrays = tuple(_read(path, "x_train", "y_train", "x_test", "y_test").values())
+    arrays = tuple(read_npz(path, "x_train", "y_train", "x_test", "y_test").values())
     for x, y in (arrays[:2], arrays[2:]):
         if x.dtype != np.uint8 or x.shape[1:] != shape or y.shape != x.shape[:1]:
             expected = _IMAGES.format(shape=",".join(map(str, shape)))
@@ -257,8 +249,8 @@ def _regression(name, x, y, train, test, source: str) -> Dataset:
     cut = int(0.6 * len(train))
     fit, valid = train[:cut], train[cut:]
     y = y[:, None]
-    x_mean, x_std = _statistics(x[fit])
-    y_mean, y_std = _statistics(y[fit])
+    x_mean, x_std = statistics(x[fit])
+    y_mean, y_std = statistics(y[fit])
     x = torch.from_numpy(((x - x_mean) / x_std).astype("f4"))
     z = torch.from_numpy(((y - y_mean) / y_std).astype("f4"))
     return Dataset(
@@ -274,9 +266,3 @@ def _regression(name, x, y, train, test, source: str) -> Dataset:
         y_mean=float(y_mean[0]),
         y_std=float(y_std[0]),
     )
-
-
-def _statistics(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    # Rounding can leave a constant column a std of 1e-16, so constancy is decided by its range.
-    constant = np.ptp(columns, axis=0) == 0
-    return columns.mean(axis=0), np.where(constant, 1.0, columns.std(axis=0))

@@ -33,6 +33,12 @@ class Failure(IntEnum):
         return ERRORS[self].__name__ if self else "finished"
 
 
+def statuses(numbers: Tensor) -> list[str]:
+    """What ``Solution.status`` says of samples, from numbers of Failure [B]."""
+    names = [failure.status for failure in Failure]
+    return [names[each] for each in numbers.tolist()]
+
+
 ERRORS: dict[Failure, type[SolverError]] = {
     Failure.NOT_FINITE: NonFiniteState,
     Failure.UNDERFLOW: StepSizeUnderflow,

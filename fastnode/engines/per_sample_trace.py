@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from fastnode.control.request import SolveRequest
-from fastnode.engines.failures import Failure
 from fastnode.ops.rk_rows import rk_dense_rows, rk_stage_rows
 from fastnode.problem.batch import SampleProblem, Tolerances
 from fastnode.tableaus import Tableau, Weights
@@ -26,7 +25,8 @@ class Trace:
     nfe: Tensor
     accepted: Tensor
     rejected: Tensor
-    status: list[str]
+    #: Numbers of Failure, int8 [B] on the device: names are made for those who read them alone.
+    status: Tensor
     #: Of each accepted step where it ends, its error and stiffness; the state at its end [M, D]
     #: and its derivatives [stages, M, D] where they were asked for.
     t1: Tensor
@@ -96,11 +96,11 @@ def trace_without_steps(problem: SampleProblem, request: SolveRequest) -> Trace:
     zero = torch.zeros(y0.shape[0], dtype=torch.int64, device=y0.device)
     stages = len(request.tableau.a) + len(request.tableau.further)
     return Trace(
-        y0[None],
+        y0[None].clone(),
         zero,
         zero,
         zero,
-        [Failure.NONE.status] * y0.shape[0],
+        zero.to(torch.int8),
         numbers,
         numbers,
         numbers,

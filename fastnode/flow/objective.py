@@ -37,6 +37,7 @@ def flow_loss(v: Tensor, target: Target | Tensor, reduction: str = "mean") -> Te
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
     if isinstance(target, Target):
+        target.check_unchanged()
         v = ops.check_velocity(v, target.z0)
         if reduction != "none":
             return ops.flow_loss(
@@ -89,10 +90,12 @@ def linear_flow_loss(
         x, w, b = h, weight, bias
         if torch.is_autocast_enabled(z0.device.type):
             x, w, b = h.to(z0.dtype), weight.to(z0.dtype), None if bias is None else bias.to(z0)
-        if linear_ops.runs_fused(x, w, b, z0):
+        stand_in, coef = target.stand_in, target.coef
+        if stand_in is not None and linear_ops.runs_fused(x, w, b, z0):
+            target.check_unchanged()
             _check_layer(x, w, b, z0)
-            mean = reduction == "mean"
-            return linear_ops.linear_flow_loss(x, w, b, target.stand_in, z0, z1, target.coef, mean)
+            coef, mean = ops.as_tensor(coef), reduction == "mean"
+            return linear_ops.linear_flow_loss(x, w, b, stand_in, z0, z1, coef, mean)
     return flow_loss(F.linear(h, weight, bias), target, reduction)
 
 

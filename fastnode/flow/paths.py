@@ -17,16 +17,32 @@ class Target:
     """The target velocity ``u = a'(t) z0 + b'(t) z1`` of a batch, not stored.
 
     It keeps what u is made of. :func:`fastnode.flow.flow_loss` makes u on the fly, and its gradient
-    reaches z0, z1 and t in the same backward pass as that of z_t. :meth:`velocity` makes u.
+    reaches z0, z1 and t in the same backward pass as that of z_t. :meth:`velocity` makes u. The end
+    points must not be changed in place before: as for tensors that autograd saves, that raises
+    RuntimeError.
     """
 
-    __slots__ = ("coef", "stand_in", "z0", "z1")
+    __slots__ = ("_versions", "coef", "stand_in", "z0", "z1")
 
-    def __init__(self, stand_in: Tensor, z0: Tensor, z1: Tensor, coef: Tensor) -> None:
+    def __init__(
+        self, stand_in: Tensor | None, z0: Tensor, z1: Tensor, coef: ops.Coefficients
+    ) -> None:
         self.stand_in, self.z0, self.z1, self.coef = stand_in, z0, z1, coef
+        self._versions = _versions(z0, z1)
+
+    def check_unchanged(self) -> None:
+        """Raises RuntimeError if an end point was changed in place."""
+        now = _versions(self.z0, self.z1)
+        if now is not None and self._versions not in (None, now):
+            raise RuntimeError(
+                "z0 or z1, which the target velocity is made of, has been modified by an in-place "
+                "operation since the state was interpolated: use Path.sample, which stores the "
+                "velocity, or change a copy"
+            )
 
     def velocity(self) -> Tensor:
         """u as a tensor of the end points' shape and dtype, differentiable to any order."""
+        self.check_unchanged()
         return ops.combine(self.z0, self.z1, self.coef[2], self.coef[3])
 
     @property
@@ -35,6 +51,13 @@ class Target:
 
     def __repr__(self) -> str:
         return f"Target(shape={tuple(self.shape)}, dtype={self.z0.dtype}, device={self.z0.device})"
+
+
+def _versions(z0: Tensor, z1: Tensor) -> tuple[int, int] | None:
+    """How often the tensors were changed in place; None where nothing counts that."""
+    if torch.compiler.is_compiling() or z0.is_inference() or z1.is_inference():
+        return None
+    return z0._version, z1._version
 
 
 class Path:
@@ -75,15 +98,18 @@ class Path:
             TypeError: t is not a floating tensor.
         """
         ops.check_time(t)
-        return self._coefficients(t, extrapolate)
+        return ops.as_tensor(self._coefficients(t, extrapolate))
 
-    def _coefficients(self, t: Tensor, extrapolate: bool) -> Tensor:
-        if self._kind is not None and not t.requires_grad and t.dtype in ops.ACCUMULATE:
-            return ops.path_coefficients(t, self._kind, not extrapolate)
+    def _coefficients(self, t: Tensor, extrapolate: bool) -> ops.Coefficients:
+        apart, kind = torch.compiler.is_compiling(), self._kind
+        plain = not t.requires_grad and t.dtype in ops.ACCUMULATE and not apart
+        if kind is not None and plain:
+            return ops.path_coefficients(t, kind, not extrapolate)
         if not extrapolate:
             ops.check_time_range(t)
-        rows = [f(t) for f in (self.alpha, self.beta, self.dalpha, self.dbeta)]
-        return torch.stack([torch.as_tensor(row).to(t).expand_as(t) for row in rows])
+        made = [f(t) for f in (self.alpha, self.beta, self.dalpha, self.dbeta)]
+        rows = tuple(torch.as_tensor(row).to(t).expand_as(t) for row in made)
+        return rows if apart else torch.stack(rows)
 
     def interpolate(
         self, z0: Tensor, z1: Tensor, t: Tensor, *, extrapolate: bool = False
@@ -94,18 +120,25 @@ class Path:
             z0, z1: end points, one shape [B, ...], dtype and device; float32, float64, bfloat16
                 or float16. Non-contiguous tensors are copied.
             t: times, floating, shape [B], in [0, 1].
-            extrapolate: accept any t. The check makes the host wait for the device.
+            extrapolate: accept any t. On a GPU the check of a path of your own makes the host wait
+                for the device.
 
         Returns:
             ``z_t`` of the shape and dtype of z0, and the :class:`Target`. Gradients to z0, z1 and
             t are exact through both.
 
         Raises:
-            ValueError: shapes do not match, devices differ, or t leaves [0, 1].
+            ValueError: shapes do not match, devices differ, or t leaves [0, 1]. For a built-in path
+                on a GPU with Triton the latter is an assertion of the device's, which CUDA reports
+                at a later call.
             TypeError: dtypes differ or are not floating.
         """
         z0, z1, coef = self._prepare(z0, z1, t, extrapolate)
         zt, stand_in = ops.interpolant(z0, z1, coef, store_target=False)
+        if stand_in is None and torch.compiler.is_compiling():
+            # A graph has no versions to compare: the end points as they are now, which a compiler
+            # copies only if they change.
+            z0, z1 = z0.clone(), z1.clone()
         return zt, Target(stand_in, z0, z1, coef)
 
     def sample(
@@ -116,7 +149,9 @@ class Path:
         Arguments and errors as in :meth:`interpolate`; returns two tensors shaped as z0.
         """
         z0, z1, coef = self._prepare(z0, z1, t, extrapolate)
-        return ops.interpolant(z0, z1, coef, store_target=True)
+        zt, velocity = ops.interpolant(z0, z1, coef, store_target=True)
+        assert velocity is not None
+        return zt, velocity
 
     def draw(
         self,
@@ -158,7 +193,7 @@ class Path:
 
     def _prepare(
         self, z0: Tensor, z1: Tensor, t: Tensor, extrapolate: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, ops.Coefficients]:
         z0, z1 = ops.check_end_points(z0, z1, t)
         accumulate = torch.float64 if z0.dtype == torch.float64 else torch.float32
         if t.dtype != accumulate:

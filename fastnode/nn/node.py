@@ -9,12 +9,17 @@ from torch import Tensor, nn
 
 from fastnode.adjoints.discrete.revolve import Revolve
 from fastnode.adjoints.select import find_adjoint
-from fastnode.api.odeint_counted import odeint_counted
 from fastnode.engines.methods import ADAPTIVE, FIXED, NAMES
 from fastnode.nn.fields import check_positive
-from fastnode.nn.solving import check_options, check_regularizer, solve_regularized
+from fastnode.nn.solving import (
+    as_times,
+    check_options,
+    check_regularizer,
+    solve_end,
+    solve_regularized,
+    solve_states,
+)
 from fastnode.regularize import Regularizer
-from fastnode.regularize.base import no_penalty
 
 #: Bound on the steps of an adaptive solve, as in the evaluation of arXiv 2410.22918.
 MAX_STEPS = 1000
@@ -32,8 +37,11 @@ def _check_method(method: str) -> None:
         raise ValueError(f"method must be one of {', '.join(NAMES)}, got {method!r}")
 
 
-def _grid(t0: float, t1: float, steps: int) -> Tensor:
-    return torch.linspace(t0, t1, steps + 1, dtype=torch.float64)
+def _times(t0: float, t1: float, steps: int) -> list[float]:
+    """Where equal steps begin and end, rounded as torch.linspace rounds: numbers, which a compiled
+    or exported graph holds as they are."""
+    h, half = (t1 - t0) / steps, (steps + 1) // 2
+    return [t0 + h * i if i < half else t1 - h * (steps - i) for i in range(steps + 1)]
 
 
 def full_precision(z: Tensor) -> Tensor:
@@ -58,15 +66,23 @@ class _Regularized(nn.Module):
         self.regularization = torch.zeros(())
         self.nfe = 0
 
-    def _solve_regularized(self, z0: Tensor, ts: Tensor, **options: Any) -> Tensor:
-        solution, self.regularization, self.nfe = solve_regularized(
-            self, self.regularizer, z0, ts, **options
-        )
-        return solution
+    def _solve_regularized(
+        self, z0: Tensor, ts: Tensor, last: bool = False, **options: Any
+    ) -> Tensor:
+        """The trajectory, or the last of its states."""
+        return self._note(*solve_regularized(self, self.regularizer, z0, ts, last, **options))
 
     def _odeint(self, z0: Tensor, ts: Tensor, **options: Any) -> Tensor:
-        solution, self.nfe = odeint_counted(self.field, z0, ts, **options)
-        self.regularization = no_penalty(z0)
+        return self._note(*solve_states(self.field, z0, ts, **options))
+
+    def _end(self, z0: Tensor, times: list[float], **options: Any) -> Tensor:
+        """The state at the last time."""
+        return self._note(*solve_end(self.field, z0, times, **options))
+
+    def _note(self, solution: Tensor, penalty: Tensor, nfe: int) -> Tensor:
+        # An exported graph has no place for them.
+        if not torch.compiler.is_exporting():
+            self.regularization, self.nfe = penalty, nfe
         return solution
 
     def __getstate__(self) -> dict[str, Any]:
@@ -136,18 +152,25 @@ class NeuralODE(_Regularized):
         ``ts`` replaces t0 and t1: a tensor of increasing or decreasing times that starts with the
         time of z0.
         """
-        z0, last = full_precision(z0), ts is None
-        if ts is None:
-            ts = _grid(self.t0, self.t1, 1)
+        z0 = full_precision(z0)
         solver = {"rtol": self.rtol, "atol": self.atol, "method": self.method}
-        if self.regularizer is not None or self.adjoint != "backprop":
-            options = dict(self.options or {})
-            if last and self.method in FIXED and "step_size" not in options:
-                options["steps"] = 1
-            solution = self._solve_regularized(z0, ts, adjoint=self.adjoint, **solver, **options)
-        else:
-            solution = self._odeint(z0, ts, options=self.options, **solver)
-        return solution[-1] if last else solution
+        if not self._plain():
+            options, last = dict(self.options or {}), ts is None
+            if ts is None:
+                ts = as_times([self.t0, self.t1])
+                if self.method in FIXED and "step_size" not in options:
+                    options["steps"] = 1
+            return self._solve_regularized(z0, ts, last, adjoint=self.adjoint, **solver, **options)
+        if ts is not None:
+            return self._odeint(z0, ts, options=self.options, **solver)
+        return self._end(z0, [self.t0, self.t1], options=self.options, **solver)
+
+    def _plain(self) -> bool:
+        """Whether ``odeint`` solves, without a regulariser or an adjoint of its own."""
+        if torch.compiler.is_exporting() and not self.training:
+            # What is exported for predictions has no gradients.
+            return True
+        return self.regularizer is None and self.adjoint == "backprop"
 
     def extra_repr(self) -> str:
         return f"method={self.method}, rtol={self.rtol}, atol={self.atol}, t=[{self.t0}, {self.t1}]"
@@ -224,12 +247,15 @@ class EncodedODE(_Regularized):
         if self.regularizer is not None and self.training:
             if fixed and self.times is None:
                 options["steps"] = steps
-            ts = _grid(0.0, 1.0, 1) if self.times is None else self.times
-            solution = self._solve_regularized(z0, ts, **solver, **options)
+            last = self.times is None
+            ts = as_times([0.0, 1.0]) if self.times is None else self.times
+            solution = self._solve_regularized(z0, ts, last, **solver, **options)
+        elif self.times is None:
+            times = _times(0.0, 1.0, steps if fixed else 1)
+            solution = self._end(z0, times, options=options, **solver)
         else:
-            ts = _grid(0.0, 1.0, steps if fixed else 1) if self.times is None else self.times
-            solution = self._odeint(z0, ts, options=options, **solver)
-        return self.decoder(solution[-1] if self.times is None else solution.transpose(0, 1))
+            solution = self._odeint(z0, self.times, options=options, **solver)
+        return self.decoder(solution if self.times is None else solution.transpose(0, 1))
 
     def extra_repr(self) -> str:
         return f"method={self.method}, steps={self.steps}, rtol={self.rtol}, atol={self.atol}"

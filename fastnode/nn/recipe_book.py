@@ -5,7 +5,7 @@ appendix and released configurations; digits follows MNIST in small. ``mnist-ode
 and ``physionet`` are those of Pal, Edelman, Rackauckas, ICML 2023, arXiv 2303.02262, where the
 state is the image or that of a latent ODE; ``spiral`` is that of Chen et al., NeurIPS 2018, arXiv
 1806.07366. Recipes that end in ``-small`` have the same form at a size for a CPU, except that the
-field of ``cifar10-small`` is dense.
+field of ``cifar10-small`` is dense. ``table`` is for rows of one's own.
 """
 
 from __future__ import annotations
@@ -20,29 +20,37 @@ from fastnode.nn.recipe_nets import Nets
 from fastnode.nn.recipes import Recipe
 
 
-def recipe(name: str, in_features: int | None = None) -> Recipe:
+def recipe(name: str, in_features: int | None = None, num_classes: int | None = None) -> Recipe:
     """The recipe of a name.
 
     Args:
         name: ``digits``, ``mnist``, ``mnist-small``, ``mnist-ode``, ``cifar10``,
             ``cifar10-small``, ``cifar10-ode``, ``cifar10-ode-small``; ``physionet``, at common
             times, or ``physionet-own``, each series at its own, and both with ``-small``;
-            ``spiral``; or a regression set: ``uci``, ``uci/<set>``, ``diabetes``.
-        in_features: number of inputs of a regression set; the others know theirs.
+            ``spiral``; a regression set: ``uci``, ``uci/<set>``, ``diabetes``; or ``table``.
+        in_features: number of inputs of a regression set or a table; the others know theirs.
+        num_classes: of a table, for classification; None for regression and for all others.
 
     Raises:
-        ValueError: unknown name, or ``in_features`` missing or not that of the data set.
-        TypeError: ``in_features`` is no integer.
+        ValueError: unknown name, or ``in_features`` or ``num_classes`` missing or not those of the
+            data set.
+        TypeError: ``in_features`` or ``num_classes`` is no integer.
     """
-    if name == "uci" or name == "diabetes" or name.startswith("uci/"):
+    if num_classes is not None:
+        if name != "table":
+            raise ValueError(f"the recipe {name!r} takes no num_classes, got {num_classes}")
+        check_positive(num_classes=num_classes)
+    if name in ("uci", "diabetes", "table") or name.startswith("uci/"):
         if in_features is None:
             raise ValueError(f"the recipe {name!r} needs in_features, the number of inputs")
         check_positive(in_features=in_features)
+        if name == "table":
+            return _table(in_features, num_classes)
         return _regression(name, in_features)
     if name in _SERIES:
         return _SERIES[name]()
     if name not in _CLASSIFICATION:
-        known = ", ".join([*_CLASSIFICATION, *_SERIES, "uci", "uci/<set>", "diabetes"])
+        known = ", ".join([*_CLASSIFICATION, *_SERIES, "uci", "uci/<set>", "diabetes", "table"])
         raise ValueError(f"unknown recipe {name!r}, expected one of {known}")
     make, inputs = _CLASSIFICATION[name]
     if in_features not in (None, inputs):
@@ -75,7 +83,9 @@ def _flow(
 
 
 def _digits(name: str) -> Recipe:
-    return _flow(name, partial(recipe_nets.dense_nets, 64, 128, 512, 10), 3.0, 3e-3, 4000, 128)
+    # Measured on a fifth of the rows for training, by one Euler step: with the noise of MNIST, 3,
+    # 21 % are right after 300 steps; with 1 there are 98 %, and 99 % after 600.
+    return _flow(name, partial(recipe_nets.dense_nets, 64, 128, 512, 10), 1.0, 3e-3, 600, 128)
 
 
 def _mnist(name: str) -> Recipe:
@@ -179,6 +189,22 @@ def _regression(name: str, in_features: int) -> Recipe:
         make_nets=partial(recipe_nets.table_nets, in_features, latent=64, hidden=64),
         clip_simfree=1.0,
         patience=100,
+    )
+
+
+def _table(in_features: int, num_classes: int | None) -> Recipe:
+    """As for UCI sets, with a bound on the steps that a first try may take."""
+    made = replace(_regression("table", in_features), steps=10_000, patience=40)
+    if num_classes is None:
+        return made
+    return replace(
+        made,
+        task="classification",
+        num_classes=num_classes,
+        inputs=in_features,
+        # As for digits.
+        label_noise=1.0,
+        make_nets=partial(recipe_nets.table_nets, in_features, 64, 64, num_classes),
     )
 
 

@@ -49,11 +49,11 @@ def dense_nets(inputs: int, latent: int, hidden: int, classes: int) -> Nets:
     )
 
 
-def table_nets(inputs: int, latent: int, hidden: int) -> Nets:
+def table_nets(inputs: int, latent: int, hidden: int, outputs: int = 1) -> Nets:
     return Nets(
         encoder=nn.Sequential(nn.Linear(inputs, latent), nn.ReLU(), nn.Linear(latent, latent)),
-        label_encoder=nn.Linear(1, latent),
-        decoder=nn.Linear(latent, 1),
+        label_encoder=nn.Linear(outputs, latent),
+        decoder=nn.Linear(latent, outputs),
         field=MLPField(latent, hidden),
     )
 

@@ -1,8 +1,10 @@
 """Which implementation of an op runs, decided in one place.
 
 With the extension, torch's dispatcher decides: C++ for CPU tensors, and for every other device what
-is registered here (Triton on CUDA where it is installed, plain PyTorch elsewhere). Without it, the
-wrappers in this package call the plain PyTorch reference, and autograd differentiates that.
+is registered here (Triton on CUDA where it is installed, plain PyTorch elsewhere). Without it, and
+in a graph that torch.compile or torch.export records, the wrappers in this package call the plain
+PyTorch reference: a compiler fuses its formulas with the vector field around them, which it cannot
+do with an op, and an exported graph runs where fastnode is not installed.
 """
 
 from __future__ import annotations
@@ -28,12 +30,12 @@ def transformed() -> bool:
 
 
 def use_ops() -> bool:
-    """Whether the registered ops may be called here.
+    """Whether the registered ops are to be called here.
 
     Not without the extension, which defines them; nor where tensors are transformed, as transforms
-    cannot look into autograd functions written in C++.
+    cannot look into autograd functions written in C++; nor in a graph that a compiler records.
     """
-    return extension.AVAILABLE and not transformed()
+    return extension.AVAILABLE and not torch.compiler.is_compiling() and not transformed()
 
 
 def overload(name: str) -> Callable[..., Any]:
@@ -52,6 +54,16 @@ def has_triton() -> bool:
 
 def use_triton(x: Tensor) -> bool:
     return x.is_cuda and has_triton()
+
+
+def tf32_allowed() -> bool:
+    """Whether products of float32 matrices on a GPU may be rounded to TF32.
+
+    The older getter raises where the newer setting was used; torch.compile traces that one alone.
+    """
+    if torch.compiler.is_compiling():
+        return torch.get_float32_matmul_precision() != "highest"
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def register(name: str, other_devices: Callable, fake: Callable) -> None:

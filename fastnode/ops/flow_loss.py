@@ -6,15 +6,18 @@ import torch
 from torch import Tensor
 
 from fastnode.ops import dispatch
-from fastnode.ops.interpolant import combine
+from fastnode.ops.interpolant import Coefficients, as_tensor, combine
 
 _flow_loss = dispatch.overload("flow_loss")
 
 
-def flow_loss_reference(v: Tensor, z0: Tensor, z1: Tensor, coef: Tensor, mean: bool) -> Tensor:
-    """What the op computes, in plain PyTorch."""
-    residual = v - combine(z0, z1, coef[2], coef[3])
-    squared = residual.to(torch.promote_types(v.dtype, torch.float32)).square()
+def flow_loss_reference(
+    v: Tensor, z0: Tensor, z1: Tensor, coef: Coefficients, mean: bool
+) -> Tensor:
+    """What the op computes, in plain PyTorch: 16-bit floats are subtracted in float32."""
+    wide = torch.promote_types(v.dtype, torch.float32)
+    velocity = combine(z0.to(wide), z1.to(wide), coef[2], coef[3])
+    squared = (v.to(wide) - velocity).square()
     return squared.mean() if mean else squared.sum()
 
 
@@ -35,13 +38,14 @@ def check_velocity(v: Tensor, like: Tensor) -> Tensor:
 
 
 def flow_loss(
-    v: Tensor, stand_in: Tensor, z0: Tensor, z1: Tensor, coef: Tensor, mean: bool
+    v: Tensor, stand_in: Tensor | None, z0: Tensor, z1: Tensor, coef: Coefficients, mean: bool
 ) -> Tensor:
-    """The scalar loss; the gradient for z0, z1 and coef flows through the stand-in."""
-    if not dispatch.use_ops():
+    """The scalar loss; the gradient for z0, z1 and coef flows through the stand-in, or without one
+    through themselves."""
+    if stand_in is None or not dispatch.use_ops():
         return flow_loss_reference(v, z0, z1, coef, mean)
     with_grad = torch.is_grad_enabled() and (v.requires_grad or stand_in.requires_grad)
-    return _flow_loss(v, stand_in, z0, z1, coef, mean, with_grad)[0]
+    return _flow_loss(v, stand_in, z0, z1, as_tensor(coef), mean, with_grad)[0]
 
 
 def loss_derivatives(dtype: torch.dtype, numel: int, mean: bool) -> tuple[float, float]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -36,8 +36,17 @@ BUILT_IN: tuple[tuple[Callable[[Tensor], Tensor], ...], ...] = (
     ),
 )
 
+#: a, b, a', b' at B times: one tensor [4, B], or one [B] each in a graph that a compiler records,
+#: where a stacked tensor would be stored.
+Coefficients: TypeAlias = Tensor | tuple[Tensor, ...]
+
 _path_coefficients = dispatch.overload("path_coefficients")
 _interpolant = dispatch.overload("interpolant")
+
+
+def as_tensor(coef: Coefficients) -> Tensor:
+    """[4, B]"""
+    return coef if isinstance(coef, Tensor) else torch.stack(coef)
 
 
 def combine(z0: Tensor, z1: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -47,13 +56,12 @@ def combine(z0: Tensor, z1: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def interpolant_reference(
-    z0: Tensor, z1: Tensor, coef: Tensor, store_target: bool
-) -> tuple[Tensor, Tensor]:
-    """What the op computes, in plain PyTorch."""
+    z0: Tensor, z1: Tensor, coef: Coefficients, store_target: bool
+) -> tuple[Tensor, Tensor | None]:
+    """What the op computes, in plain PyTorch. What is not stored needs no stand-in: autograd
+    differentiates the loss by the end points themselves."""
     zt = combine(z0, z1, coef[0], coef[1])
-    if store_target:
-        return zt, combine(z0, z1, coef[2], coef[3])
-    return zt, z0.new_zeros(()).expand_as(z0)
+    return zt, combine(z0, z1, coef[2], coef[3]) if store_target else None
 
 
 def path_coefficients_reference(t: Tensor, kind: int, check: bool) -> Tensor:
@@ -115,14 +123,41 @@ def path_coefficients(t: Tensor, kind: int, check: bool) -> Tensor:
     return path_coefficients_reference(t, kind, check)
 
 
-def interpolant(z0: Tensor, z1: Tensor, coef: Tensor, store_target: bool) -> tuple[Tensor, Tensor]:
-    """z_t [B, ...] and the target velocity, or (not stored) its stand-in for autograd.
+def interpolant(
+    z0: Tensor, z1: Tensor, coef: Coefficients, store_target: bool
+) -> tuple[Tensor, Tensor | None]:
+    """z_t [B, ...] and the target velocity, or (not stored) its stand-in for autograd, which is
+    None where plain PyTorch computes.
 
-    coef is [4, B] with rows a, b, a', b', float64 for float64 end points and float32 otherwise.
+    coef holds a, b, a', b', float64 for float64 end points and float32 otherwise.
     """
     if dispatch.use_ops():
-        return _interpolant(z0, z1, coef, store_target)
+        return _interpolant(z0, z1, as_tensor(coef), store_target)
     return interpolant_reference(z0, z1, coef, store_target)
+
+
+def _path_coefficients_any(t: Tensor, kind: int, check: bool) -> Tensor:
+    if dispatch.use_triton(t):
+        from fastnode.triton_kernels.interpolant import path_coefficients as launch
+
+        return launch(t.contiguous(), kind, check)
+    return path_coefficients_reference(t, kind, check)
+
+
+_zeros: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+
+def _zero_like(z: Tensor) -> Tensor:
+    """A zero seen as a tensor of z's shape: one for all calls, as to make it is a kernel."""
+    key = z.dtype, z.device
+    zero = _zeros.get(key)
+    if zero is None:
+        with torch.inference_mode(False):
+            zero = torch.zeros((), dtype=z.dtype, device=z.device)
+        # What a CUDA graph makes it fills at its replays only.
+        if not (z.is_cuda and torch.cuda.is_current_stream_capturing()):
+            _zeros[key] = zero
+    return zero.expand_as(z)
 
 
 def _interpolant_any(
@@ -132,8 +167,9 @@ def _interpolant_any(
         from fastnode.triton_kernels.interpolant import interpolant as launch
 
         zt, ut = launch(z0.contiguous(), z1.contiguous(), coef.contiguous(), store_target)
-        return zt, z0.new_zeros(()).expand_as(z0) if ut is None else ut
-    return interpolant_reference(z0, z1, coef, store_target)
+    else:
+        zt, ut = interpolant_reference(z0, z1, coef, store_target)
+    return zt, _zero_like(z0) if ut is None else ut
 
 
 def _interpolant_backward_any(
@@ -192,7 +228,7 @@ def _interpolant_backward_fake(
 
 
 dispatch.register(
-    "path_coefficients", path_coefficients_reference, lambda t, k, c: t.new_empty(4, t.shape[0])
+    "path_coefficients", _path_coefficients_any, lambda t, k, c: t.new_empty(4, t.shape[0])
 )
 dispatch.register("interpolant", _interpolant_any, _interpolant_fake)
 dispatch.register("interpolant_backward", _interpolant_backward_any, _interpolant_backward_fake)
@@ -225,13 +261,13 @@ def _sampled_forward(
         from fastnode.triton_kernels.interpolant import sampled_interpolant as launch
 
         t, coef, zt = launch(z0.contiguous(), z1.contiguous(), seed, kind, zero_probability)
-        return t, coef, zt, z0.new_zeros(()).expand_as(z0)
+        return t, coef, zt, _zero_like(z0)
     generator = torch.Generator(z0.device).manual_seed(int(seed))
     draws = torch.rand(2, z0.shape[0], device=z0.device, generator=generator)
     t = torch.where(draws[1] < zero_probability, 0.0, draws[0])
     coef = path_coefficients_reference(t, kind, False)
-    zt, stand_in = interpolant_reference(z0, z1, coef, False)
-    return t, coef, zt.contiguous(), stand_in
+    zt, _ = interpolant_reference(z0, z1, coef, False)
+    return t, coef, zt.contiguous(), z0.new_zeros(()).expand_as(z0)
 
 
 def _sampled_fake(

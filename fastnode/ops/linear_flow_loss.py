@@ -42,13 +42,13 @@ def runs_fused(h: Tensor, weight: Tensor, bias: Tensor | None, z0: Tensor) -> bo
         return False
     if any(x.dtype != h.dtype for x in tensors) or h.dtype not in _TAKEN:
         return False
-    if h.dtype == torch.float32 and _precision() == "ieee":
+    if h.dtype == torch.float32 and not dispatch.tf32_allowed():
         return False
     return all(x.shape[1] * x.element_size() % 16 == 0 for x in (h, z0))
 
 
 def _precision() -> str:
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "tf32" if dispatch.tf32_allowed() else "ieee"
 
 
 def linear_flow_loss(

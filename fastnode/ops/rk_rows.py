@@ -45,8 +45,9 @@ def check_tolerances(rtol: float | Tensor, atol: float | Tensor, y: Tensor) -> N
 
 def _column(x: Tensor, y: Tensor) -> Tensor:
     """A number a sample, in the type of y's sums and shaped to broadcast to y."""
-    wide = torch.promote_types(y.dtype, torch.float32).to_real()
-    return x.to(wide).view(-1, *(1,) * (y.dim() - 1))
+    wide = torch.promote_types(y.dtype, torch.float32)
+    # torch.compile cannot trace to_real.
+    return x.to(wide.to_real() if wide.is_complex else wide).view(-1, *(1,) * (y.dim() - 1))
 
 
 def rk_stage_rows_reference(

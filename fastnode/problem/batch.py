@@ -13,6 +13,7 @@ from torch import Tensor
 from fastnode.ops.rk_error import check_positive
 from fastnode.ops.rk_rows import rk_error_rows
 from fastnode.problem.ivp import State, check_returned, check_times, clock_dtype, make_problem
+from fastnode.torch_support.warn import WarnOnce
 
 _HINT = (
     "; with per_sample=True func sees only the samples that still run, and tensors with a row for "
@@ -50,10 +51,18 @@ class SampleLayout:
 class SampleField:
     """The caller's func over packed rows, with its results checked."""
 
-    def __init__(self, func: Callable[..., Any], layout: SampleLayout, y0: Tensor):
+    def __init__(
+        self,
+        func: Callable[..., Any],
+        layout: SampleLayout,
+        y0: Tensor,
+        warn_of_cast: WarnOnce | None = None,
+    ):
         self.func, self.layout = func, layout
         self.dtype, self.device = y0.dtype, y0.device
         self.time_dtype = y0.dtype.to_real()
+        #: Of what func returned in another precision.
+        self.warn_of_cast = warn_of_cast or WarnOnce()
 
     def __call__(
         self, t: Tensor, y: Tensor, args: Sequence[Any], before: Tensor | None = None
@@ -72,7 +81,9 @@ class SampleField:
         """What func returned for ``count`` samples, or an error that says what is wrong with it."""
         shapes = [(count, *shape) for shape in self.layout.shapes]
         is_tuple = self.layout.is_tuple
-        parts = check_returned(result, shapes, is_tuple, self.dtype, self.device, _HINT)
+        parts = check_returned(
+            result, shapes, is_tuple, self.dtype, self.device, self.warn_of_cast, _HINT
+        )
         return parts if is_tuple else parts[0]
 
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastnode import extension
 from fastnode.errors import InvalidType, InvalidValue
 from fastnode.ops.dispatch import transformed
-from fastnode.torch_support.warn import warn
+from fastnode.torch_support.grad_mode import followed
+from fastnode.torch_support.warn import WarnOnce, warn
 
 #: A time inside a solve: a Python float (float64), or a 0-dim float64 tensor where it needs a
 #: gradient.
@@ -66,6 +68,7 @@ class VectorField:
         y0: Tensor,
         direction: float,
         args: tuple[Any, ...] = (),
+        warn_of_cast: WarnOnce | None = None,
     ):
         self.func = func
         self.args = args
@@ -77,6 +80,8 @@ class VectorField:
         self.direction = direction
         #: How often func was called.
         self.evaluations = 0
+        #: Of what func returned in another precision.
+        self.warn_of_cast = warn_of_cast or WarnOnce()
 
     def __call__(self, t: Time, y: Tensor, side: int = 0) -> Tensor:
         """dy/dt at (t, y); side -1 or 1 moves t to the adjacent number before or after it in the
@@ -93,7 +98,12 @@ class VectorField:
         """What func returned, tensor by tensor, once it is found to have the state's form."""
         shapes = self.layout.shapes
         return check_returned(
-            result, shapes or (self.shape,), shapes is not None, self.dtype, self.device
+            result,
+            shapes or (self.shape,),
+            shapes is not None,
+            self.dtype,
+            self.device,
+            self.warn_of_cast,
         )
 
     def time(self, t: Time, side: int) -> Tensor:
@@ -126,10 +136,13 @@ def check_returned(
     is_tuple: bool,
     dtype: torch.dtype,
     device: torch.device,
+    warn_of_cast: Callable[[str], None],
     hint: str = "",
 ) -> tuple[Tensor, ...]:
     """What func returned, tensor by tensor, in the state's dtype; ValueError or TypeError if it
-    does not have the state's form. ``hint`` follows the message about a wrong shape."""
+    does not have the state's form. ``hint`` follows the message about a wrong shape.
+
+    Another precision is cast, as in torchdiffeq, with a warning unless autocast asks for it."""
 
     def check(name: str, value: Any, shape: tuple[int, ...]) -> Tensor:
         if not isinstance(value, Tensor):
@@ -142,10 +155,15 @@ def check_returned(
         if value.device != device:
             raise ValueError(f"{name} must return a tensor on {device}, got {value.device}")
         if value.dtype != dtype:
-            # A silent loss of precision is refused, except under autocast, which asks for it.
-            widens = torch.promote_types(value.dtype, dtype) == dtype
-            if not widens and not torch.is_autocast_enabled(device.type):
+            if value.is_complex() and not dtype.is_complex:
                 raise TypeError(f"{name} must return the state's dtype {dtype}, got {value.dtype}")
+            precise = value.dtype.is_floating_point or value.dtype.is_complex
+            same = precise and torch.finfo(value.dtype).eps == torch.finfo(dtype).eps
+            if precise and not same and not torch.is_autocast_enabled(device.type):
+                warn_of_cast(
+                    f"{name} returns {value.dtype} for a state of {dtype}: it is cast to {dtype}; "
+                    "one precision for both saves that"
+                )
             return value.to(dtype)
         return owned(value)
 
@@ -190,6 +208,7 @@ class Problem:
 
     __slots__ = (
         "_field",
+        "_tensors",
         "_times",
         "args",
         "direction",
@@ -216,6 +235,7 @@ class Problem:
         self.func, self.layout, self.y0, self.t = func, layout, y0, t
         self.direction, self.args = direction, args
         self._field, self._times = field, times
+        self._tensors: list[Time] | None = None
         #: Whether torch.compile records the solve.
         self.traced = traced
         #: The MLP that func is, once the fused engine has read it.
@@ -229,9 +249,15 @@ class Problem:
 
     @property
     def times(self) -> list[Time]:
-        """Floats, or 0-dim tensors where they need a gradient."""
-        if self._times is None or self.t.requires_grad:
-            return as_times(self.t)
+        """Floats, or 0-dim tensors where derivatives with respect to them are wanted: the same ones
+        each time, so that a step that ends at an output time can be told by its end."""
+        if self._times is None or self.t.requires_grad or forward_ad._current_level >= 0:
+            times = as_times(self.t)
+            if not isinstance(times[0], Tensor):
+                return times
+            if self._tensors is None:
+                self._tensors = times
+            return self._tensors
         return self._times  # pyright: ignore[reportReturnType]
 
     def with_(
@@ -275,10 +301,9 @@ def reached(t: Time, target: Time, direction: float) -> bool:
 
 
 def as_times(t: Tensor) -> list[Time]:
-    """The entries of a 1-d tensor in float64: floats, or 0-dim tensors if they need a gradient or,
-    in a graph that torch.compile traces, have no value yet."""
-    differentiable = t.requires_grad and torch.is_grad_enabled()
-    if differentiable or torch.compiler.is_compiling():
+    """The entries of a 1-d tensor in float64: floats, or 0-dim tensors if derivatives with respect
+    to them are wanted or, in a graph that torch.compile traces, they have no value yet."""
+    if torch.compiler.is_compiling() or followed(t):
         return list(t.double().cpu().unbind())
     return t.tolist()
 

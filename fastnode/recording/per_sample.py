@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from fastnode.control.request import SolveRequest
+from fastnode.engines.failures import statuses
 from fastnode.engines.per_sample_trace import Trace, interpolate_rows
 from fastnode.problem.batch import SampleProblem
 from fastnode.recording.joint import check_inside
 from fastnode.solution import Solution, Steps
 from fastnode.tableaus import Tableau
+from fastnode.torch_support.grad_mode import followed
 
 
 def sample_solution(
@@ -53,7 +55,7 @@ def sample_solution(
     return Solution(
         ts=ts,
         ys=layout.unpack(trace.ys),
-        status=trace.status,
+        status=statuses(trace.status),
         nfe=trace.nfe,
         accepted=trace.accepted,
         rejected=trace.rejected,
@@ -105,7 +107,7 @@ class _Dense:
         end = place + self.offsets[sample]
         times, values = rows.t().reshape(-1), self.states[end]
         # At an edge only the polynomial has a derivative, for the gradient of the time.
-        inside = (place > 0) & (times.requires_grad | (times != self.edges[end]))
+        inside = (place > 0) & (followed(times) | (times != self.edges[end]))
         chosen = inside.nonzero()[:, 0]
         if chosen.numel():
             end = end[chosen]

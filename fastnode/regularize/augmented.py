@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastnode.api.solve import solve
-from fastnode.problem.ivp import State
+from fastnode.problem.ivp import State, check_times
 from fastnode.regularize.base import first_tensor
 from fastnode.solution import Solution, Steps
 
@@ -27,7 +27,8 @@ def solve_with_integrals(
     ts: Tensor,
     options: dict[str, Any],
 ) -> tuple[Solution, list[Tensor]]:
-    """The solution, and the integral of each of ``count`` integrands from ts[0] to ts[-1].
+    """The solution, and the integral of each of ``count`` integrands over the interval by |dt|,
+    whose sign does not depend on the direction of time.
 
     The integrals are states whose errors are divided by an infinite tolerance, so the steps are
     those of the solve without them.
@@ -49,7 +50,8 @@ def solve_with_integrals(
         # Adjoints that recompute steps look for parameters and buffers in a module.
         field = _Field(func, field)
     solution = solve(field, (*parts, *zeros), ts, **{**options, "rtol": rtol, "atol": atol})
-    integrals = [x[-1] for x in solution.ys[len(parts) :]]
+    direction = check_times("ts", ts)
+    integrals = [direction * x[-1] for x in solution.ys[len(parts) :]]
     steps = solution.steps
     assert isinstance(steps, Steps)
     if steps.states is not None:

@@ -108,4 +108,6 @@ def first_tensor(y0: State) -> Tensor:
 def no_penalty(y0: State) -> Tensor:
     """A penalty of 0."""
     y = first_tensor(y0)
-    return y.new_zeros((), dtype=torch.promote_types(y.dtype.to_real(), torch.float32))
+    # torch.compile cannot trace to_real.
+    real = y.dtype.to_real() if y.is_complex() else y.dtype
+    return y.new_zeros((), dtype=torch.promote_types(real, torch.float32))

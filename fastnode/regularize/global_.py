@@ -16,10 +16,16 @@ from fastnode.api.solve import solve
 from fastnode.control.norms import ErrorNorm
 from fastnode.ops.rk_error import rk_error
 from fastnode.problem.ivp import State, make_problem, to_float
-from fastnode.regularize.base import Regularizer, check_kind, needs_error_estimate
+from fastnode.regularize.base import (
+    Regularizer,
+    check_kind,
+    first_tensor,
+    needs_error_estimate,
+)
 from fastnode.regularize.schedules import Schedule, as_schedule
 from fastnode.solution import Solution, Steps
 from fastnode.tableaus import Tableau
+from fastnode.torch_support.recompute import Surroundings
 
 #: Adjoints that give the gradient of the steps that were taken.
 DISCRETE = ("backprop", "checkpoint", "revolve")
@@ -101,8 +107,12 @@ class Global(Regularizer):
         names = ("method", "rtol", "atol", "args")
         settings = {name: options[name] for name in names if name in options}
 
+        surroundings = Surroundings(func, first_tensor(y0).device)
+
         def term(t: float, h: float, y: State) -> Tensor:
-            step = embedded_step(func, t, y, h, **settings, constants=("h",))
+            # torch's checkpoint does not know what has taken the place of parameters since.
+            with surroundings.recomputation(draws=False):
+                step = embedded_step(func, t, y, h, **settings, constants=("h",))
             return abs(h) * (step.norm if self.kind == "error" else step.stiffness)
 
         terms = []

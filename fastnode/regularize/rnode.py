@@ -16,7 +16,7 @@ from fastnode.solution import Solution
 
 
 class RNODE(Regularizer):
-    """kinetic * int mean(f^2) / 2 dt + jacobian * int mean((eps^T df/dy)^2) dt.
+    """kinetic * int mean(f^2) / 2 |dt| + jacobian * int mean((eps^T df/dy)^2) |dt|.
 
     Means are over all elements, eps is standard normal and drawn once for each solve, and the
     integrals are two more states, which do not change the accepted steps. Every evaluation of

@@ -17,7 +17,7 @@ from fastnode.solution import Solution
 
 
 class TayNODE(Regularizer):
-    """weight * int mean((d^K y / dt^K)^2) dt along the solution, K being ``order``.
+    """weight * int mean((d^K y / dt^K)^2) |dt| along the solution, K being ``order``.
 
     The mean is over all elements, and the integral is one more state, which does not change the
     accepted steps. func must know forward-mode differentiation, and each evaluation of it costs

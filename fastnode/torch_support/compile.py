@@ -12,14 +12,39 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def uncompiled(function: F) -> F:
-    """Makes torch.compile break its graph once, at the call of the function, and not inside it."""
+    """Makes torch.compile break its graph once, at the call of the function, and not inside it.
 
-    @functools.wraps(function)
-    def called(*args: Any, **kwargs: Any) -> Any:
-        if not torch.compiler.is_compiling():
-            return function(*args, **kwargs)
-        from fastnode.torch_support.compile_disabled import call
+    torch.export, which knows no breaks, raises RuntimeError there.
+    """
+    return traced_by(_nothing)(function)
 
-        return call(function, *args, **kwargs)
 
-    return cast(F, called)
+def traced_by(in_graph: Callable[..., Any]) -> Callable[[F], F]:
+    """As ``uncompiled``, but for calls of which ``in_graph`` with the same arguments returns what
+    they return: torch.compile and torch.export trace that. It returns None for all others."""
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            if not torch.compiler.is_compiling():
+                return function(*args, **kwargs)
+            found = in_graph(*args, **kwargs)
+            if found is not None:
+                return found
+            if torch.compiler.is_exporting():
+                raise RuntimeError(
+                    "torch.export cannot record this solve, whose steps depend on values: take an "
+                    "explicit method of fixed steps (euler, midpoint, heun2, heun3, rk4), with "
+                    "steps from one time to the next or a number of steps"
+                )
+            from fastnode.torch_support.compile_disabled import call
+
+            return call(function, *args, **kwargs)
+
+        return cast(F, called)
+
+    return decorate
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    return None

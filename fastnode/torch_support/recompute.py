@@ -1,10 +1,12 @@
-"""Recomputation of a field as in the forward pass: random numbers, autocast, buffers, hooks."""
+"""Recomputation of a field as in the forward pass: parameters, random numbers, autocast, buffers,
+hooks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -28,6 +30,31 @@ def module_of(func: Any) -> nn.Module | None:
         func = func.func
     owner = func if isinstance(func, nn.Module) else getattr(func, "__self__", None)
     return owner if isinstance(owner, nn.Module) else None
+
+
+def modules_in(func: Any) -> list[nn.Module]:
+    """The modules that evaluate func, as far as they can be found: that of ``module_of``, those
+    that func closes over or is partially applied to, and all modules inside of these."""
+    found: dict[int, nn.Module] = {}
+    seen: set[int] = set()
+    waiting = [func]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, nn.Module):
+            found.update((id(module), module) for module in value.modules())
+        elif isinstance(value, partial):
+            waiting += [value.func, *value.args, *value.keywords.values()]
+        elif isinstance(value, MethodType):
+            waiting += [value.__self__, value.__func__]
+        elif isinstance(value, FunctionType):
+            for cell in value.__closure__ or ():
+                # A variable that was deleted, or is not there yet, has no value.
+                with suppress(ValueError):
+                    waiting.append(cell.cell_contents)
+    return list(found.values())
 
 
 class ReplayableField:
@@ -73,9 +100,12 @@ class ReplayableField:
             base = x if x._base is None else x._base
             if x.layout == torch.strided and not isinstance(base, nn.Parameter):
                 held[x.data_ptr()] = x.nbytes
-            return x
+            # Not x itself: an operation that saves its own result would hold, and never free, it.
+            return x.detach()
 
-        with saved_tensors_hooks(pack, lambda x: x) if torch.is_grad_enabled() else nullcontext():
+        # torch.func's derivatives know no such hooks; nobody keeps a graph there.
+        wanted = torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
+        with saved_tensors_hooks(pack, lambda x: x) if wanted else nullcontext():
             yield
         self.graph_bytes = sum(held.values())
 
@@ -99,11 +129,28 @@ def set_random_state(states: RandomState, device: torch.device) -> None:
 class Surroundings:
     """What a field's evaluations depend on besides their arguments, as in the forward pass.
 
-    Buffers of the module need not be restored afterwards: recomputation changes copies.
+    Its modules have the parameters, buffers, submodules and the mode (training or evaluation) that
+    they had when this object was made, whatever has taken their places since, as
+    ``torch.func.functional_call`` does. Buffers are copies, which recomputation may change.
     """
 
     def __init__(self, func: Any, device: torch.device):
-        self.device, self.module = device, module_of(func)
+        self.device, self.modules = device, modules_in(func)
+        # Those of TorchScript are no dicts: nothing can take the place of what they hold.
+        self._held = [
+            (registry, dict(registry))
+            for module in self.modules
+            for registry in (module._parameters, module._modules)
+            if isinstance(registry, dict)
+        ]
+        self._buffers = [
+            (module._buffers, dict(module._buffers))
+            for module in self.modules
+            if module._buffers and isinstance(module._buffers, dict)
+        ]
+        self._training = [module.training for module in self.modules]
+        self._frozen: list[tuple[Tensor, int]] = []
+        self._owner = module_of(func)
         kinds = {"cpu", device.type}
         self.autocast = [
             (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
@@ -117,7 +164,7 @@ class Surroundings:
         active: set[int] = set()
         with ExitStack() as stack:
             self._autocast(stack, only_if_enabled=True)
-            for module in self._modules():
+            for module in self.modules:
                 hooks = module._forward_hooks
                 if hooks:
                     stack.callback(_restore, hooks, dict(hooks))
@@ -126,28 +173,55 @@ class Surroundings:
                         self.silent_hooks.add(key)
             yield
         self.silent_hooks -= active
+        # Autograd itself watches those that need a gradient.
+        self._frozen = [
+            (x, x._version)
+            for x in (() if self._owner is None else self._owner.parameters())
+            if not (x.requires_grad or x.is_inference())
+        ]
 
     @contextmanager
-    def recomputation(self, draws: bool) -> Iterator[None]:
-        """Recomputation, anywhere in the backward pass."""
+    def recomputation(self, draws: bool, params: Sequence[Tensor] = ()) -> Iterator[None]:
+        """Recomputation, anywhere in the backward pass.
+
+        Args:
+            draws: whether the field draws random numbers.
+            params: tensors of which gradients are added up inside. Their own hooks
+                (``Tensor.register_hook``) see the sum only, which autograd hands to them.
+
+        Raises:
+            RuntimeError: a parameter was changed in place since the forward pass.
+        """
+        for x, version in self._frozen:
+            if x._version != version:
+                raise RuntimeError(
+                    f"a parameter of shape {tuple(x.shape)} of the vector field has been modified "
+                    "by an in-place operation since the forward pass, whose steps the backward "
+                    "pass recomputes: call backward() first, or use adjoint='backprop'"
+                )
         with ExitStack() as stack:
             self._autocast(stack)
             if draws:
                 stack.callback(set_random_state, random_state(self.device), self.device)
-            for module in self._modules():
-                buffers, hooks = module._buffers, module._forward_hooks
-                if buffers:
-                    stack.callback(_restore, buffers, dict(buffers))
-                    for name, value in list(buffers.items()):
-                        buffers[name] = None if value is None else value.clone()
+            for x in params:
+                if x._backward_hooks:
+                    _replace(stack, x._backward_hooks, {})
+            for registry, held in self._held:
+                if not _same(registry, held):
+                    _replace(stack, registry, held)
+            for buffers, held in self._buffers:
+                copies = {name: None if x is None else x.clone() for name, x in held.items()}
+                _replace(stack, buffers, copies)
+            for module, training in zip(self.modules, self._training, strict=True):
+                if module.training != training:
+                    stack.callback(setattr, module, "training", module.training)
+                    module.training = training
+                hooks = module._forward_hooks
                 if self.silent_hooks & set(hooks):
-                    stack.callback(_restore, hooks, dict(hooks))
-                    for key in self.silent_hooks & set(hooks):
-                        del hooks[key]
+                    _replace(
+                        stack, hooks, {k: v for k, v in hooks.items() if k not in self.silent_hooks}
+                    )
             yield
-
-    def _modules(self) -> Iterator[nn.Module]:
-        return iter(()) if self.module is None else self.module.modules()
 
     def _autocast(self, stack: ExitStack, only_if_enabled: bool = False) -> None:
         # Without its cache: weights cached by a pass without an autograd graph have no gradient.
@@ -156,6 +230,17 @@ class Surroundings:
                 stack.enter_context(
                     torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False)
                 )
+
+
+def _same(registry: Any, held: dict[Any, Any]) -> bool:
+    """Whether a registry still holds the same objects."""
+    return len(registry) == len(held) and all(registry.get(k) is v for k, v in held.items())
+
+
+def _replace(stack: ExitStack, registry: Any, held: dict[Any, Any]) -> None:
+    """Puts ``held`` into the registry until the stack ends."""
+    stack.callback(_restore, registry, dict(registry))
+    _restore(registry, held)
 
 
 def _restore(registry: Any, before: dict[Any, Any]) -> None:

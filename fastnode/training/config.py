@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
+from fastnode.datasets import TASKS
 from fastnode.flow import get_path
 from fastnode.nn.recipes import EMBEDDINGS
 
@@ -40,11 +41,13 @@ class Config:
     a switch that turns the setting off.
 
     Args:
-        dataset: name as in `fastnode.datasets.NAMES`; split: its split.
+        dataset, split, target, task: what `fastnode.datasets.load` takes, `seed` being that of the
+            split of a file of one's own.
         method: `simfree` (flow matching in the embedding space) or `node` (backpropagation
             through the solver).
         path: interpolation path of `simfree`.
-        seed: seeds initialisation, batches, times and label noise.
+        seed: seeds initialisation, batches, times and label noise, and the split of a file of
+            one's own.
         steps: optimiser steps; batch: samples per step, over all processes together.
         lr: learning rate of AdamW.
         eval_every: steps between validations, where the set has a validation part.
@@ -66,7 +69,10 @@ class Config:
     """
 
     dataset: str = field(
-        metadata={"help": "digits, diabetes, mnist, cifar10, physionet, spiral or uci/<name>"}
+        metadata={
+            "help": "your own .csv or .npz file; or digits, diabetes, mnist, cifar10, physionet, "
+            "spiral, uci/<name>"
+        }
     )
     method: str = field(metadata={"help": "simfree or node, through the solver"})
     steps: int = field(metadata={"help": "optimiser steps", "least": 1})
@@ -114,6 +120,14 @@ class Config:
     embedding: str = field(
         default="learned", metadata={"help": "of simfree", "choices": EMBEDDINGS}
     )
+    target: str | None = field(
+        default=None,
+        metadata={"help": "of a csv file: column to predict (default: none; y of an npz file)"},
+    )
+    task: str | None = field(
+        default=None,
+        metadata={"help": "of your own file (default: found from the target)", "choices": TASKS},
+    )
 
     def __post_init__(self) -> None:
         for setting in fields(self):
@@ -150,10 +164,14 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
-        """The inverse of `asdict`; ValueError or TypeError for anything else."""
+        """The inverse of `asdict`; ValueError or TypeError for anything else.
+
+        What has a default may be missing, as in checkpoints that are older than the setting.
+        """
         names = {setting.name for setting in fields(cls)}
-        if set(values) != names:
-            odd = ", ".join(sorted(map(str, names ^ set(values))))
+        needed = {setting.name for setting in fields(cls) if setting.default is MISSING}
+        if not needed <= set(values) <= names:
+            odd = ", ".join(sorted(map(str, (needed - set(values)) | (set(values) - names))))
             raise ValueError(f"config has missing or unknown entries: {odd}")
         return cls(**values)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastnode.datasets import Dataset
 from fastnode.nn import EncodedODE, Recipe
+from fastnode.training.config import Config
 
 TOLERANCE = 1e-3
 #: Rows at once, fewer where a row is a series.
@@ -36,6 +37,22 @@ def solvers_of(recipe: Recipe, tolerance: float | None = None) -> tuple[Solver, 
         return SOLVERS
     tolerance = recipe.tolerance if tolerance is None else tolerance
     return (Solver(recipe.method, recipe.method, tolerance=tolerance),)
+
+
+def solver_named(name: str | None, config: Config, recipe: Recipe) -> Solver:
+    """The solver of a name; of None that of training: one Euler step without simulation.
+
+    Raises:
+        ValueError: the name is none of `solvers_of`.
+    """
+    solvers = solvers_of(recipe, config.tolerance)
+    if name is None:
+        return solvers[0] if config.method == "simfree" else solvers[-1]
+    for solver in solvers:
+        if solver.name == name:
+            return solver
+    known = ", ".join(solver.name for solver in solvers)
+    raise ValueError(f"solver must be one of {known}, got {name!r}")
 
 
 @torch.no_grad()

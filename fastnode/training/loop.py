@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +23,12 @@ from fastnode.training import checkpoint
 from fastnode.training.batches import Batches, augment, derive_seed
 from fastnode.training.config import Config
 from fastnode.training.evaluation import evaluate, predict, score, solvers_of
+from fastnode.training.folder_lock import FolderLock
 from fastnode.training.models import (
     build_model,
     build_objective,
     build_optimizer,
+    check_same_table,
     config_of,
     learning_rate,
     load_optimizer,
@@ -56,7 +58,9 @@ class Trainer:
         out: folder for checkpoint.pt and metrics.json; made if absent. Only rank 0 writes.
         device: where the nets and the training data live.
         checkpoint_every: steps between checkpoints; it does not change the result.
-        resume: continue from the checkpoint in `out`, if there is one.
+        resume: continue from the checkpoint in `out`, if there is one. With more steps than it was
+            to have the run goes on to that number; schedules are from there on those of a run of
+            that many steps, and one without a schedule ends as if it had been begun so.
 
     Attributes:
         model: the nets, with their present parameters.
@@ -64,8 +68,8 @@ class Trainer:
         finished: whether the run is at its end.
 
     Raises:
-        ValueError: `out` holds a run already and `resume` is off; the checkpoint is damaged, or
-            of a run with other settings.
+        ValueError: `out` holds a run already and `resume` is off, or another process has a run in
+            it; the checkpoint is damaged, or of a run with other settings or data.
         OSError: `out` cannot be written.
     """
 
@@ -102,6 +106,7 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         self.finished = False
         self._begin_interval()
+        self._folder_lock: FolderLock | None = None
         self._open(resume)
         self.objective = build_objective(self.model, recipe)
 
@@ -119,10 +124,15 @@ class Trainer:
         Raises:
             FloatingPointError: the loss is no longer finite; the last checkpoint stays.
         """
-        with self._shared_gradients():
-            self._train(report, stop)
-        if not self.finished or self.rank != 0:
-            return None
+        self._lock()
+        try:
+            with self._shared_gradients():
+                self._train(report, stop)
+            return self._evaluate() if self.finished and self.rank == 0 else None
+        finally:
+            self._unlock()
+
+    def _evaluate(self) -> dict[str, Any]:
         if self.best["model"]:
             self.model.load_state_dict(self.best["model"])
         results = evaluate(self.model, self.data, solvers_of(self.recipe, self.config.tolerance))
@@ -251,26 +261,47 @@ class Trainer:
         return Progress(self.step, self.config.steps, losses["total"], rate)
 
     def _open(self, resume: bool) -> None:
+        """Takes the folder until the end of `run`, and what is in it if the run is resumed."""
         path = self.out / CHECKPOINT
-        if path.exists():
-            if not resume:
-                raise ValueError(f"{self.out} holds a run already; resume it or choose another")
-            self._restore(path)
-        # A folder that cannot be written is reported before the first step, not at a checkpoint.
-        if self.rank == 0 and not self.finished:
+        if self.rank == 0:
             checkpoint.make_folder(self.out)
-            self._write_metrics(None)
+        self._lock()
+        try:
+            if path.exists():
+                if not resume:
+                    raise ValueError(f"{self.out} holds a run already; resume it or choose another")
+                self._restore(path)
+            # A folder that cannot be written is reported before the first step.
+            if self.rank == 0 and not self.finished:
+                self._write_metrics(None)
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _lock(self) -> None:
+        if self.rank == 0 and self._folder_lock is None:
+            self._folder_lock = FolderLock(self.out)
+
+    def _unlock(self) -> None:
+        if self._folder_lock is not None:
+            self._folder_lock.release()
+            self._folder_lock = None
 
     def _restore(self, path: Path) -> None:
         state = checkpoint.load(path)
         with checkpoint.named(path):
-            differences = config_of(path, state).differences(self.config)
-            if differences:
+            before = config_of(path, state)
+            longer = before.steps < self.config.steps
+            if before != (replace(self.config, steps=before.steps) if longer else self.config):
+                differences = before.differences(self.config)
                 raise ValueError(f"{path} is of a run with other settings: {differences}")
+            check_same_table(path, state, self.data)
             for parameters in (state["best"]["model"] or state["model"], state["model"]):
                 load_parameters(path, self.model, parameters)
             load_optimizer(path, self.optimizer, state["optimizer"])
-            self.step, self.finished = int(state["step"]), bool(state["finished"])
+            # One that was stopped early, by its validations, stays at its end.
+            goes_on = longer and state["step"] == before.steps
+            self.step, self.finished = int(state["step"]), bool(state["finished"]) and not goes_on
             self.best, self.history = state["best"], list(state["history"])
             self.best |= {"value": float(self.best["value"]), "step": int(self.best["step"])}
             for name, kind in (("steps", int), ("seconds", float), ("nfe", int)):
@@ -289,6 +320,7 @@ class Trainer:
             return
         state = {
             "config": asdict(self.config),
+            "table": None if self.data.table is None else asdict(self.data.table),
             "step": self.step,
             "finished": self.finished,
             "model": self.model.state_dict(),

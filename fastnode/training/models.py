@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastnode.datasets import Dataset, load
+from fastnode.datasets import Dataset, Table, load
 from fastnode.nn import EncodedODE, LossModule, Recipe, SimulationFreeNODE, recipe
 from fastnode.nn.latent import GRUEncoder
 from fastnode.nn.recipe_book import data_of
@@ -98,7 +99,10 @@ def recipe_for(data: Dataset, name: str | None = None) -> Recipe:
         ValueError: an unknown name, or a recipe for another data set.
     """
     chosen = data.name if name is None else name
-    made = recipe(chosen, data.x_train.shape[1] if data.task == "regression" else None)
+    if data.table is not None:
+        made = recipe(chosen, len(data.table.features), data.num_classes)
+    else:
+        made = recipe(chosen, data.x_train.shape[1] if data.task == "regression" else None)
     if data_of(chosen) != data_of(data.name):
         raise ValueError(f"recipe {chosen!r} is for data set {data_of(chosen)}, got {data.name!r}")
     return made
@@ -191,6 +195,10 @@ def config_of(path: Path, state: dict[str, Any]) -> Config:
 def load_parameters(path: Path, model: nn.Module, parameters: dict[str, Any]) -> None:
     """Loads them into the model; ValueError naming the checkpoint's `path` if they do not fit."""
     try:
+        for name, own in model.state_dict().items():
+            # torch would cast them: complex numbers to their real parts, integers to floats.
+            if name in parameters and parameters[name].dtype != own.dtype:
+                raise TypeError(f"{name} is {parameters[name].dtype}, expected {own.dtype}")
         model.load_state_dict(parameters)
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[-1].strip()
@@ -217,6 +225,12 @@ def _unlike(one: Tensor, other: Tensor) -> bool:
     return one.shape != other.shape or one.dtype != other.dtype
 
 
+def check_same_table(path: Path, state: dict[str, Any], data: Dataset) -> None:
+    """Raises ValueError if a file of one's own is not as it was when the run of `path` began."""
+    if state.get("table") != (None if data.table is None else asdict(data.table)):
+        raise ValueError(f"{path} is of a run on other data: {data.source} has changed")
+
+
 class Restored(NamedTuple):
     """A trained model with the data that it was trained on."""
 
@@ -233,13 +247,53 @@ def restore(path: Path, device: torch.device) -> Restored:
     Raises:
         OSError, ValueError: the checkpoint or its data set cannot be read, or do not fit.
     """
+    state, config = _read(path)
+    data = load(config.dataset, config.split, config.target, config.task, config.seed)
+    with checkpoint.named(path):
+        check_same_table(path, state, data)
+        step = int(_source(state)["step"])
+    recipe = recipe_for(data, config.recipe)
+    model = _trained(path, state, config, recipe)
+    return Restored(config, step, data, recipe, model.to(device))
+
+
+class Predictor(NamedTuple):
+    """A model trained on a file of one's own, with the encoding of that file's columns."""
+
+    config: Config
+    table: Table
+    recipe: Recipe
+    model: EncodedODE
+
+
+def restore_predictor(path: Path, device: torch.device) -> Predictor:
+    """The model of a checkpoint, as `restore` has it, without the file that it was trained on.
+
+    Raises:
+        OSError, ValueError: the checkpoint cannot be read, or was trained on no file of one's own.
+    """
+    state, config = _read(path)
+    if state.get("table") is None:
+        raise ValueError(f"{path} was trained on {config.dataset}, not on a .csv or .npz file")
+    with checkpoint.named(path):
+        table = Table.from_dict(state["table"])
+        made = recipe("table", len(table.features), len(table.classes) or None)
+    return Predictor(config, table, made, _trained(path, state, config, made).to(device))
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Config]:
     state = checkpoint.load(path)
     with checkpoint.named(path):
-        config = config_of(path, state)
-        source = state["best"] if state["best"]["model"] else state
-    data = load(config.dataset, config.split)
-    recipe = recipe_for(data, config.recipe)
+        return state, config_of(path, state)
+
+
+def _source(state: dict[str, Any]) -> dict[str, Any]:
+    """Where a checkpoint has the parameters that are used, and their step."""
+    return state["best"] if state["best"]["model"] else state
+
+
+def _trained(path: Path, state: dict[str, Any], config: Config, recipe: Recipe) -> EncodedODE:
     model = build_model(config, recipe)
     with checkpoint.named(path):
-        load_parameters(path, model, source["model"])
-    return Restored(config, int(source["step"]), data, recipe, model.to(device))
+        load_parameters(path, model, _source(state)["model"])
+    return model

@@ -78,7 +78,7 @@ def test_bad_arguments_are_named_before_the_field_is_called(change, kind, words)
     ("func", "kind", "words"),
     [
         (lambda t, y: y[:1], ValueError, r"func must return the state's shape \(2,\), got \(1,\)"),
-        (lambda t, y: y.double(), TypeError, "func must return the state's dtype torch.float32"),
+        (lambda t, y: y * 1j, TypeError, "func must return the state's dtype torch.float32"),
         (lambda t, y: 1.0, TypeError, "func must return a tensor, got float"),
         (lambda t, y: None, TypeError, "func must return a tensor, got NoneType"),
     ],

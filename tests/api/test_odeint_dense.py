@@ -133,3 +133,18 @@ def test_torch_compile_breaks_the_graph_at_odeint_dense():
     compiled = torch.compile(end, backend="eager")
     torch.testing.assert_close(compiled(y0), end(y0))
     assert torch._dynamo.explain(end)(y0).graph_break_count <= 2
+
+
+@pytest.mark.parametrize("as_tuple", [True, False])
+def test_odeint_dense_keeps_its_own_y0(as_tuple):
+    y0 = vector(1.0, 2.0)
+
+    def field(t, y):
+        return (swing(t, y[0]),) if as_tuple else swing(t, y)
+
+    dense = fastnode.odeint_dense(field, (y0,) if as_tuple else y0, 0.0, 2.0)
+    at = vector(0.0, 0.01, 1.5)
+    before = (dense(at)[0] if as_tuple else dense(at)).clone()
+    y0.mul_(10)
+    after = dense(at)[0] if as_tuple else dense(at)
+    torch.testing.assert_close(after, before, rtol=0, atol=0)

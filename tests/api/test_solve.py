@@ -239,7 +239,7 @@ def test_bad_arguments_are_named_before_the_field_is_called(change, kind, words)
 def test_what_the_field_returns_is_checked(per_sample):
     for func, kind, words in (
         (lambda t, y: y[:1], ValueError, "func must return the"),
-        (lambda t, y: y.double(), TypeError, "func must return the state's dtype torch.float32"),
+        (lambda t, y: y * 1j, TypeError, "func must return the state's dtype torch.float32"),
         (lambda t, y: None, TypeError, "func must return a tensor, got NoneType"),
     ):
         with pytest.raises(kind, match=words):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from bench import demo
 from bench.measured import number, table
 from bench.results_file import Results, write
 from bench.tables import rewritten
 from bench.tables_slower import slower
 from bench.tables_solving import odeint
-from bench.tables_training import ADJOINTS, adjoint_memory
+from bench.tables_training import ADJOINTS, adjoint_memory, demo_digits, demo_regression
 
 
 @pytest.fixture
@@ -101,3 +102,29 @@ def test_arguments_of_one_line_are_told_apart():
     assert split_arguments(docstring) == (
         f"Args:\n    a: {both}\n    b: {both}\n    c: one.\n\nReturns:\n    x, y: no."
     )
+
+
+def test_the_demo_is_kept_as_rows_and_shown(results):
+    solvers = ("euler-1", "euler-10", "dopri5")
+
+    def part(metric, *methods):
+        rows = []
+        for method, score in methods:
+            scores = {name: {metric: score, "nfe": 20.0} for name in solvers}
+            row = {"method": method, "steps": 600, "seconds": 2.5, "nfe": 1.0, "metric": metric}
+            rows.append(row | {"solvers": scores})
+        return rows
+
+    found = {
+        "digits": part("accuracy", ("simfree", 0.9875), ("node", 0.98)),
+        "regression": part("rmse", ("simfree", 0.03), ("node", 0.5)),
+        "samples_per_second": {"simfree": 90000.4, "node": 9000.0, "torchdiffeq": 3000.0},
+    }
+    head = {"device": "a machine", "torch": "2", "threads": 2, "regression_std": 0.35}
+    write(results.folder / "demo.jsonl", head, demo.rows(found))
+    written = demo_digits(results)
+    assert "| simfree | 600 | 1.0 | 90,000 | 98.8 % | 98.8 % |" in written
+    assert "| NODE by torchdiffeq |  |  | 3,000 |  |  |" in written
+    assert "a machine, 2 threads" in written
+    written = demo_regression(results)
+    assert "| NODE | 600 | 1.0 | 0.500 | 0.500 | 0.500 |" in written and "RMSE of 0.350" in written

@@ -7,9 +7,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+import fastnode
 from fastnode import cli, extension
 from fastnode.training import CHECKPOINT, METRICS, checkpoint
 
@@ -206,8 +208,133 @@ def test_train_refuses_a_folder_with_other_settings(tmp_path, capsys):
     before = (tmp_path / CHECKPOINT).read_bytes()
     capsys.readouterr()
     assert "holds a run already" in fails(capsys, *train, "3")
-    assert "steps 4 instead of 3" in fails(capsys, *train, "4", "--resume")
+    assert "steps 2 instead of 3" in fails(capsys, *train, "2", "--resume")
+    assert "seed 1 instead of 0" in fails(capsys, *train, "4", "--resume", "--seed", "1")
     assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
+def test_resume_with_more_steps_goes_on(tmp_path, capsys):
+    train = ("train", *DIGITS, "--out", str(tmp_path), "--steps")
+    assert cli.main([*train, "3"]) == 0
+    assert cli.main([*train, "5", "--resume"]) == 0
+    assert "from step 3" in capsys.readouterr().out
+    assert checkpoint.load(tmp_path / CHECKPOINT)["step"] == 5
+
+
+def test_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["--version"])
+    assert exit.value.code == 0
+    assert capsys.readouterr().out == f"fastnode {fastnode.__version__}\n"
+
+
+@pytest.mark.slow
+def test_a_second_run_into_a_new_folder_is_refused(tmp_path):
+    first = start("train", *DIGITS, "--steps", 4000, "--out", tmp_path / "run")
+    deadline = time.monotonic() + 100
+    while not (tmp_path / "run" / METRICS).exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    code, out, err = finish(start("train", *DIGITS, "--steps", 3, "--out", tmp_path / "run"))
+    assert code == 2 and out == "" and err.count("\n") == 1
+    assert "run is in use by another run; choose another folder" in err
+    first.send_signal(signal.SIGKILL)
+    assert finish(first)[0] == -9
+    # A lock does not outlive the process that was killed.
+    again = ("train", *DIGITS, "--steps", 4000, "--out", tmp_path / "run", "--resume")
+    process = start(*again)
+    title = process.stdout.readline()
+    process.kill()
+    finish(process)
+    assert title.startswith("digits (scikit-learn), simfree, cpu")
+
+
+def write_flowers(path):
+    """Sixty rows of two measures, by which three kinds are told apart."""
+    lines = ["length,width,kind"]
+    for i in range(60):
+        kind = i % 3
+        lines.append(
+            f"{kind + 0.01 * (i % 7)},{2 - kind + 0.01 * (i % 5)},{('oak', 'elm', 'fir')[kind]}"
+        )
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_a_csv_file_is_trained_evaluated_and_predicted(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_flowers(tmp_path / "my.csv")
+    train = ["train", "my.csv", "--target", "kind", "--device", "cpu", "--out", "run"]
+    assert cli.main([*train, "--steps", "200"]) == 0
+    trained = capsys.readouterr().out.splitlines()
+    title = f"table ({tmp_path / 'my.csv'}), classification of 'kind', 3 classes, simfree"
+    assert trained[0] == f"{title}, cpu"
+    # From any folder.
+    monkeypatch.chdir("/")
+    assert cli.main(["evaluate", str(tmp_path / "run"), "--device", "cpu"]) == 0
+    evaluated = capsys.readouterr().out.splitlines()
+    assert evaluated[0].startswith(f"{title}, step ") and evaluated[1:] == trained[1:]
+    # Without the data that it was trained on.
+    (tmp_path / "my.csv").rename(tmp_path / "new.csv")
+    (tmp_path / "rows.csv").write_text("name,width,length\nx,2,0\ny,0,2\nz,1,1\n")
+    out = tmp_path / "deep" / "pred.csv"
+    for solver, name in ((), "euler-1"), (("--solver", "dopri5"), "dopri5"):
+        arguments = [str(tmp_path / "run"), str(tmp_path / "rows.csv"), "--out", str(out), *solver]
+        assert cli.main(["predict", *arguments]) == 0
+        assert out.read_text() == "kind\noak\nfir\nelm\n"
+        assert capsys.readouterr().out == f"3 predictions of 'kind' by {name} in {out}\n"
+    assert "my.csv: no such file" in fails(capsys, "evaluate", tmp_path / "run")
+
+
+def test_an_npz_file_is_trained_resumed_and_predicted(tmp_path, capsys):
+    x = np.random.RandomState(0).randn(70, 2)
+    np.savez(tmp_path / "my.npz", x=x, y=10 + 5 * x[:, 0])
+    train = ["train", str(tmp_path / "my.npz"), "--device", "cpu", "--method", "node", "--out"]
+    assert cli.main([*train, str(tmp_path / "run"), "--steps", "60"]) == 0
+    assert "regression of 'y', node, cpu" in capsys.readouterr().out
+    assert cli.main([*train, str(tmp_path / "run"), "--steps", "80", "--resume"]) == 0
+    assert cli.main([*train, str(tmp_path / "whole"), "--steps", "80"]) == 0
+    found, wanted = (parameters(tmp_path / name) for name in ("run", "whole"))
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    np.savez(tmp_path / "new.npz", x=np.zeros((3, 2)))
+    predict = ["predict", str(tmp_path / "run"), str(tmp_path / "new.npz"), "--out"]
+    assert cli.main([*predict, str(tmp_path / "pred.csv")]) == 0
+    lines = (tmp_path / "pred.csv").read_text().splitlines()
+    assert lines[0] == "y" and [float(line) for line in lines[1:]] == pytest.approx([10] * 3, abs=2)
+    assert "by dopri5" in capsys.readouterr().out
+    np.savez(tmp_path / "my.npz", x=x, y=10 + 4 * x[:, 0])
+    changed = "my.npz has changed"
+    assert changed in fails(capsys, *train, tmp_path / "run", "--steps", "80", "--resume")
+    assert changed in fails(capsys, "evaluate", tmp_path / "run")
+
+
+def test_wrong_files_of_ones_own_give_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_flowers(tmp_path / "my.csv")
+    train = ("train", "my.csv", "--out", "run")
+    assert "one of: length, width, kind; got 'age'" in fails(capsys, *train, "--target", "age")
+    assert "one of: length, width, kind; got None" in fails(capsys, *train)
+    assert "column 'kind': 'oak' is no number" in fails(capsys, *train, "--target", "width")
+    wrong = (*train, "--target", "kind", "--task")
+    assert "task must be" in fails(capsys, *wrong, "rank")
+    assert "'oak' is no number" in fails(capsys, *wrong, "regression")
+    assert "none.csv: no such file" in fails(capsys, "train", "none.csv", "--out", "run")
+    assert "for a .csv or .npz file" in fails(
+        capsys, "train", *DIGITS, "--target", "y", "--out", "r"
+    )
+    assert os.listdir() == ["my.csv"]
+    assert cli.main([*wrong, "classification", "--steps", "2"]) == 0
+    assert cli.main(["train", *DIGITS, "--steps", "2", "--out", "digits"]) == 0
+    capsys.readouterr()
+    predict = ("predict", "run", "my.csv", "--out")
+    assert "another file than the data, got my.csv" in fails(capsys, *predict, "my.csv")
+    assert "solver must be one of euler-1" in fails(capsys, *predict, "p.csv", "--solver", "rk4")
+    assert "must be a .csv or .npz" in fails(capsys, "predict", "run", "digits", "--out", "p.csv")
+    assert "was trained on digits" in fails(capsys, "predict", "digits", "my.csv", "--out", "p.csv")
+    assert "nothing" in fails(capsys, "predict", "nothing", "my.csv", "--out", "p.csv")
+    state = checkpoint.load("run/checkpoint.pt")
+    for odd in (3, {}, state["table"] | {"x_mean": [1.0]}, state["table"] | {"classes": ["a"]}):
+        checkpoint.save(Path("run/checkpoint.pt"), state | {"table": odd})
+        assert "is not a valid checkpoint" in fails(capsys, *predict, "p.csv")
+    assert sorted(os.listdir()) == ["digits", "my.csv", "run"]
 
 
 def test_damaged_and_hostile_checkpoints_give_one_line(tmp_path, capsys):

@@ -72,8 +72,7 @@ double sum_of(const MlpField<T>& field, const std::vector<T>& parameters) {
 
 // The sum of a solve where each sample has a span of its own, and of its gradient.
 template <class T>
-double per_sample(const MlpField<T>& field, bool sample_major, const MlpOptions& options,
-                  const std::vector<T>& y0) {
+double per_sample(const MlpField<T>& field, const MlpOptions& options, const std::vector<T>& y0) {
   const int64_t dim = field.dim(), batch = int64_t(y0.size()) / dim, outputs = 2 + below(5);
   const std::vector<double> tolerances(size_t(batch), 1e-3);
   std::vector<double> times, direction;
@@ -91,7 +90,7 @@ double per_sample(const MlpField<T>& field, bool sample_major, const MlpOptions&
   control.direction = direction.data();
   control.rtol = control.atol = tolerances.data();
   control.keep_states = true;
-  MlpSamples<T> samples(field, sample_major, batch, control);
+  MlpSamples<T> samples(field, batch, control);
   std::vector<T> ys(size_t(outputs * batch * dim), T(NAN));
   const auto alone = [](int, const auto& prepare, const auto& body) {
     prepare(1);
@@ -111,8 +110,7 @@ double per_sample(const MlpField<T>& field, bool sample_major, const MlpOptions&
                            control.direction, accepted.data(), t1.data(), kept.data()};
   std::vector<T> gy0(y0.size());
   std::vector<std::vector<T>> parameters;
-  if (!sample_gradient<T>(field, sample_major, path, ys.data(), gy0.data(), &parameters, 1, alone))
-    return NAN;
+  if (!sample_gradient<T>(field, path, ys.data(), gy0.data(), &parameters, 1, alone)) return NAN;
   double total = sum_of(field, parameters[0]);
   for (T x : ys) total += double(x);
   for (T x : gy0) total += double(x);
@@ -137,7 +135,6 @@ bool solve(const MlpKernels<T>* kernels) {
     in = out;
   }
   const Activation activation = Activation(below(kActivations));
-  const bool sample_major = MlpSolve<T>::prefers_sample_major(sources, batch, kernels->lanes);
   MlpOptions options;
   options.tableau = tableau(below(2));
   options.times = {0, 0.1, 0.35, 0.5};
@@ -147,8 +144,8 @@ bool solve(const MlpKernels<T>* kernels) {
   options.max_num_steps = 1000;
   options.keep_states = true;
   options.grid = {0, 0.2, 0.4, 0.5};
-  const MlpField<T> field(sources, activation, sample_major, true, kernels);
-  MlpSolve<T> whole(field, sample_major, batch, options);
+  const MlpField<T> field(sources, activation, batch, true, kernels);
+  MlpSolve<T> whole(field, batch, options);
   const auto alone = [](int, const auto& prepare, const auto& body) {
     prepare(1);
     body(0, 1);
@@ -166,19 +163,18 @@ bool solve(const MlpKernels<T>* kernels) {
   path.rtol = path.atol = 1e-3;
   const MlpUpstream<T> from{upstream.data(), options.adaptive ? of_errors.data() : nullptr};
   double* const times = options.adaptive ? rates.data() : nullptr;
-  bool done = mlp_gradient<T>(field, sample_major, batch, path, from,
-                              {gy0.data(), &parameters, times}, 1, alone);
+  bool done =
+      mlp_gradient<T>(field, batch, path, from, {gy0.data(), &parameters, times}, 1, alone);
   // The same without the states, some of which are found again.
   path.y0 = y0.data();
   path.kept = nullptr;
   path.slots = below(6);
   std::vector<T> again(y0.size());
-  done = mlp_gradient<T>(field, sample_major, batch, path, from, {again.data(), &parameters, times},
-                         1, alone) &&
+  done = mlp_gradient<T>(field, batch, path, from, {again.data(), &parameters, times}, 1, alone) &&
          done;
   if (!done) return false;
   if (again != gy0) return false;
-  double total = per_sample(field, sample_major, options, y0);
+  double total = per_sample(field, options, y0);
   for (T x : gy0) total += double(x);
   for (T x : ys) total += double(x);
   total += sum_of(field, parameters[0]);

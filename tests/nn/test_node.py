@@ -11,6 +11,7 @@ from torch import nn
 import fastnode
 from fastnode import extension
 from fastnode.nn import EncodedODE, MLPField, NeuralODE
+from fastnode.nn.node import _times
 
 
 class Decay(nn.Module):
@@ -165,3 +166,12 @@ def test_perceptrons_are_solved_by_the_fused_engine(kind, monkeypatch):
     monkeypatch.setattr(MLPField, "forward", None)
     torch.testing.assert_close(node(z), wanted)
     assert node.nfe == nfe > 0
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 10, 64])
+def test_equal_steps_end_where_linspace_says(steps):
+    for t0, t1 in ((0.0, 1.0), (0.3, -1.7)):
+        expected = torch.linspace(t0, t1, steps + 1, dtype=torch.float64)
+        torch.testing.assert_close(
+            torch.tensor(_times(t0, t1, steps), dtype=torch.float64), expected, rtol=0, atol=2e-16
+        )

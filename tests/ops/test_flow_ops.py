@@ -35,6 +35,15 @@ def test_flow_loss_passes_opcheck(dtype, mean):
     opcheck(torch.ops.fastnode.flow_loss.default, inputs)
 
 
+def test_the_zero_of_stand_ins_is_made_once():
+    with torch.inference_mode():
+        first = path_op._zero_like(torch.ones(2, 3))
+    second = path_op._zero_like(torch.ones(4))
+    assert first.shape == (2, 3) and not first.any() and not first.is_inference()
+    assert first.data_ptr() == second.data_ptr()
+    assert path_op._zero_like(torch.ones(4).double()).dtype == torch.float64
+
+
 def test_helper_ops_pass_opcheck():
     z0, z1, _, coef = arguments(grad=False)
     opcheck(torch.ops.fastnode.path_coefficients.default, (torch.rand(5), 1, True))

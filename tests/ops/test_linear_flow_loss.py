@@ -7,6 +7,7 @@ from torch.library import opcheck
 
 from fastnode import extension
 from fastnode.flow import Convex, flow_loss, linear_flow_loss
+from fastnode.ops import dispatch
 from fastnode.ops import linear_flow_loss as ops
 
 needs_extension = pytest.mark.skipif(
@@ -29,6 +30,20 @@ def by_op(h, weight, bias, z0, z1, t, mean=True):
     return ops.linear_flow_loss(
         h, weight, bias, target.stand_in, target.z0, target.z1, target.coef, mean
     )
+
+
+def test_precision_is_read_where_the_newer_setting_was_used():
+    matmul = torch.backends.cuda.matmul
+    assert not dispatch.tf32_allowed()
+    try:
+        torch.set_float32_matmul_precision("high")
+        assert dispatch.tf32_allowed()
+        torch.set_float32_matmul_precision("highest")
+        assert not dispatch.tf32_allowed()
+        matmul.fp32_precision = "tf32"
+        assert dispatch.tf32_allowed()
+    finally:
+        matmul.fp32_precision = "none"
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

@@ -118,3 +118,18 @@ def test_without_a_graph_and_without_dependence_on_the_state(field, y0):
 def test_bad_arguments_are_named(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize("adjoint", ["backprop", "checkpoint"])
+def test_rnode_is_positive_in_reverse_time(y0, adjoint):
+    rate = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    held = {} if adjoint == "backprop" else {"adjoint_params": (rate,)}
+    found = []
+    # Of dy/dt = a y forwards and of dy/dt = -a y backwards the solutions are the same.
+    for sign, ts in ((1, TS), (-1, -TS)):
+        _, penalty = regularizer(1.0, 1.0).solve(
+            lambda t, y, sign=sign: sign * rate * y, y0, ts, adjoint=adjoint, **held, **TIGHT
+        )
+        found.append((penalty.detach(), *torch.autograd.grad(penalty, rate)))
+    assert found[0][0] > 0
+    torch.testing.assert_close(*found)

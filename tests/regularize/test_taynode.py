@@ -70,3 +70,12 @@ def test_the_extra_state_does_not_change_the_accepted_steps(field, y0):
 def test_bad_arguments_are_named(make, error, words):
     with pytest.raises(error, match=words):
         make()
+
+
+def test_taynode_is_positive_in_reverse_time(y0):
+    found = [
+        TayNODE(2).solve(lambda t, y, sign=sign: sign * 0.9 * y, y0, sign * TS)[1]
+        for sign in (1, -1)
+    ]
+    assert found[0] > 0
+    torch.testing.assert_close(*found)

@@ -1,7 +1,9 @@
 import copy
+import errno
 import json
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 from tiny_run import same
 
 from fastnode import SolverError
-from fastnode.training import CHECKPOINT, METRICS, Trainer, build_model, checkpoint
+from fastnode.training import CHECKPOINT, METRICS, Trainer, build_model, checkpoint, folder_lock
 from fastnode.training.batches import Batches, derive_seed
 
 RUNS = [
@@ -169,11 +171,94 @@ def test_resuming_with_other_settings_names_them(tmp_path, run_parts):
         Trainer(*other, tmp_path, resume=True)
 
 
+def longer(parts, **settings):
+    """The same run with other settings."""
+    config, data, recipe = parts
+    return replace(config, **settings), data, recipe
+
+
+@pytest.mark.parametrize(("task", "method"), RUNS[::3])
+def test_a_finished_run_goes_on_with_more_steps(tmp_path, run_parts, changed, task, method):
+    config, data, recipe = run_parts(task, method)
+    parts = config, data, changed(recipe, schedule="none")
+    whole = Trainer(*longer(parts, steps=19), tmp_path / "whole")
+    results = whole.run()
+    Trainer(*parts, tmp_path / "more").run()
+    more = Trainer(*longer(parts, steps=19), tmp_path / "more", resume=True, checkpoint_every=4)
+    assert more.step == 12 and not more.finished
+    # Stopped on its way, it still knows where it was going.
+    assert more.run(stop=stop_at(more, 14)) is None
+    again = Trainer(*longer(parts, steps=19), tmp_path / "more", resume=True)
+    assert again.step == 14
+    assert same(again.run(), results)
+    states = [checkpoint.load(tmp_path / name / CHECKPOINT) for name in ("whole", "more")]
+    assert same(*states)
+    with pytest.raises(ValueError, match="other settings: steps 12 instead of 19"):
+        Trainer(*parts, tmp_path / "more", resume=True)
+
+
+def test_more_steps_follow_their_own_schedule(tmp_path, run_parts):
+    parts = run_parts("classification", "simfree")
+    Trainer(*parts, tmp_path).run()
+    more = Trainer(*longer(parts, steps=24), tmp_path, resume=True)
+    more.run(stop=stop_at(more, 13))
+    rate = more.optimizer.param_groups[0]["lr"]
+    assert rate == pytest.approx(1e-2 * (1 + math.cos(math.pi * 12 / 24)) / 2)
+
+
+def test_a_run_that_was_out_of_patience_stays_finished(tmp_path, run_parts, changed):
+    config, data, recipe = run_parts("regression", "simfree", steps=400, eval_every=2)
+    data = changed(data, y_valid=-10 * data.y_train[:10], x_valid=data.x_train[:10])
+    parts = config, data, changed(recipe, patience=4)
+    run = Trainer(*parts, tmp_path)
+    results = run.run()
+    again = Trainer(*longer(parts, steps=800), tmp_path, resume=True)
+    assert again.finished and again.step == run.step < 400
+    assert same(again.run(), results)
+
+
+def test_two_runs_in_one_new_folder_are_refused(tmp_path, run_parts):
+    parts = run_parts("classification", "simfree")
+    first = Trainer(*parts, tmp_path)
+    for resume in (False, True):
+        with pytest.raises(ValueError, match="is in use by another run; choose another folder"):
+            Trainer(*parts, tmp_path, resume=resume)
+    tried = []
+
+    def try_another():
+        if not tried:
+            with pytest.raises(ValueError, match="in use") as caught:
+                Trainer(*parts, tmp_path)
+            tried.append(caught)
+        return first.step >= 5
+
+    assert first.run(stop=try_another) is None and tried
+    # Whoever is done, or has failed, leaves the folder to others.
+    with pytest.raises(ValueError, match="holds a run already"):
+        Trainer(*parts, tmp_path)
+    assert Trainer(*parts, tmp_path, resume=True).run() is not None
+
+
+@pytest.mark.parametrize("lack", ["locks", "fcntl"])
+def test_a_folder_that_cannot_be_locked_is_used(tmp_path, run_parts, monkeypatch, lack):
+    if lack == "fcntl":
+        monkeypatch.setattr(folder_lock, "fcntl", None)
+    else:
+
+        def flock(*_):
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(folder_lock.fcntl, "flock", flock)
+    assert Trainer(*run_parts("classification", "simfree", steps=2), tmp_path).run() is not None
+
+
 @pytest.mark.parametrize(
     ("entry", "match"),
     [
         ("model", "does not fit the model"),
         ("best", "does not fit the model"),
+        ("int8", "does not fit the model: decoder.bias is torch.int8, expected torch.float32"),
+        ("complex64", "does not fit the model: decoder.bias is torch.complex64, expected"),
         ("optimizer", "optimiser state that does not fit"),
         ("moments", "optimiser state that does not fit"),
         ("config", "holds no valid settings: config has missing or unknown entries: nets"),
@@ -192,6 +277,9 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, run_parts, entry, m
         state["optimizer"]["state"][99] = state["optimizer"]["state"][0]
     elif entry == "moments":
         state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(1)
+    elif entry in ("int8", "complex64"):
+        model = state["model"]
+        model["decoder.bias"] = model["decoder.bias"].to(getattr(torch, entry))
     elif entry == "config":
         state["config"]["nets"] = "large"
     elif entry == "step":

@@ -49,8 +49,8 @@ def build(kernel, dtype, capability, sizes, constants, aligned):
             return "constexpr"
         if name in sizes:
             return "i32" if sizes[name] < 2**31 else "i64"
-        if name == "seed":
-            return "*i64"
+        if name in ("seed", "inside"):
+            return "*i64" if name == "seed" else "*i32"
         if name in SCALARS:
             return kernel.params[names.index(name)].annotation_type
         return "*fp32" if name in ACCUMULATED and dtype != "fp64" else f"*{dtype}"
@@ -99,6 +99,18 @@ def disassemble(compiled, tmp_path):
 def test_scalars_arrive_in_double_precision(kernel):
     scalars = {p.name: p.annotation_type for p in kernel.params if p.name in SCALARS}
     assert set(scalars.values()) == {"fp64"}
+
+
+@on_both_parts
+@pytest.mark.parametrize("dtype", ["fp32", "fp64"])
+@pytest.mark.parametrize("inside", ["checked", "any"])
+def test_coefficients_compile(inside, dtype, capability, tmp_path):
+    constants = {"KIND": 1, "BLOCK": interpolant.BLOCK}
+    if inside == "any":
+        constants["inside"] = None
+    sizes = {"B": 1000}
+    kernel = build(interpolant.path_coefficients_kernel, dtype, capability, sizes, constants, True)
+    assert kernel.asm["cubin"]
 
 
 def count(instructions, name, width=""):

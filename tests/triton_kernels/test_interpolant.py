@@ -8,9 +8,11 @@ pytest.importorskip("triton")
 
 from fastnode.flow import Concave, Convex, Linear, flow_loss  # noqa: E402
 from fastnode.ops import dispatch  # noqa: E402
+from fastnode.ops.interpolant import path_coefficients_reference  # noqa: E402
 from fastnode.triton_kernels.interpolant import (  # noqa: E402
     interpolant,
     interpolant_backward,
+    path_coefficients,
     sampled_interpolant,
 )
 
@@ -45,6 +47,31 @@ def test_interpolant_and_velocity_are_as_good_as_torch(
         assert result.dtype == dtype
         exact = combine(z0, z1, c, d, torch.float64)
         assert_as_good_as_torch(result, combine(z0, z1, c, d, dtype), exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("path", [Linear(), Concave(), Convex()], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("batch", [0, 1, 1029])
+def test_coefficients_of_built_in_paths(batch, path, dtype, device):
+    t = torch.linspace(-1, 2, batch, dtype=torch.float64, device=device).to(dtype)
+    found = path_coefficients(t, path._kind, False)
+    assert found.dtype == dtype and found.shape == (4, batch)
+    exact = path_coefficients_reference(t.double(), path._kind, False)
+    near = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(found.double(), exact, rtol=near, atol=near)
+
+
+def test_times_outside_of_the_path_are_asserted(device):
+    t = torch.linspace(0, 1, 1500, device=device)
+    path_coefficients(t, 0, True)
+    if device.type == "cuda":
+        pytest.skip("an assertion of the device's ends the process")
+    for place, bad in ((3, -0.1), (1400, 1.5), (700, torch.nan)):
+        wrong = t.clone()
+        wrong[place] = bad
+        with pytest.raises(RuntimeError, match="t must lie in"):
+            path_coefficients(wrong, 0, True)
+        assert path_coefficients(wrong, 0, False).shape == (4, 1500)
 
 
 def test_velocity_is_made_only_on_request(random):

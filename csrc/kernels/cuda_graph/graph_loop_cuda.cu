@@ -1,5 +1,6 @@
 #include <cuda_runtime.h>
 
+#include "common/cuda_error.h"
 #include "kernels/cuda_graph/loop.h"
 
 namespace fastnode {
@@ -81,20 +82,27 @@ bool graph_loop_available() {
   return CUDART_VERSION >= 12040 && cudaDriverGetVersion(&driver) == cudaSuccess && driver >= 12040;
 }
 
-int graph_loop_create(void* first, void* body, const bool* running, GraphLoop** loop) {
+int graph_loop_create(void* first, void* body, const bool* running, void* cuda_stream,
+                      GraphLoop** loop) {
   cudaGraph_t graph;
   cudaError_t error = cudaGraphCreate(&graph, 0);
-  if (error != cudaSuccess) return error;
+  if (error != cudaSuccess) return taken(error);
   error = build(graph, static_cast<cudaGraph_t>(first), static_cast<cudaGraph_t>(body), running);
   cudaGraphExec_t made = nullptr;
   if (error == cudaSuccess) error = cudaGraphInstantiate(&made, graph, 0);
+  // Else the first launch would do it.
+  if (error == cudaSuccess) error = cudaGraphUpload(made, static_cast<cudaStream_t>(cuda_stream));
   cudaGraphDestroy(graph);
-  if (error == cudaSuccess) *loop = new GraphLoop{made};
-  return error;
+  if (error == cudaSuccess) {
+    *loop = new GraphLoop{made};
+  } else if (made != nullptr) {
+    cudaGraphExecDestroy(made);
+  }
+  return taken(error);
 }
 
 int graph_loop_launch(GraphLoop* loop, void* cuda_stream) {
-  return cudaGraphLaunch(loop->graph, static_cast<cudaStream_t>(cuda_stream));
+  return taken(cudaGraphLaunch(loop->graph, static_cast<cudaStream_t>(cuda_stream)));
 }
 
 void graph_loop_destroy(GraphLoop* loop) {

@@ -12,9 +12,10 @@ bool graph_loop_available();
 
 // `first` and `body` are graphs of the CUDA runtime (cudaGraph_t), which are copied; `first` may be
 // null. `running` is in device memory, read before the body first runs and after each time that it
-// has. What the body holds must be what conditional nodes allow: kernels, copies, memsets. Gives a
-// cudaError_t.
-int graph_loop_create(void* first, void* body, const bool* running, GraphLoop** loop);
+// has. What the body holds must be what conditional nodes allow: kernels, copies, memsets. The loop
+// is uploaded on the stream. Gives a cudaError_t.
+int graph_loop_create(void* first, void* body, const bool* running, void* cuda_stream,
+                      GraphLoop** loop);
 int graph_loop_launch(GraphLoop* loop, void* cuda_stream);
 void graph_loop_destroy(GraphLoop* loop);
 const char* graph_loop_error(int code);

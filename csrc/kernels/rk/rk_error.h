@@ -40,8 +40,9 @@ FASTNODE_HD ErrorBack<T> error_back(T error, T y0, T y1, T rtol, T atol, T facto
 
 // On the CPU the sum of (sum_j c_j k_j / (atol + rtol max(|y0|, |y1|)))^2 over the elements
 // [begin, end). On the CUDA stream the roots of the means, one for each of `rows` rows of `dim`
-// elements, with rk_error_cuda_partials doubles of device memory for sums on the way; which thread
-// sums what depends on rows, dim and alignment alone. Gives a cudaError_t.
+// elements, with rk_error_cuda_partials doubles of device memory for sums on the way, which are
+// enough for shorter rows too; which thread sums what depends on rows, dim and alignment alone.
+// Gives a cudaError_t.
 #define FASTNODE_DECLARE_RK_ERROR(T)                                                               \
   double rk_error_range(const T* y0, const T* y1, const Terms<T>& terms, acc_t<T> rtol,            \
                         acc_t<T> atol, int64_t begin, int64_t end);                                \

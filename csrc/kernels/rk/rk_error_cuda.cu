@@ -15,9 +15,10 @@ constexpr int64_t kShortRow = 1024;
 constexpr int64_t kPiece = 2048;
 constexpr int64_t kMaxPieces = 4096;
 
+int64_t most_pieces(int64_t dim) { return std::min(kMaxPieces, (dim + kPiece - 1) / kPiece); }
+
 int64_t piece_length(int64_t dim) {
-  const int64_t pieces = std::min(kMaxPieces, (dim + kPiece - 1) / kPiece);
-  const int64_t length = (dim + pieces - 1) / pieces;
+  const int64_t pieces = most_pieces(dim), length = (dim + pieces - 1) / pieces;
   return (length + kPiece - 1) / kPiece * kPiece;
 }
 
@@ -199,10 +200,11 @@ int launch(S step, int64_t rows, int64_t dim, A* norm, double* partial, void* cu
 
 }  // namespace
 
+// Not the pieces themselves: beyond kMaxPieces those become longer, so that a longer row can have
+// fewer of them.
 int64_t rk_error_cuda_partials(int64_t rows, int64_t dim) {
-  if (dim <= kShortRow) return 0;
-  const int64_t length = piece_length(dim), pieces = (dim + length - 1) / length;
-  return pieces == 1 ? 0 : rows * pieces;
+  const int64_t most = most_pieces(dim);
+  return most <= 1 ? 0 : rows * most;
 }
 
 #define FASTNODE_DEFINE_RK_ERROR(T)                                                                \

@@ -32,7 +32,7 @@ struct Adjoint {
   std::vector<T*> slots;
   InterruptPoll poll;
 
-  Adjoint(const MlpField<T>& field, const Frame& largest, int64_t batch, const MlpPath<T>& path,
+  Adjoint(const Field<T>& field, const Frame& largest, int64_t batch, const MlpPath<T>& path,
           const MlpUpstream<T>& upstream, T* gy0, std::vector<T>* parameters,
           std::vector<double>* rates, const InterruptPoll& poll)
       : path(path),
@@ -100,7 +100,7 @@ struct Adjoint {
   void find_stages(size_t n) {
     for (size_t i = path.adaptive ? 1 : 0; i < stages; ++i) {
       if (is_taped(n)) {
-        const int64_t tile = first / tile_width(step.frame.sample_major, batch, step.frame.lanes);
+        const int64_t tile = first / step.field.tile(batch);
         const auto at = path.tape->template stage<T>(int64_t(n), tile, int64_t(i), step.frame);
         step.states[i] = at.state;
         step.tapes[i] = at.record;
@@ -278,13 +278,13 @@ struct Adjoint {
 }  // namespace
 
 template <class T>
-bool mlp_gradient(const MlpField<T>& field, bool sample_major, int64_t batch,
-                  const MlpPath<T>& path, const MlpUpstream<T>& upstream,
-                  const MlpGradients<T>& gradients, int threads, const Parallel& parallel) {
-  const int64_t lanes = field.kernels->lanes, width = tile_width(sample_major, batch, lanes);
+bool mlp_gradient(const Field<T>& field, int64_t batch, const MlpPath<T>& path,
+                  const MlpUpstream<T>& upstream, const MlpGradients<T>& gradients, int threads,
+                  const Parallel& parallel) {
+  const int64_t width = field.tile(batch);
   const int64_t tiles = (batch + width - 1) / width;
   const auto frame = [&](int64_t tile) {
-    return make_frame(sample_major, std::min(width, batch - tile * width), lanes);
+    return field.frame(std::min(width, batch - tile * width));
   };
   Interruption interruption;
   std::vector<std::vector<double>> all_rates;
@@ -329,10 +329,10 @@ bool mlp_gradient(const MlpField<T>& field, bool sample_major, int64_t batch,
   return !interruption.requested();
 }
 
-template bool mlp_gradient<float>(const MlpField<float>&, bool, int64_t, const MlpPath<float>&,
+template bool mlp_gradient<float>(const Field<float>&, int64_t, const MlpPath<float>&,
                                   const MlpUpstream<float>&, const MlpGradients<float>&, int,
                                   const Parallel&);
-template bool mlp_gradient<double>(const MlpField<double>&, bool, int64_t, const MlpPath<double>&,
+template bool mlp_gradient<double>(const Field<double>&, int64_t, const MlpPath<double>&,
                                    const MlpUpstream<double>&, const MlpGradients<double>&, int,
                                    const Parallel&);
 

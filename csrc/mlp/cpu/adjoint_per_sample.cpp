@@ -36,7 +36,7 @@ struct PerSampleAdjoint {
   std::vector<T> initial;  // gradients of the derivatives with which the thread's samples began
   InterruptPoll poll;
 
-  PerSampleAdjoint(const MlpField<T>& field, const Frame& largest, const SamplePath<T>& path,
+  PerSampleAdjoint(const Field<T>& field, const Frame& largest, const SamplePath<T>& path,
                    const T* of_ys, T* gy0, std::vector<T>* parameters, const int64_t* starts,
                    int64_t from, int64_t to, const InterruptPoll& poll)
       : path(path),
@@ -275,10 +275,10 @@ struct PerSampleAdjoint {
 }  // namespace
 
 template <class T>
-bool sample_gradient(const MlpField<T>& field, bool sample_major, const SamplePath<T>& path,
-                     const T* of_ys, T* gy0, std::vector<std::vector<T>>* parameters, int threads,
+bool sample_gradient(const Field<T>& field, const SamplePath<T>& path, const T* of_ys, T* gy0,
+                     std::vector<std::vector<T>>* parameters, int threads,
                      const Parallel& parallel) {
-  const int64_t batch = path.batch, lanes = field.kernels->lanes;
+  const int64_t batch = path.batch, lanes = field.lanes;
   std::vector<int64_t> starts(size_t(batch) + 1);
   for (int64_t b = 0; b < batch; ++b) {
     starts[size_t(b) + 1] = starts[size_t(b)] + path.accepted[b];
@@ -301,14 +301,14 @@ bool sample_gradient(const MlpField<T>& field, bool sample_major, const SamplePa
     const int64_t from = bound(thread, count), to = bound(thread + 1, count);
     InterruptPoll poll(interruption, thread == 0);
     if (from == to) return poll.finish();
-    const int64_t capacity = sample_major ? to - from : std::min(2 * lanes, to - from);
-    PerSampleAdjoint<T> adjoint(field, make_frame(sample_major, capacity, lanes), path, of_ys, gy0,
+    const int64_t capacity = std::min(field.tile(to - from), to - from);
+    PerSampleAdjoint<T> adjoint(field, field.frame(capacity), path, of_ys, gy0,
                                 parameters ? &(*parameters)[size_t(thread)] : nullptr,
                                 starts.data(), from, to, poll);
     adjoint.run(capacity);
     adjoint.poll.finish();
   };
-  threads = sample_major ? 1 : int(std::min<int64_t>(threads, (batch + lanes - 1) / lanes));
+  threads = field.sample_major ? 1 : int(std::min<int64_t>(threads, (batch + lanes - 1) / lanes));
   if (threads <= 1) {
     prepare(1);
     body(0, 1);
@@ -319,10 +319,10 @@ bool sample_gradient(const MlpField<T>& field, bool sample_major, const SamplePa
   return !interruption.requested();
 }
 
-template bool sample_gradient<float>(const MlpField<float>&, bool, const SamplePath<float>&,
-                                     const float*, float*, std::vector<std::vector<float>>*, int,
+template bool sample_gradient<float>(const Field<float>&, const SamplePath<float>&, const float*,
+                                     float*, std::vector<std::vector<float>>*, int,
                                      const Parallel&);
-template bool sample_gradient<double>(const MlpField<double>&, bool, const SamplePath<double>&,
+template bool sample_gradient<double>(const Field<double>&, const SamplePath<double>&,
                                       const double*, double*, std::vector<std::vector<double>>*,
                                       int, const Parallel&);
 

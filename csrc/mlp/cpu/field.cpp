@@ -4,17 +4,27 @@
 
 namespace fastnode {
 
-Frame make_frame(bool sample_major, int64_t samples, int64_t lanes) {
-  Frame frame{sample_major, samples, lanes};
-  frame.columns_ = round_up(samples, lanes);
-  return frame;
+template <class T>
+bool MlpField<T>::prefers_sample_major(const std::vector<Source>& layers, int64_t batch,
+                                       int64_t lanes) {
+  // An activation costs about twenty multiplications.
+  int64_t rows = 0, columns = 0;
+  for (const Source& each : layers) {
+    const int64_t work = each.in + 20;
+    rows += batch * round_up(each.out, lanes) / lanes * work;
+    columns += each.out * round_up(batch, lanes) / lanes * work;
+  }
+  return batch < lanes && rows < columns;
 }
 
 template <class T>
-MlpField<T>::MlpField(const std::vector<Source>& sources, Activation activation, bool sample_major,
+MlpField<T>::MlpField(const std::vector<Source>& sources, Activation activation, int64_t batch,
                       bool with_gradients, const MlpKernels<T>* table)
-    : kernels(table), activation_(activation) {
+    : Field<T>(table, prefers_sample_major(sources, batch, table->lanes), table->lanes,
+               2 * table->lanes),
+      activation_(activation) {
   const int64_t lanes = kernels->lanes;
+  const bool sample_major = this->sample_major;
   int64_t bytes = 0;
   for (const Source& each : sources) {
     const int64_t depth = each.in + (each.time_column >= 0 ? 2 : 1);
@@ -133,7 +143,7 @@ int64_t MlpField<T>::tape(const Frame& frame) const {
 }
 
 template <class T>
-void MlpField<T>::record(const Frame& frame, const T* times, T* x, T* tape, T* out) const {
+void MlpField<T>::record(const Frame& frame, const T* times, T* x, T* tape, T*, T* out) const {
   for (size_t l = 0; l < layers.size(); ++l) {
     const Layer<T>& layer = layers[l];
     set_time(frame, layer, times, x);

@@ -6,39 +6,10 @@
 #include <cstdint>
 #include <vector>
 
+#include "fields/field.h"
 #include "mlp/cpu/arena.h"
-#include "mlp/simd/simd_kernels.h"
 
 namespace fastnode {
-
-// The layout of a tile. With many samples, samples side by side: element (feature, sample)
-// at feature * stride + sample. With few, features: (sample, feature) at sample * stride + feature.
-// Before the first feature stand as many constants as a layer needs: the time and one.
-struct Frame {
-  bool sample_major;  // a row for each sample: features side by side
-  int64_t samples, lanes;
-
-  int64_t front() const { return sample_major ? lanes : 2 * columns_; }
-  int64_t width() const { return columns_; }
-  // Numbers in a buffer of so many features, its front included.
-  int64_t size(int64_t features) const {
-    return sample_major ? samples * stride(features) : (features + 2) * columns_;
-  }
-  int64_t stride(int64_t features) const {
-    return sample_major ? round_up(features, lanes) + 2 * lanes : columns_;
-  }
-  Extent extent(int64_t features) const {
-    if (sample_major) return {samples, round_up(features, lanes), stride(features)};
-    return {features, columns_, columns_};
-  }
-  int64_t place(int64_t feature, int64_t sample, int64_t features) const {
-    return sample_major ? sample * stride(features) + feature : feature * columns_ + sample;
-  }
-
-  int64_t columns_ = 0;  // samples side by side, a multiple of a vector
-};
-
-Frame make_frame(bool sample_major, int64_t samples, int64_t lanes);
 
 // How the sums of a layer's weight gradients stand while they are added up.
 enum class Sums {
@@ -64,7 +35,7 @@ struct Layer {
 };
 
 template <class T>
-class MlpField {
+class MlpField final : public Field<T> {
  public:
   // A layer as the caller has it: weight [out, in + timed], the time's column at `time_column`, or
   // -1; bias may be null.
@@ -75,27 +46,23 @@ class MlpField {
     int64_t time_column;
   };
 
-  MlpField(const std::vector<Source>& layers, Activation activation, bool sample_major,
+  // For a batch of that size.
+  MlpField(const std::vector<Source>& layers, Activation activation, int64_t batch,
            bool with_gradients, const MlpKernels<T>* kernels);
 
-  // Numbers that one thread needs between layers.
-  int64_t scratch(const Frame& frame) const;
-  // out = field(t, x), with a time for each sample; the front of x is written to.
-  void value(const Frame& frame, const T* times, T* x, T* scratch, T* out) const;
+  int64_t scratch(const Frame& frame) const override;
+  void value(const Frame& frame, const T* times, T* x, T* scratch, T* out) const override;
 
-  // What a gradient needs of one evaluation, in numbers.
-  int64_t tape(const Frame& frame) const;
-  // The same value, with the inputs of all activations and layers kept.
-  void record(const Frame& frame, const T* times, T* x, T* tape, T* out) const;
-  // Numbers that one thread needs for a gradient.
-  int64_t gradient_scratch(const Frame& frame) const;
-  // gx = J^T g, and the parameters' gradients added to those in `gradients`, if it is not null,
-  // in the layout of Layer::sums. g is overwritten.
+  int64_t tape(const Frame& frame) const override;
+  // Keeps the inputs of all activations and layers.
+  void record(const Frame& frame, const T* times, T* x, T* tape, T* scratch, T* out) const override;
+  int64_t gradient_scratch(const Frame& frame) const override;
+  // `gradients` are in the layout of Layer::sums.
   void gradient(const Frame& frame, const T* x, const T* tape, T* g, T* scratch, T* gx,
-                T* gradients) const;
-  // Numbers in the sums of the gradients of one layer, and of all.
+                T* gradients) const override;
+  // Numbers in the sums of the gradients of one layer.
   int64_t gradient_numbers(const Layer<T>& layer) const;
-  int64_t parameter_numbers() const;
+  int64_t parameter_numbers() const override;
   // Rows [out, row_stride] of the sums of one layer, with the columns of Layer::weights; in
   // `memory` unless they stand so.
   const T* gradient_rows(const Layer<T>& layer, const T* sums, std::vector<T>& memory) const;
@@ -103,16 +70,19 @@ class MlpField {
     return round_up(layer.depth(), kernels->lanes);
   }
 
-  const MlpKernels<T>* kernels;
+  using Field<T>::kernels;
   std::vector<Layer<T>> layers;
-  int64_t dim() const { return layers.back().out; }
-  int64_t multiplications() const;
+  int64_t dim() const override { return layers.back().out; }
+  int64_t multiplications() const override;
+  // Whether few samples are better stored sample by sample, by the number of vectors.
+  static bool prefers_sample_major(const std::vector<Source>& layers, int64_t batch, int64_t lanes);
 
  private:
   // Whether the activation's derivative follows from its value alone.
   bool by_value() const {
     return activation_ == Activation::kTanh || activation_ == Activation::kSigmoid ||
-           activation_ == Activation::kRelu || activation_ == Activation::kElu;
+           activation_ == Activation::kRelu || activation_ == Activation::kLeakyRelu ||
+           activation_ == Activation::kElu || activation_ == Activation::kSelu;
   }
   int64_t tape_part(const Frame& frame, size_t layer) const;
   void set_time(const Frame& frame, const Layer<T>& layer, const T* times, T* x) const;

@@ -27,8 +27,7 @@ template <class T>
 class PerSampleArithmetic {
  public:
   // For tiles up to `largest` and sums of up to `terms`.
-  PerSampleArithmetic(const MlpField<T>& field, const Frame& largest, size_t terms)
-      : field_(field) {
+  PerSampleArithmetic(const Field<T>& field, const Frame& largest, size_t terms) : field_(field) {
     const int64_t columns = largest.extent(field.dim()).columns;
     coefficients_.resize(terms * size_t(columns));
     times_.resize(size_t(std::max(columns, largest.samples)));
@@ -85,7 +84,7 @@ class PerSampleArithmetic {
   const T* coefficients() const { return coefficients_.data(); }
 
  private:
-  const MlpField<T>& field_;
+  const Field<T>& field_;
   std::vector<T> coefficients_, times_;
   std::vector<const T*> terms_;
 };
@@ -94,10 +93,10 @@ class PerSampleArithmetic {
 template <class T>
 class SampleTile {
  public:
-  SampleTile(const MlpField<T>& field, bool sample_major, int64_t capacity, const Tableau& tableau)
+  SampleTile(const Field<T>& field, int64_t capacity, const Tableau& tableau)
       : k(tableau.stages.size() + tableau.further.size()),
         field_(field),
-        frame_(make_frame(sample_major, capacity, field.kernels->lanes)),
+        frame_(field.frame(capacity)),
         arithmetic_(field, frame_, k.size() + 1) {
     const int64_t size = frame_.front() + frame_.size(field.dim());
     // y, y1, a stage, one for dense output, and the output.
@@ -199,7 +198,7 @@ class SampleTile {
     }
   }
 
-  const MlpField<T>& field_;
+  const Field<T>& field_;
   Frame frame_;
   Arena memory_;
   PerSampleArithmetic<T> arithmetic_;

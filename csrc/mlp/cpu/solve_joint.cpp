@@ -18,7 +18,7 @@ struct alignas(64) MlpSolve<T>::Worker {
   MlpSolve& solve;
   const MlpOptions& options;
   const Tableau& tableau;
-  const MlpField<T>& field;
+  const Field<T>& field;
   Barrier& barrier;
   T* const ys;
   MlpTrace& trace;
@@ -126,7 +126,7 @@ struct alignas(64) MlpSolve<T>::Worker {
     const auto [copy, record] = taped(tile, i);
     if (!copy) return evaluate(tile, time, state, tile.k[i]);
     copy_tile(tile.frame.extent(dim()), state, copy);
-    field.record(tile.frame, arithmetic.times(tile.frame, time), copy, record, tile.k[i]);
+    field.record(tile.frame, arithmetic.times(tile.frame, time), copy, record, scratch, tile.k[i]);
     poll.after(work * tile.frame.samples);
   }
 
@@ -363,7 +363,10 @@ struct alignas(64) MlpSolve<T>::Worker {
   // Memory for the state of such a stage where `stage` holds the end of the step.
   T* further_state(const Tile<T>& tile) {
     spare.resize(size_t(tile.frame.front() + tile.frame.size(dim()) + 64 / sizeof(T)));
-    return spare.data() + tile.frame.front();
+    // At a line of the cache, as all states are.
+    const size_t place = reinterpret_cast<uintptr_t>(spare.data()) / sizeof(T);
+    const size_t line = 64 / sizeof(T);
+    return spare.data() + (line - place % line) % line + tile.frame.front();
   }
 
   // For the message of a solve that cannot go on: whether stage derivatives of the step tried last
@@ -394,35 +397,17 @@ struct alignas(64) MlpSolve<T>::Worker {
 };
 
 template <class T>
-bool MlpSolve<T>::prefers_sample_major(const std::vector<typename MlpField<T>::Source>& layers,
-                                       int64_t batch, int64_t lanes) {
-  // An activation costs about twenty multiplications.
-  int64_t rows = 0, columns = 0;
-  for (const auto& each : layers) {
-    const int64_t work = each.in + 20;
-    rows += batch * round_up(each.out, lanes) / lanes * work;
-    columns += each.out * round_up(batch, lanes) / lanes * work;
-  }
-  return batch < lanes && rows < columns;
-}
-
-template <class T>
-MlpSolve<T>::MlpSolve(const MlpField<T>& field, bool sample_major, int64_t batch,
-                      MlpOptions options)
-    : field_(&field),
-      options_(std::move(options)),
-      batch_(batch),
-      dim_(field.dim()),
-      sample_major_(sample_major) {
+MlpSolve<T>::MlpSolve(const Field<T>& field, int64_t batch, MlpOptions options)
+    : field_(&field), options_(std::move(options)), batch_(batch), dim_(field.dim()) {
   const Tableau& tableau = *options_.tableau;
-  const int64_t lanes = field.kernels->lanes, width = tile_width(sample_major, batch, lanes);
+  const int64_t width = field.tile(batch);
   const size_t stages = tableau.stages.size() + tableau.further.size();
   // y, y1 and, where the last stage is not at the end of the step, one more.
   const int64_t states = tableau.fsal ? 2 : 3;
   int64_t bytes = 0, owned = 0;
   for (size_t i = 0; i < stages; ++i) owned += owns(i);
   for (int64_t first = 0; first < batch; first += width) {
-    Tile<T> tile{make_frame(sample_major, std::min(width, batch - first), lanes),
+    Tile<T> tile{field.frame(std::min(width, batch - first)),
                  first,
                  nullptr,
                  nullptr,
@@ -434,7 +419,7 @@ MlpSolve<T>::MlpSolve(const MlpField<T>& field, bool sample_major, int64_t batch
     tiles_.push_back(std::move(tile));
   }
   // Where features lie side by side, the padding between rows enters products.
-  memory_.reserve(bytes, sample_major);
+  memory_.reserve(bytes, field.sample_major);
   for (Tile<T>& tile : tiles_) {
     const Frame& frame = tile.frame;
     const auto state = [&] {

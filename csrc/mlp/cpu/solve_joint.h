@@ -1,4 +1,4 @@
-// A whole solve of a multilayer perceptron's field: the loop, the stages, the field and the control
+// A whole solve of a field: the loop, the stages, the field and the control
 // of the steps, on tiles of samples that stay in the cache. Step for step the loops of
 // fastnode.engines.reference.adaptive and fastnode.engines.reference.fixed.
 #pragma once
@@ -14,7 +14,8 @@
 
 #include "common/interrupt.h"
 #include "common/tableau.h"
-#include "mlp/cpu/field.h"
+#include "fields/field.h"
+#include "mlp/cpu/arena.h"
 #include "mlp/cpu/tape.h"
 #include "step_control/controller.h"
 
@@ -55,11 +56,6 @@ struct MlpTrace {
   int64_t attempts = 0;
   bool saw_nan = false, saw_infinity = false;
 };
-
-// Samples of one tile.
-inline int64_t tile_width(bool sample_major, int64_t batch, int64_t lanes) {
-  return sample_major ? batch : 2 * lanes;
-}
 
 // Runs body(thread, threads) on at most so many threads at once, all of them at work together,
 // after prepare(threads) on one.
@@ -103,14 +99,11 @@ template <class T>
 class MlpSolve {
  public:
   // A solve of `batch` states of the field's dimension; `field` must outlive it.
-  MlpSolve(const MlpField<T>& field, bool sample_major, int64_t batch, MlpOptions options);
+  MlpSolve(const Field<T>& field, int64_t batch, MlpOptions options);
 
   // y0 [batch, dim] into ys [times, batch, dim].
   MlpTrace run(const T* y0, T* ys, int threads, const Parallel& parallel);
 
-  // Whether few samples are better stored sample by sample, by the number of vectors.
-  static bool prefers_sample_major(const std::vector<typename MlpField<T>::Source>& layers,
-                                   int64_t batch, int64_t lanes);
   int64_t tiles() const { return int64_t(tiles_.size()); }
   // What gradients need (see MlpOptions::keep_states).
   Kept<T>& kept() { return kept_; }
@@ -126,10 +119,9 @@ class MlpSolve {
            (options_.adaptive && options_.times.size() > 2);
   }
 
-  const MlpField<T>* field_;
+  const Field<T>* field_;
   MlpOptions options_;
   int64_t batch_, dim_;
-  bool sample_major_;
   std::vector<Tile<T>> tiles_;
   Arena memory_;
   std::vector<double> sums_;  // [2, tiles, 3], and [2]: not zero where the solve is to end

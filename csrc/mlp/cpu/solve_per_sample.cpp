@@ -11,10 +11,8 @@
 namespace fastnode {
 
 template <class T>
-MlpSamples<T>::MlpSamples(const MlpField<T>& field, bool sample_major, int64_t batch,
-                          SampleControl control)
+MlpSamples<T>::MlpSamples(const Field<T>& field, int64_t batch, SampleControl control)
     : field_(&field),
-      sample_major_(sample_major),
       batch_(batch),
       control_(std::move(control)),
       records_(size_t(batch)),
@@ -47,7 +45,7 @@ struct MlpSamples<T>::Worker {
         capacity(capacity),
         y0(y0),
         ys(ys),
-        tile(*solve.field_, solve.sample_major_, capacity, tableau),
+        tile(*solve.field_, capacity, tableau),
         row(size_t(dim)),
         poll(solve.interruption_, leads),
         work(solve.field_->multiplications()) {}
@@ -352,10 +350,10 @@ struct MlpSamples<T>::Worker {
 
 template <class T>
 bool MlpSamples<T>::run(const T* y0, T* ys, int threads, const Parallel& parallel) {
-  const int64_t lanes = field_->kernels->lanes;
+  const int64_t lanes = field_->lanes;
   const auto capacity = [&](int count) {
     const int64_t share = round_up((batch_ + count - 1) / count, lanes);
-    return sample_major_ ? batch_ : std::min(2 * lanes, share);
+    return field_->sample_major ? batch_ : std::min(field_->most, share);
   };
   std::optional<Barrier> barrier;
   const auto prepare = [&](int count) {
@@ -369,7 +367,8 @@ bool MlpSamples<T>::run(const T* y0, T* ys, int threads, const Parallel& paralle
     worker.run();
     worker.poll.finish();
   };
-  threads = sample_major_ ? 1 : int(std::min<int64_t>(threads, (batch_ + lanes - 1) / lanes));
+  threads =
+      field_->sample_major ? 1 : int(std::min<int64_t>(threads, (batch_ + lanes - 1) / lanes));
   if (threads <= 1) {
     prepare(1);
     body(0, 1);

@@ -42,7 +42,7 @@ template <class T>
 class MlpSamples {
  public:
   // `field` must outlive it.
-  MlpSamples(const MlpField<T>& field, bool sample_major, int64_t batch, SampleControl control);
+  MlpSamples(const Field<T>& field, int64_t batch, SampleControl control);
 
   // y0 [batch, dim] into ys [outputs, batch, dim]; what a sample that failed did not reach stays as
   // it is. Whether it came to its end, and was not interrupted.
@@ -56,8 +56,7 @@ class MlpSamples {
  private:
   struct Worker;
 
-  const MlpField<T>* field_;
-  const bool sample_major_;
+  const Field<T>* field_;
   const int64_t batch_;
   SampleControl control_;
   std::vector<SampleRecord> records_;

@@ -7,7 +7,7 @@ namespace fastnode {
 
 template <class T>
 struct StepAdjoint {
-  const MlpField<T>& field;
+  const Field<T>& field;
   const Tableau& tableau;
   std::vector<T>* const parameters;  // their gradients are added to it, unless it is null
   const size_t stages, all;          // without and with those that only dense output needs
@@ -22,7 +22,7 @@ struct StepAdjoint {
   bool used_further = false;
 
   // `field` is made with gradients; `more` tiles besides.
-  StepAdjoint(const MlpField<T>& field, const Frame& largest, const Tableau& tableau,
+  StepAdjoint(const Field<T>& field, const Frame& largest, const Tableau& tableau,
               std::vector<T>* parameters, int64_t more = 0)
       : field(field),
         tableau(tableau),
@@ -38,16 +38,16 @@ struct StepAdjoint {
         has_direct(all),
         ones(all + 2, T(1)) {
     const int64_t tape_size = field.tape(frame);
+    const int64_t scratch_size = std::max(field.scratch(frame), field.gradient_scratch(frame));
     memory.reserve((int64_t(4 * all + 6) + more) * Arena::bytes<T>(tile_size()) +
-                       int64_t(all) * Arena::bytes<T>(tape_size) +
-                       Arena::bytes<T>(field.gradient_scratch(frame)),
+                       int64_t(all) * Arena::bytes<T>(tape_size) + Arena::bytes<T>(scratch_size),
                    frame.sample_major);
     for (auto* each : {&states, &k, &gx, &direct}) {
       for (T*& x : *each) x = take_tile();
     }
     for (T** each : {&gy, &gk, &carried, &output, &y}) *each = take_tile();
     for (T*& each : tapes) each = memory.take<T>(tape_size);
-    scratch = memory.take<T>(field.gradient_scratch(frame));
+    scratch = memory.take<T>(scratch_size);
   }
 
   int64_t dim() const { return field.dim(); }
@@ -57,7 +57,9 @@ struct StepAdjoint {
   void clear(T* x) const { std::fill_n(x, frame.size(dim()), T(0)); }
 
   // Evaluates stage i at `times` and keeps what its VJP needs.
-  void record(size_t i, const T* times) { field.record(frame, times, states[i], tapes[i], k[i]); }
+  void record(size_t i, const T* times) {
+    field.record(frame, times, states[i], tapes[i], scratch, k[i]);
+  }
 
   // gx[i] = J^T g of stage i.
   void stage_vjp(size_t i, T* g) {

@@ -8,7 +8,8 @@
 #include <functional>
 #include <vector>
 
-#include "mlp/cpu/field.h"
+#include "fields/field.h"
+#include "mlp/cpu/arena.h"
 
 namespace fastnode {
 
@@ -21,7 +22,7 @@ class Tape {
 
   // Before the first of `steps` steps, or of more: `tiles` tiles, none larger than `largest`.
   template <class T>
-  void begin(const MlpField<T>& field, const Frame& largest, int64_t stages, int64_t tiles,
+  void begin(const Field<T>& field, const Frame& largest, int64_t stages, int64_t tiles,
              int64_t steps) {
     state_ = Arena::bytes<T>(largest.front() + largest.size(field.dim()));
     stage_ = state_ + Arena::bytes<T>(field.tape(largest));

@@ -17,7 +17,7 @@ template <class T>
 class TileArithmetic {
  public:
   // For sums of up to `terms` stage derivatives of tiles up to `largest`.
-  TileArithmetic(const MlpField<T>& field, const Frame& largest, size_t terms)
+  TileArithmetic(const Field<T>& field, const Frame& largest, size_t terms)
       : field_(field),
         coefficients_(terms),
         times_(size_t(moments(largest))),
@@ -102,7 +102,7 @@ class TileArithmetic {
     return int(count);
   }
 
-  const MlpField<T>& field_;
+  const Field<T>& field_;
   std::vector<T> coefficients_, times_, sums_;
   std::vector<const T*> terms_;
 };

@@ -63,10 +63,7 @@ struct Backward {
     begin();
     while (true) {
       MlpBackwardSample& mine = own.samples[steps.s];
-      if (steps.any(leads && !mine.busy && *steps.memory.next < queue.count())) {
-        if (threadIdx.x == 0) queue.admit(own.samples, steps.memory.next);
-        __syncthreads();
-      }
+      admit(mine);
       if (!steps.any(leads && mine.busy)) break;
       if (leads && mine.busy) queue.plan(mine);
       __syncthreads();
@@ -81,6 +78,24 @@ struct Backward {
     const int64_t numbers = mlp_numbers(task.field);
     T* const to = task.sums + blockIdx.x * numbers;
     for (int64_t i = threadIdx.x; i < numbers; i += threads()) to[i] = own.totals[i];
+  }
+
+  // Samples into free positions, in the order of both, so that they get the same ones in each run.
+  // Each thread reads what it needs of its own, as one by one the reads would wait for each other.
+  __device__ void admit(MlpBackwardSample& mine) const {
+    int& next = *steps.memory.next;
+    while (steps.any(leads && !mine.busy && next < queue.count())) {
+      int before = 0, free = 0;
+      for (int i = 0; i < steps.samples; ++i) {
+        before += i < steps.s && !own.samples[i].busy;
+        free += !own.samples[i].busy;
+      }
+      const int64_t begin = next;
+      __syncthreads();
+      if (leads && !mine.busy && begin + before < queue.count()) queue.admit(mine, begin + before);
+      if (threadIdx.x == 0) next = int(begin + free < queue.count() ? begin + free : queue.count());
+      __syncthreads();
+    }
   }
 
   // Read again where it is needed, as numbers that live across a VJP take registers from it.

@@ -35,27 +35,21 @@ struct MlpBackwardQueue {
     return task.of_ys + (output * task.batch + sample) * task.field.dim;
   }
 
-  // Samples into free positions. By one thread, so that they get the same ones in each run.
-  __device__ void admit(MlpBackwardSample* all, int* next) const {
-    for (int i = 0; i < task.plan.samples; ++i) {
-      MlpBackwardSample& at = all[i];
-      while (!at.busy && *next < count()) {
-        const int64_t sample = first() + (*next)++, taken = steps(sample);
-        if (taken == 0) {
-          for (int d = 0; d < task.field.dim; ++d) {
-            task.gy0[sample * task.field.dim + d] = of_output(0, sample)[d];
-          }
-          continue;
-        }
-        at.sample = sample;
-        at.step = taken - 1;
-        at.direction = direction(sample);
-        // A sample that failed has outputs after its last step.
-        at.until =
-            first_after(times(sample), 1, task.output_count, edge(sample, taken), at.direction);
-        at.busy = at.arrived = true;
+  // The block's sample `number` into a free position, which stays free if that took no step.
+  __device__ void admit(MlpBackwardSample& at, int64_t number) const {
+    const int64_t sample = first() + number, taken = steps(sample);
+    if (taken == 0) {
+      for (int d = 0; d < task.field.dim; ++d) {
+        task.gy0[sample * task.field.dim + d] = of_output(0, sample)[d];
       }
+      return;
     }
+    at.sample = sample;
+    at.step = taken - 1;
+    at.direction = direction(sample);
+    // A sample that failed has outputs after its last step.
+    at.until = first_after(times(sample), 1, task.output_count, edge(sample, taken), at.direction);
+    at.busy = at.arrived = true;
   }
 
   __device__ void plan(MlpBackwardSample& at) const {

@@ -5,7 +5,8 @@
 namespace fastnode {
 namespace {
 
-// Samples from which a thread each fills a processor: four warps for each of its four schedulers.
+// Samples from which a thread each fills a processor: four warps for each of its four schedulers,
+// an estimate as the numbers below are.
 constexpr int64_t kManySamples = 512;
 constexpr int kFewestSamples = 8, kMostOfTile = 32, kEnoughThreads = 256;
 // Indices of weights are ints.
@@ -19,7 +20,8 @@ int power_at_least(int64_t n) {
   return power;
 }
 
-// A thread for each kRows features, or for fewer until there are enough threads to hide latency.
+// A thread for each kRows features, or for fewer until there are threads enough, by estimate, to
+// hide latency.
 int groups_for(int samples, int features, int most) {
   int groups = power_at_least((features + kRows - 1) / kRows);
   while (groups < features && samples * groups < kEnoughThreads) groups *= 2;
@@ -37,7 +39,7 @@ bool back_fits(const DeviceField<T>& field, const DeviceTableau& tableau, const 
     plan.shared = MlpBackMemory<T>().lay(nullptr, field, tableau, plan);
     if (plan.shared > device.shared) continue;
     const size_t by_registers = mlp_back_blocks<T>(plan.global_weights);
-    const int resident = int(std::min(device.shared / plan.shared, by_registers));
+    const int resident = int(std::min(device.blocks(plan.shared), by_registers));
     const int64_t room = std::max<int64_t>(kSumsBytes / (mlp_numbers(field) * sizeof(T)), 1);
     plan.blocks = int(std::min<int64_t>({plan.blocks, device.processors * resident, room}));
     return true;
@@ -52,6 +54,7 @@ bool mlp_plan(MlpKind kind, DeviceField<T>& field, const DeviceTableau& tableau,
               const MlpDevice& device, MlpPlan& plan) {
   const bool joint = kind == MlpKind::kJoint;
   plan = MlpPlan{};
+  plan.most_shared = device.shared;
   int features = field.dim;
   field.widest = 0;
   for (int l = 0; l < field.count; ++l) {
@@ -75,7 +78,7 @@ bool mlp_plan(MlpKind kind, DeviceField<T>& field, const DeviceTableau& tableau,
     return plan.shared <= device.shared;
   };
   if (kind == MlpKind::kPerSample && batch >= kManySamples * device.processors &&
-      fits(kMlpAloneThreads, 1, true) && 2 * plan.shared <= device.shared) {
+      fits(kMlpAloneThreads, 1, true) && device.blocks(plan.shared) >= 2) {
     return true;
   }
   int samples = kFewestSamples;

@@ -84,12 +84,12 @@ int mlp_fixed_cuda(const MlpTask<double>& task, void* cuda_stream) {
 int mlp_device(int index, MlpDevice* device) {
   int processors = 0, shared = 0, major = 0;
   int error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, index);
-  if (error) return error;
+  if (error) return taken(error);
   error = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
-  if (error) return error;
+  if (error) return taken(error);
   error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index);
   *device = {processors, size_t(shared), major >= 8};
-  return error;
+  return taken(error);
 }
 
 }  // namespace fastnode

@@ -5,7 +5,7 @@
 // Small fields and many samples (`Alone`): a thread has a sample to itself, never waits, and
 // the warp's lanes read the same weights. A step of a (3, 32) field by dopri5 is 6 times 192
 // multiplications and 32 activations of some 25 instructions: 6,000 instructions, against 300
-// accesses to shared memory for all the rest.
+// accesses to shared memory for all the rest: counted, not timed.
 #include "mlp/cuda/launch.h"
 #include "mlp/cuda/steps.h"
 

@@ -3,10 +3,10 @@
 //
 // A block holds its samples' states and stage derivatives in shared memory, and all weights where
 // they fit; global memory holds the initial states, the outputs, the records of steps and, where
-// they do not fit, the weights, packed once a solve. A step of dopri5 in torch's
-// kernels moves a state some 30 times through device memory and launches some 40 kernels of 2 to 4
-// us each; here its cost is that of the multiplications and, with one size of steps for all
-// samples, of a barrier of all blocks, 1 to 2 us.
+// they do not fit, the weights, packed once a solve. By count a step of dopri5 in torch's kernels
+// moves a state some 30 times through device memory and launches some 40 kernels; here its cost is
+// that of the multiplications and, with one size of steps for all samples, of a barrier of all
+// blocks. An estimate: no GPU has timed either.
 #pragma once
 
 #include "common/failure.h"
@@ -55,16 +55,25 @@ struct MlpPlan {
   int samples, groups, blocks;
   int64_t weights;      // numbers
   size_t shared;        // bytes
+  size_t most_shared;   // that a block may have
   bool global_weights;  // weights are in global memory
   bool alone;           // groups == 1 and threads never synchronise
   bool tensor;          // wide layers by tensor cores
   bool sums_shared;     // backwards: the parameters' gradients are in shared memory too
 };
 
+// Bytes of a processor's shared memory that the driver takes for each block (CUDA C++ Programming
+// Guide, compute capability 8.x and 9.0).
+constexpr size_t kMlpReserved = 1024;
+
 struct MlpDevice {
   int processors;
   size_t shared;  // that one block may have
   bool tensor;    // has tensor cores for float32 and float64, and may use them
+
+  // Blocks with so many bytes that a processor holds at once; one block alone may have all but what
+  // is reserved for it.
+  size_t blocks(size_t bytes) const { return (shared + kMlpReserved) / (bytes + kMlpReserved); }
 };
 
 enum class MlpKind { kJoint, kPerSample, kFixed, kBackward };

@@ -67,10 +67,11 @@ __device__ __forceinline__ Side<Count, T> side_at(const T* weights) {
   }
 }
 
-// Loads from global memory that a thread issues before it waits for the first. The L2 cache answers
-// after some 250 cycles, shared memory after some 30; a processor has 8 to 16 warps of such a solve
-// to fill them with, each with a few multiplications for a side: one side at a time would leave it
-// idle for most of them. Eight reads of 16 bytes take 32 registers.
+// Loads from global memory that a thread issues before it waits for the first. An estimate, which
+// no GPU has timed: the L2 cache answers after some 250 cycles, shared memory after some 30; a
+// processor has 8 to 16 warps of such a solve to fill them with, each with a few multiplications
+// for a side, so that one side at a time would leave it idle for most of them. Eight reads of 16
+// bytes take 32 registers.
 template <int Count, class T>
 constexpr int kSidesAhead = sizeof(Side<Count, T>) > 16 ? 4 : 8;
 

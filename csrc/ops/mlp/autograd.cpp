@@ -66,9 +66,10 @@ struct MlpSolveBackward : torch::autograd::Node {
     const optional<Tensor> of_ys = given(upstream[0]), of_steps = given(upstream[1]);
     const MlpCotangents cotangents{of_ys, of_steps, of_parameters, of_times};
     const auto [of_y0, of_t, found] =
-        mlp_runs_directly(kept) ? mlp_solve_backward_on_cpu(solved, mlp_layers(parameters, layout),
-                                                            cotangents, tape.get())
-                                : call_mlp_solve_backward(solved, parameters, layout, cotangents);
+        mlp_runs_directly(kept)
+            ? mlp_solve_backward_on_cpu(solved, FieldTensors::from(parameters, layout, activation),
+                                        cotangents, tape.get())
+            : call_mlp_solve_backward(solved, parameters, layout, cotangents);
     if (task_should_compute_output(0)) grads[0] = of_y0;
     if (of_times) grads[1] = of_t.to(t.scalar_type());
     for (size_t i = 2; i < count; ++i) {
@@ -117,8 +118,8 @@ MlpResult mlp_solve_autograd(const Tensor& y0, const Tensor& t, const optional<T
       return call_mlp_solve(y0, t, grid, parameters, layout, activation, request);
     }
     if (gradients && request.adjoint == MlpAdjoint::kBackprop) tape = make_tape();
-    return mlp_solve_on_cpu(y0, t, grid, mlp_layers(parameters, layout), activation, request,
-                            tape.get());
+    return mlp_solve_on_cpu(y0, t, grid, FieldTensors::from(parameters, layout, activation),
+                            request, tape.get());
   }();
   if (!gradients) return result;
   auto& [ys, steps, counts, kept] = result;

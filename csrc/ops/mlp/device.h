@@ -31,10 +31,13 @@ std::optional<DeviceField<T>> device_field(const std::vector<LayerTensors>& laye
   return field;
 }
 
+// Without waiting for the device, which a copy from other memory would do; torch's cache of pinned
+// memory knows when the copy is done.
 inline at::Tensor upload(const std::vector<double>& numbers, at::Device device) {
-  const at::Tensor out = at::empty({int64_t(numbers.size())}, at::kDouble);
+  const auto pinned = at::TensorOptions().dtype(at::kDouble).pinned_memory(true);
+  const at::Tensor out = at::empty({int64_t(numbers.size())}, pinned);
   std::copy(numbers.begin(), numbers.end(), out.mutable_data_ptr<double>());
-  return out.to(device);
+  return out.to(device, at::kDouble, /*non_blocking=*/true);
 }
 
 // What tasks of solves and of backward passes share; `layers` must outlive the task.
@@ -47,8 +50,11 @@ void describe(MlpTask<T>& task, MlpKind kind, const std::vector<LayerTensors>& l
   const auto method = device_tableau(tableau, pair);
   MlpDevice device{};
   check_launch(mlp_device(state.device().index(), &device));
-  // As torch's own products: fewer bits of float32 are for those who ask for them.
-  device.tensor = device.tensor && (sizeof(T) == 8 || at::globalContext().allowTF32CuBLAS());
+  // As torch's own products: fewer bits of float32 are for those who ask for them. Not
+  // allowTF32CuBLAS, which throws where the setting was made by torch.backends' fp32_precision.
+  const auto precision =
+      at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL);
+  device.tensor = device.tensor && (sizeof(T) == 8 || precision == at::Float32Precision::TF32);
   TORCH_CHECK_VALUE(field && method, "layers or stages are more than a GPU's solve takes");
   task.field = *field;
   task.tableau = *method;

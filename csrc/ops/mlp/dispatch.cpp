@@ -14,7 +14,7 @@ MlpResult solve_cpu(const Tensor& y0, const Tensor& t, const optional<Tensor>& g
                     at::TensorList parameters, at::IntArrayRef layout, int64_t activation,
                     c10::string_view method, at::ArrayRef<double> numbers,
                     at::IntArrayRef settings) {
-  return mlp_solve_on_cpu(y0, t, grid, mlp_layers(parameters, layout), activation,
+  return mlp_solve_on_cpu(y0, t, grid, FieldTensors::from(parameters, layout, activation),
                           MlpRequest::from(method, numbers, settings), nullptr);
 }
 
@@ -26,7 +26,7 @@ MlpGradientTensors backward_cpu(const optional<Tensor>& of_ys, const optional<Te
                                 bool of_parameters, bool of_times) {
   const MlpRequest request = MlpRequest::from(method, numbers, settings);
   return mlp_solve_backward_on_cpu({request, activation, kept, steps, t},
-                                   mlp_layers(parameters, layout),
+                                   FieldTensors::from(parameters, layout, activation),
                                    {of_ys, of_steps, of_parameters, of_times}, nullptr);
 }
 

@@ -2,6 +2,8 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
+#include <deque>
+
 #include "ops/mlp/solve.h"
 
 namespace fastnode {
@@ -32,14 +34,33 @@ Activation checked_activation(int64_t number) {
   return Activation(number);
 }
 
-MlpArguments mlp_arguments(const std::vector<LayerTensors>& layers) {
+MlpArguments mlp_arguments(const FieldTensors& of) {
   MlpArguments out;
-  for (const LayerTensors& each : layers) {
+  if (of.generated) return {of.inputs, {}};
+  for (const LayerTensors& each : of.layers) {
     out.parameters.push_back(each.weight);
     if (each.bias.defined()) out.parameters.push_back(each.bias);
     out.layout.insert(out.layout.end(), {each.time_column, each.bias.defined() ? 1 : 0});
   }
   return out;
+}
+
+bool mlp_fits(const FieldTensors& of, const Tensor& y0) {
+  if (!of.generated) return mlp_fits(of.layers, y0);
+  const GeneratedCode& code = *of.generated;
+  if (!y0.is_cpu() || y0.layout() != at::kStrided || y0.scalar_type() != code.dtype ||
+      y0.numel() == 0 || y0.dim() != int64_t(code.shape.size()) + 1 ||
+      y0.sizes().slice(1) != code.shape || of.inputs.size() != code.sizes.size()) {
+    return false;
+  }
+  for (size_t i = 0; i < of.inputs.size(); ++i) {
+    const Tensor& each = of.inputs[i];
+    if (!each.is_cpu() || each.layout() != at::kStrided || each.numel() != code.sizes[i]) {
+      return false;
+    }
+    if (each.is_floating_point() && each.scalar_type() != code.dtype) return false;
+  }
+  return true;
 }
 
 bool mlp_fits(const std::vector<LayerTensors>& layers, const Tensor& y0) {
@@ -78,10 +99,66 @@ bool mlp_pays(const std::vector<LayerTensors>& layers, const Tensor& y0, bool gr
   return weights <= int64_t(1) << (graph ? 20 : 23);
 }
 
+namespace {
+
+std::deque<GeneratedCode>& all_generated() {
+  static std::deque<GeneratedCode>* const all = new std::deque<GeneratedCode>();
+  return *all;
+}
+
 template <class T>
-double unpack_parameters(const MlpField<T>& field, const std::vector<LayerTensors>& layers,
-                         const T* total, const at::TensorOptions& options,
-                         std::vector<Tensor>* out) {
+double unpack_inputs(const FieldTensors& of, const T* total, std::vector<Tensor>* out) {
+  const T* from = total + 1;
+  for (size_t i = 0; out && i < of.inputs.size(); ++i) {
+    const Tensor& input = of.inputs[i];
+    if (int64_t(i) >= of.generated->differentiable) {
+      out->emplace_back();
+      continue;
+    }
+    const Tensor gradient = at::empty(input.sizes(), input.options());
+    std::copy_n(from, input.numel(), gradient.mutable_data_ptr<T>());
+    from += input.numel();
+    out->push_back(gradient);
+  }
+  return double(total[0]);
+}
+
+}  // namespace
+
+int64_t register_generated(GeneratedCode code) {
+  // Under the interpreter's lock.
+  all_generated().push_back(std::move(code));
+  return kFirstGenerated + int64_t(all_generated().size()) - 1;
+}
+
+FieldTensors FieldTensors::from(at::TensorList parameters, at::IntArrayRef layout, int64_t number) {
+  FieldTensors out;
+  out.number = number;
+  if (number < kFirstGenerated) {
+    out.layers = mlp_layers(parameters, layout);
+    return out;
+  }
+  TORCH_CHECK_VALUE(number - kFirstGenerated < int64_t(all_generated().size()), "unknown field ",
+                    number);
+  out.generated = &all_generated()[size_t(number - kFirstGenerated)];
+  out.inputs = parameters.vec();
+  return out;
+}
+
+FieldTensors FieldTensors::contiguous() && {
+  layers = fastnode::contiguous(std::move(layers));
+  for (Tensor& each : inputs) {
+    if (!each.is_contiguous()) each = each.contiguous();
+  }
+  return std::move(*this);
+}
+
+template <class T>
+double unpack_parameters(const Field<T>& given, const FieldTensors& of, const T* total,
+                         const at::TensorOptions& options, std::vector<Tensor>* out) {
+  if (of.generated) return unpack_inputs(of, total, out);
+  const auto& field = static_cast<const MlpField<T>&>(given);
+  const std::vector<LayerTensors>& layers = of.layers;
   double of_start = 0;
   std::vector<T> rows;
   for (size_t l = 0; l < layers.size(); ++l) {
@@ -119,11 +196,9 @@ double unpack_parameters(const MlpField<T>& field, const std::vector<LayerTensor
   return of_start;
 }
 
-template double unpack_parameters<float>(const MlpField<float>&, const std::vector<LayerTensors>&,
-                                         const float*, const at::TensorOptions&,
-                                         std::vector<Tensor>*);
-template double unpack_parameters<double>(const MlpField<double>&, const std::vector<LayerTensors>&,
-                                          const double*, const at::TensorOptions&,
-                                          std::vector<Tensor>*);
+template double unpack_parameters<float>(const Field<float>&, const FieldTensors&, const float*,
+                                         const at::TensorOptions&, std::vector<Tensor>*);
+template double unpack_parameters<double>(const Field<double>&, const FieldTensors&, const double*,
+                                          const at::TensorOptions&, std::vector<Tensor>*);
 
 }  // namespace fastnode

@@ -19,49 +19,39 @@ void dispatch_real(at::ScalarType dtype, F&& f) {
   f(static_cast<float*>(nullptr));
 }
 
-template <class T>
-const MlpKernels<T>* kernels(int64_t instructions) {
-  const MlpKernels<T>* const found = mlp_kernels<T>(InstructionSet(instructions));
-  TORCH_CHECK_VALUE(found, "this machine lacks the instruction set asked for");
-  return found;
-}
-
 struct Run {
   Tensor ys, kept;
   MlpTrace trace;
 };
 
-// `layers` fit y0.
-Run run(const Tensor& y0, std::vector<LayerTensors> given, int64_t activation, MlpOptions options,
-        int64_t instructions) {
-  const Activation function = checked_activation(activation);
-  const std::vector<LayerTensors> layers = contiguous(std::move(given));
+// The field fits y0.
+Run run(const Tensor& y0, FieldTensors given, MlpOptions options, int64_t instructions) {
+  if (!given.generated) checked_activation(given.number);
+  const FieldTensors of = std::move(given).contiguous();
   const Tensor start = y0.contiguous();
   std::vector<int64_t> shape;
   shape.reserve(size_t(y0.dim()) + 2);
   shape.push_back(int64_t(options.times.size()));
   shape.insert(shape.end(), y0.sizes().begin(), y0.sizes().end());
   const Tensor ys(at::detail::empty_cpu(shape, y0.scalar_type()));
-  const int64_t batch = y0.numel() / y0.size(-1), parts = options.parts();
+  const int64_t dim = of.dim(y0), batch = y0.numel() / dim, parts = options.parts();
   const int64_t max_num_steps = options.max_num_steps;
   const bool keep = options.keep_states;
   MlpTrace trace;
   Tensor kept;
   dispatch_real(y0.scalar_type(), [&]<class T>(T*) {
-    const MlpKernels<T>* const table = kernels<T>(instructions);
-    const auto from = sources<T>(layers);
-    const bool sample_major = MlpSolve<T>::prefers_sample_major(from, batch, table->lanes);
-    const MlpField<T> field(from, function, sample_major, false, table);
-    MlpSolve<T> solve(field, sample_major, batch, std::move(options));
-    trace = solve.run(start.const_data_ptr<T>(), ys.mutable_data_ptr<T>(),
-                      thread_count(field.multiplications() * batch), parallel);
-    if (!keep || trace.ending != Ending::kFinished) return;
-    const int64_t steps = int64_t(trace.edges.size()) - 1;
-    solve.kept().reserve(steps * parts * y0.numel());
-    shape[0] = parts;
-    shape.insert(shape.begin(), steps);
-    kept =
-        at::from_blob(solve.kept().release(), shape, [](void* x) { std::free(x); }, y0.options());
+    with_field<T>(of, dim, batch, false, instructions, [&](const Field<T>& field) {
+      MlpSolve<T> solve(field, batch, std::move(options));
+      trace = solve.run(start.const_data_ptr<T>(), ys.mutable_data_ptr<T>(),
+                        thread_count(field.multiplications() * batch), parallel);
+      if (!keep || trace.ending != Ending::kFinished) return;
+      const int64_t steps = int64_t(trace.edges.size()) - 1;
+      solve.kept().reserve(steps * parts * y0.numel());
+      shape[0] = parts;
+      shape.insert(shape.begin(), steps);
+      kept =
+          at::from_blob(solve.kept().release(), shape, [](void* x) { std::free(x); }, y0.options());
+    });
   });
   if (trace.ending != Ending::kFinished) {
     mlp_calls().fail(trace, y0, max_num_steps);
@@ -73,15 +63,13 @@ Run run(const Tensor& y0, std::vector<LayerTensors> given, int64_t activation, M
 }  // namespace
 
 MlpResult mlp_solve_on_cpu(const Tensor& y0, const Tensor& t, const optional<Tensor>& grid,
-                           std::vector<LayerTensors> layers, int64_t activation,
-                           const MlpRequest& request, Tape* tape) {
-  TORCH_CHECK_VALUE(mlp_fits(layers, y0),
+                           FieldTensors of, const MlpRequest& request, Tape* tape) {
+  TORCH_CHECK_VALUE(mlp_fits(of, y0),
                     "y0 and parameters must be float32 or float64 on the CPU, of one dtype, and "
                     "layers must fit each other and the last dimension of y0");
   MlpOptions options = mlp_options(request, read_times(t), grid);
   options.tape = request.keep ? tape : nullptr;
-  auto [ys, kept, trace] =
-      run(y0, std::move(layers), activation, std::move(options), request.instructions);
+  auto [ys, kept, trace] = run(y0, std::move(of), std::move(options), request.instructions);
   if (!request.keep) {
     std::vector<int64_t> none = y0.sizes().vec();
     none.insert(none.begin(), {0, request.adaptive() ? 2 : 1});
@@ -93,18 +81,18 @@ MlpResult mlp_solve_on_cpu(const Tensor& y0, const Tensor& t, const optional<Ten
   return {ys, step_records(trace), counts, kept};
 }
 
-Tensor mlp_solve_states(const Tensor& y0, std::vector<LayerTensors> layers, int64_t activation,
-                        MlpOptions options, int64_t instructions) {
+Tensor mlp_solve_states(const Tensor& y0, FieldTensors of, MlpOptions options,
+                        int64_t instructions) {
   const at::AutoDispatchBelowADInplaceOrView below;
-  return run(y0, std::move(layers), activation, std::move(options), instructions).ys;
+  return run(y0, std::move(of), std::move(options), instructions).ys;
 }
 
-MlpGradientTensors mlp_solve_backward_on_cpu(const MlpSolved& solved,
-                                             std::vector<LayerTensors> given_layers,
+MlpGradientTensors mlp_solve_backward_on_cpu(const MlpSolved& solved, FieldTensors given_field,
                                              const MlpCotangents& given, const Tape* tape) {
   const auto& [request, activation, kept, steps, t] = solved;
   const auto& [of_ys, of_steps, of_parameters, of_times] = given;
-  const std::vector<LayerTensors> layers = contiguous(std::move(given_layers));
+  const FieldTensors of = std::move(given_field).contiguous();
+  if (!of.generated) checked_activation(activation);
   const int64_t parts = request.adaptive() ? 2 : 1;
   TORCH_CHECK_VALUE(steps.dim() == 2 && steps.size(0) == 3 && steps.is_contiguous() &&
                         steps.scalar_type() == at::kDouble && steps.size(1) > 1,
@@ -118,8 +106,8 @@ MlpGradientTensors mlp_solve_backward_on_cpu(const MlpSolved& solved,
       kept.sizes());
   const Tensor from_kept = kept.contiguous();
   const Tensor gy0 = at::empty(revolves ? kept.sizes() : kept.sizes().slice(2), kept.options());
-  TORCH_CHECK_VALUE(mlp_fits(layers, gy0), "kept and parameters must fit each other");
-  const int64_t dim = gy0.size(-1), batch = gy0.numel() / dim, count = steps.size(1);
+  TORCH_CHECK_VALUE(mlp_fits(of, gy0), "kept and parameters must fit each other");
+  const int64_t dim = of.dim(gy0), batch = gy0.numel() / dim, count = steps.size(1);
   const Tensor upstream = of_ys ? of_ys->to(kept.scalar_type()).contiguous() : Tensor();
   Tensor errors;
   if (of_steps) errors = of_steps->to(at::kDouble).contiguous();
@@ -144,23 +132,22 @@ MlpGradientTensors mlp_solve_backward_on_cpu(const MlpSolved& solved,
                     records + count + 1,
                     request.rtol,
                     request.atol};
-    const MlpKernels<T>* const table = kernels<T>(request.instructions);
-    const auto from = sources<T>(layers);
-    const bool sample_major = MlpSolve<T>::prefers_sample_major(from, batch, table->lanes);
-    const MlpField<T> field(from, checked_activation(activation), sample_major, true, table);
     std::vector<std::vector<T>> sums;
     double* const rates = of_times ? gt.mutable_data_ptr<double>() : nullptr;
     const bool needed = of_parameters || of_times;
-    const bool done =
-        mlp_gradient<T>(field, sample_major, batch, path,
-                        {upstream.defined() ? upstream.const_data_ptr<T>() : nullptr,
-                         errors.defined() ? errors.const_data_ptr<double>() + count + 1 : nullptr},
-                        {gy0.mutable_data_ptr<T>(), needed ? &sums : nullptr, rates},
-                        thread_count(field.multiplications() * batch), parallel);
-    if (!done) mlp_calls().interrupt();
-    if (!needed) return;
-    double of_start = unpack_parameters<T>(field, layers, sums[0].data(), kept.options(),
-                                           of_parameters ? &gradients : nullptr);
+    double of_start = 0;
+    with_field<T>(of, dim, batch, true, request.instructions, [&](const Field<T>& field) {
+      const bool done = mlp_gradient<T>(
+          field, batch, path,
+          {upstream.defined() ? upstream.const_data_ptr<T>() : nullptr,
+           errors.defined() ? errors.const_data_ptr<double>() + count + 1 : nullptr},
+          {gy0.mutable_data_ptr<T>(), needed ? &sums : nullptr, rates},
+          thread_count(field.multiplications() * batch), parallel);
+      if (!done) mlp_calls().interrupt();
+      if (!needed) return;
+      of_start = unpack_parameters<T>(field, of, sums[0].data(), kept.options(),
+                                      of_parameters ? &gradients : nullptr);
+    });
     if (!of_times) return;
     // Steps begin at the first time and keep their sizes: outputs are as far into a step as they
     // are from the first time.

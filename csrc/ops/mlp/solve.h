@@ -24,7 +24,7 @@ struct MlpArguments {
   std::vector<at::Tensor> parameters;
   std::vector<int64_t> layout;
 };
-MlpArguments mlp_arguments(const std::vector<LayerTensors>& layers);
+MlpArguments mlp_arguments(const FieldTensors& of);
 
 // Raises ValueError for a number that no activation has.
 Activation checked_activation(int64_t number);
@@ -32,6 +32,7 @@ Activation checked_activation(int64_t number);
 // Whether these are tensors that mlp_solve takes: float32 or float64 on the CPU or on one GPU, the
 // sizes of the layers fitting each other and y0's last dimension.
 bool mlp_fits(const std::vector<LayerTensors>& layers, const at::Tensor& y0);
+bool mlp_fits(const FieldTensors& of, const at::Tensor& y0);
 
 // Whether the states of a solve of y0 on its GPU fit on the chip (mlp_plan).
 #ifdef FASTNODE_WITH_CUDA
@@ -85,13 +86,13 @@ bool mlp_runs_directly(const at::Tensor& y0);
 
 // The same on the CPU; writes the tape, if any.
 MlpResult mlp_solve_on_cpu(const at::Tensor& y0, const at::Tensor& t,
-                           const std::optional<at::Tensor>& grid, std::vector<LayerTensors> layers,
-                           int64_t activation, const MlpRequest& request, Tape* tape);
+                           const std::optional<at::Tensor>& grid, FieldTensors of,
+                           const MlpRequest& request, Tape* tape);
 
 // ys alone, where nothing needs a gradient: the dispatcher and the records would take a good part
-// of a solve of one sample of a small field. `layers` fit y0.
-at::Tensor mlp_solve_states(const at::Tensor& y0, std::vector<LayerTensors> layers,
-                            int64_t activation, MlpOptions options, int64_t instructions);
+// of a solve of one sample of a small field. It fits y0.
+at::Tensor mlp_solve_states(const at::Tensor& y0, FieldTensors of, MlpOptions options,
+                            int64_t instructions);
 
 // Gradients of y0, of t (float64, or empty), and of the parameters (or none).
 using MlpGradientTensors = std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>>;
@@ -111,8 +112,7 @@ struct MlpCotangents {
 MlpGradientTensors call_mlp_solve_backward(const MlpSolved& solved, at::TensorList parameters,
                                            at::IntArrayRef layout, const MlpCotangents& given);
 // On the CPU; reads the tape, if any.
-MlpGradientTensors mlp_solve_backward_on_cpu(const MlpSolved& solved,
-                                             std::vector<LayerTensors> layers,
+MlpGradientTensors mlp_solve_backward_on_cpu(const MlpSolved& solved, FieldTensors of,
                                              const MlpCotangents& given, const Tape* tape);
 
 }  // namespace fastnode

@@ -136,11 +136,8 @@ SampleTensors solve(const std::vector<LayerTensors>& layers, Activation activati
   out.error = all.select(0, 1).masked_select(taken);
   out.stiffness = all.select(0, 2).masked_select(taken);
   if (control.keep_states) out.kept = kept.size() == 1 ? kept[0] : at::cat(kept);
-  out.status.assign(size_t(batch), 0);
-  if (failed) {
-    out.failed = failures(states);
-    for (size_t b = 0; b < out.failed.size(); ++b) out.status[b] = int(out.failed[b].failure);
-  }
+  out.status = states.failure().to(at::kChar);
+  if (failed) out.failed = failures(states);
   return out;
 }
 

@@ -6,15 +6,14 @@
 
 namespace fastnode {
 
-// On the GPU, but `status`: the first fields of fastnode.engines.per_sample_trace.Trace, numbers of
-// samples [batch] and of all accepted steps, those of the first sample first. `failed` are records
-// without steps, of all samples, if one of them failed.
+// On the GPU: the first fields of fastnode.engines.per_sample_trace.Trace, numbers of samples
+// [batch] and of all accepted steps, those of the first sample first. `failed` are records without
+// steps, of all samples, if one of them failed.
 struct SampleTensors {
-  at::Tensor ys, evaluations, accepted, rejected, t1, error, stiffness;
+  at::Tensor ys, evaluations, accepted, rejected, status, t1, error, stiffness;
   // With keep_states [most steps, 2, batch, dim]: where each sample's steps begin, its derivatives
   // there.
   at::Tensor kept;
-  std::vector<int> status;
   std::vector<SampleRecord> failed;
 };
 

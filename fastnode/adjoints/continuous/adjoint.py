@@ -15,7 +15,9 @@ tolerances of both solves, not that of the numerical one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,8 +26,11 @@ from torch import Tensor
 from fastnode.adjoints.continuous.adjoint_norm import AdjointNorm
 from fastnode.adjoints.continuous.backward_solve import BackwardSolve
 from fastnode.engines.methods import find_method, odeint_request
-from fastnode.problem.ivp import Problem, VectorField
+from fastnode.problem.ivp import Layout, Problem, VectorField
+from fastnode.torch_support.batched_grads import for_each_cotangent
+from fastnode.torch_support.grad_mode import recorded
 from fastnode.torch_support.partial_grad import PartialGradGates
+from fastnode.torch_support.recompute import Surroundings
 
 
 class Adjoint:
@@ -60,14 +65,52 @@ class Adjoint:
     ):
         self.problem, self.params, self.solve_with_graph = problem, tuple(params), solve_with_graph
         find_method(method)
+        self._given = {
+            "method": method,
+            "rtol": rtol,
+            "atol": atol,
+            "state_norm": state_norm,
+            "solve_with_graph": solve_with_graph,
+        }
         chosen = dict(options or {})
         norm = chosen.pop("norm", None)
         if not (norm is None or callable(norm) or norm == "seminorm"):
             raise TypeError(f"norm in adjoint_options must be callable or 'seminorm', got {norm!r}")
         self.request = odeint_request(method, rtol, atol, chosen)
         self.norm = AdjointNorm(problem, self.params, rtol, atol, norm, state_norm)
-        device = problem.y0.device.type
-        self._autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        #: None where there will be no backward pass.
+        self._surroundings: Surroundings | None = None
+        if recorded((problem.y0, problem.t), self.params):
+            self._surroundings = Surroundings(problem.func, problem.y0.device)
+        self._named_norm = norm
+        #: The options with the norm in use, a function of (t, y, a, *params) with y and a packed:
+        #: what torchdiffeq's users find and change in ``grad_fn.adjoint_options``.
+        self.options = {**chosen, "norm": self.norm.of_packed}
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """The forward pass, without an autograd graph."""
+        surroundings = self._surroundings
+        with torch.no_grad(), nullcontext() if surroundings is None else surroundings.forward():
+            yield
+
+    def recomputation(self) -> AbstractContextManager[None]:
+        """The backward pass, with func as it was in the forward pass."""
+        assert self._surroundings is not None
+        return self._surroundings.recomputation(False, self.params)
+
+    def with_options(self, options: dict[str, Any]) -> Adjoint:
+        """This adjoint with such options as ``options`` has; itself if they are the same."""
+        own, norm = self.options, options.get("norm")
+        if options.keys() == own.keys() and all(options[name] is own[name] for name in own):
+            return self
+        if norm is own["norm"]:
+            norm = self._named_norm
+        elif callable(norm):
+            norm = partial(_of_parts, norm, self.problem.layout)
+        made = Adjoint(self.problem, self.params, options={**options, "norm": norm}, **self._given)
+        made._surroundings = self._surroundings
+        return made
 
     def attach(self, solution: Tensor, t: Tensor | None = None) -> Tensor:
         """``solution``, which autograd has not recorded, with its gradients.
@@ -85,16 +128,6 @@ class Adjoint:
         self, solution: Tensor, t: Tensor, grad: Tensor, timed: bool
     ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
         """dL by y0, by t if ``timed``, and by each of params; ``grad`` is dL by the solution."""
-        device = solution.device.type
-        enabled, dtype = self._autocast
-        if enabled == torch.is_autocast_enabled(device):
-            return self._gradients(solution, t, grad, timed)
-        with torch.autocast(device, dtype, enabled):
-            return self._gradients(solution, t, grad, timed)
-
-    def _gradients(
-        self, solution: Tensor, t: Tensor, grad: Tensor, timed: bool
-    ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
         field, times = self.problem.field, t.tolist()
         solve = BackwardSolve(self)
         by_time: list[Tensor] = []
@@ -117,6 +150,15 @@ class Adjoint:
         return a, torch.stack(by_time[::-1]).to(t.device, t.dtype), params
 
 
+def _of_parts(norm: Callable[[Any], Any], layout: Layout, parts: tuple[Tensor, ...]) -> Any:
+    """The value of a norm of (t, y, a, *params) for (t, *y, *a, *params)."""
+    count = 1 if layout.shapes is None else len(layout.shapes)
+    t, *rest = parts
+    halves = rest[:count], rest[count : 2 * count]
+    packed = (half[0] if layout.shapes is None else layout.pack(tuple(half)) for half in halves)
+    return norm((t, *packed, *rest[2 * count :]))
+
+
 def _inner(a: Tensor, f: Tensor) -> Tensor:
     return torch.vdot(a.reshape(-1), f.reshape(-1)).real
 
@@ -128,18 +170,26 @@ class _Continuous(torch.autograd.Function):
     ) -> Tensor:
         solution = made.pop()
         ctx.adjoint = adjoint
+        ctx.adjoint_options = dict(adjoint.options)
         ctx.save_for_backward(solution, y0, t, *params)
         return solution
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         solution, y0, t, *params = ctx.saved_tensors
-        adjoint: Adjoint = ctx.adjoint
+        adjoint: Adjoint = ctx.adjoint.with_options(ctx.adjoint_options)
         timed = ctx.needs_input_grad[3]
-        if torch.is_grad_enabled():
-            return None, None, *_differentiable(adjoint, grads[0], (y0, t, *params))
-        by_y0, by_t, by_params = adjoint.gradients(solution, t, grads[0], timed)
-        return None, None, by_y0, by_t, *by_params
+
+        def gradients(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+            (grad,) = grads
+            assert grad is not None
+            with adjoint.recomputation():
+                if torch.is_grad_enabled():
+                    return _differentiable(adjoint, grad, (y0, t, *params))
+                by_y0, by_t, by_params = adjoint.gradients(solution, t, grad, timed)
+                return [by_y0, by_t, *by_params]
+
+        return None, None, *for_each_cotangent(gradients, grads)
 
 
 def _differentiable(
@@ -155,7 +205,7 @@ def _differentiable(
         args = {id(x): gates(x) for x in field.args}
         y0, t = map(gates, inputs[:2])
         given = tuple(args[id(x)] for x in field.args)
-        own = VectorField(field.func, field.layout, y0, field.direction, given)
+        own = VectorField(field.func, field.layout, y0, field.direction, given, field.warn_of_cast)
         solution = adjoint.solve_with_graph(problem.with_(field=own, y0=y0, t=t))
         # What func itself holds has no copy; no path goes on from a leaf.
         inputs = (y0, t, *(args.get(id(x), x) for x in adjoint.params))

@@ -10,6 +10,7 @@ from torch import Tensor
 from fastnode import extension
 from fastnode.adjoints.continuous.quadrature import Integrand, Quadrature
 from fastnode.problem.ivp import Problem
+from fastnode.torch_support.kept_graph import keeping_graph
 
 
 class AdjointField:
@@ -25,6 +26,10 @@ class AdjointField:
         plain = all(type(param) in (Tensor, torch.nn.Parameter) for param in self.params)
         native = extension.AVAILABLE and plain
         self._vjp = extension.native().vjp if native else vjp_reference
+        self._keeps = True
+        #: Those that were frozen since the forward pass have no integrand, as they have no gradient
+        #: by backprop.
+        self._live = [param for param in self.params if param.requires_grad]
         self._lone = problem.layout.shapes is None
         self._count = 1 if problem.layout.shapes is None else len(problem.layout.shapes)
 
@@ -46,13 +51,31 @@ class AdjointField:
             leaves = [part.detach().requires_grad_() for part in parts[:count]]
             state = leaves[0] if self._lone else tuple(leaves)
             f = field.parts(field.func(t, state, *field.args))
-        inputs = [*leaves, *self.params] if wanted else leaves
-        found = self._vjp(f, parts[count:], inputs)
+        inputs = [*leaves, *self._live] if wanted else leaves
+        found = self._vjp_of(f, parts[count:], inputs)
         by_y = [
             torch.zeros_like(leaf) if grad is None else grad
             for leaf, grad in zip(leaves, found, strict=False)
         ]
-        return (*(x.detach() for x in f), *by_y), found[count:]
+        return (*(x.detach() for x in f), *by_y), self._for_all(found[count:])
+
+    def _vjp_of(
+        self, f: Sequence[Tensor], a: Sequence[Tensor], inputs: Sequence[Tensor]
+    ) -> Sequence[Tensor | None]:
+        if not self._keeps:
+            return vjp_reference(f, a, inputs, retain_graph=False)
+        # Tensors that f holds may have an autograd graph that the next evaluation needs too.
+        found, self._keeps = keeping_graph(
+            lambda keep: self._vjp(f, a, inputs) if keep else vjp_reference(f, a, inputs, keep)
+        )
+        return found
+
+    def _for_all(self, integrand: Integrand) -> Integrand:
+        """That of ``params`` from that of the live ones."""
+        if not integrand or len(self._live) == len(self.params):
+            return integrand
+        left = iter(integrand)
+        return [next(left) if param.requires_grad else None for param in self.params]
 
     def as_state(self, integrand: Integrand) -> list[Tensor]:
         """Gradients in the state's dtype, complex ones beside a real state as pairs of numbers."""
@@ -75,12 +98,14 @@ class AdjointField:
 
 
 def vjp_reference(
-    outputs: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]
+    outputs: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    retain_graph: bool = True,
 ) -> Sequence[Tensor | None]:
     """-sum_i cotangents_i^T d outputs_i / d inputs; None where an input plays no part."""
     pairs = [(f, -a) for f, a in zip(outputs, cotangents, strict=False) if f.requires_grad]
     if not pairs:
         return [None] * len(inputs)
     roots, weights = zip(*pairs, strict=True)
-    # Tensors that f holds may have an autograd graph that the next evaluation needs too.
-    return torch.autograd.grad(roots, inputs, weights, retain_graph=True, allow_unused=True)
+    return torch.autograd.grad(roots, inputs, weights, retain_graph=retain_graph, allow_unused=True)

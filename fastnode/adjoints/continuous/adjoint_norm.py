@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from fastnode.adjoints.continuous.quadrature import Quadrature
 from fastnode.control.norms import ErrorNorm, check_tolerance, norm_value
+from fastnode.ops.rk_error import root_mean_square
 from fastnode.problem.ivp import Layout, Problem
 
 Norm = Callable[[Any], Any]
@@ -44,6 +46,7 @@ class AdjointNorm:
         self._custom = norm if callable(norm) else None
         self._clock = problem.y0.new_zeros((), dtype=problem.field.time_dtype)
         self._quadrature: Quadrature | None = None
+        self._of_state, self._state_norm = problem.layout, state_norm
         count, lone = len(shapes), problem.layout.shapes is None
 
         def by_state(parts: tuple[Tensor, ...]) -> float:
@@ -58,7 +61,7 @@ class AdjointNorm:
             problem.y0.detach().reshape(-1),
             rtol,
             atol,
-            joint if self._custom is None else self._measure,
+            joint if self._custom is None else self._measured_by_custom(),
             "adjoint_",
         )
         self._tolerances = [
@@ -74,8 +77,11 @@ class AdjointNorm:
             for state, own in zip((self.rtol, self.atol), self._tolerances, strict=True)
         ]
         self.plain = self._state.plain
-        #: The norm of the parameter gradients where kernels measure y and a; None if unused.
-        self.beside = self._of_params if self.uses_params else None
+
+    @property
+    def beside(self) -> Callable[[], float] | None:
+        """The norm of the parameter gradients where kernels measure y and a; None if unused."""
+        return self._of_params if self.uses_params else None
 
     def watch(self, quadrature: Quadrature | None) -> None:
         """Steps are measured with this quadrature from now on."""
@@ -97,9 +103,36 @@ class AdjointNorm:
             return 0.0
         return self._quadrature.error_norm(self._tolerances[0], self._tolerances[1])
 
+    def of_packed(self, parts: tuple[Tensor, ...]) -> Any:
+        """The norm of scaled errors (t, y, a, *params), y and a packed."""
+        t, *packed = parts[:3]
+        halves = [self._of_state.unpack(x) for x in packed]
+        tensors = [half if isinstance(half, tuple) else (half,) for half in halves]
+        params = parts[3:]
+        if self._custom is not None:
+            return self._custom((t, *tensors[0], *tensors[1], *params))
+        if self._state_norm is not None:
+            values = [torch.as_tensor(self._state_norm(half)) for half in halves]
+        else:
+            values = [root_mean_square(x, False) for half in tensors for x in half]
+        if self.uses_params:
+            values += [root_mean_square(x, False) for x in params]
+        return torch.stack([t.abs().double(), *(x.to(t.device).double() for x in values)]).max()
+
     def size(self, x: Tensor, y: Tensor) -> float:
         """The norm of x relative to the tolerances at y."""
         return self(y, y, [x], [1.0])
+
+    def _measured_by_custom(self) -> Norm:
+        # No circle: this object holds what calls the function.
+        this = weakref.ref(self)
+
+        def measure(parts: tuple[Tensor, ...]) -> Any:
+            norm = this()
+            assert norm is not None
+            return norm._measure(parts)
+
+        return measure
 
     def _measure(self, parts: tuple[Tensor, ...]) -> Any:
         assert self._custom is not None

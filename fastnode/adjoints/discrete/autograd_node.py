@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastnode.engines.reference.step import Step
 from fastnode.problem.ivp import Problem, VectorField
+from fastnode.torch_support.batched_grads import for_each_cotangent
 from fastnode.torch_support.partial_grad import PartialGradGates
 from fastnode.torch_support.recompute import ReplayableField, Surroundings
 
@@ -100,13 +101,15 @@ class _Solve(torch.autograd.Function):
         wanted = ctx.needs_input_grad[2:]
         if all(g is None for g in cotangents):
             return (None,) * (2 + ctx.count)
-        with chain.surroundings.recomputation(bool(chain.observed.draws)):
-            if torch.is_grad_enabled():
-                found = _differentiably(chain, inputs, wanted, cotangents)
-            else:
-                found = chain.vjp(inputs.detached(), saved[ctx.count :], cotangents)
-        gradients = zip(found, wanted, strict=True)
-        return None, None, *(g if needed else None for g, needed in gradients)
+
+        def gradients(cotangents: Cotangents) -> list[Tensor | None]:
+            with chain.surroundings.recomputation(bool(chain.observed.draws), inputs.params):
+                if torch.is_grad_enabled():
+                    return _differentiably(chain, inputs, wanted, cotangents)
+                return chain.vjp(inputs.detached(), saved[ctx.count :], cotangents)
+
+        found = zip(for_each_cotangent(gradients, cotangents), wanted, strict=True)
+        return None, None, *(g if needed else None for g, needed in found)
 
 
 def _differentiably(
@@ -119,15 +122,19 @@ def _differentiably(
     inputs = inputs.like(flat)
     pairs = zip(chain.recompute(inputs), cotangents, strict=True)
     outputs, seeds = zip(*((x, g) for x, g in pairs if g is not None), strict=True)
-    sources = [x for x, needed in zip(flat, wanted, strict=True) if needed and x is not None]
-    found = torch.autograd.grad(outputs, sources, seeds, create_graph=True, allow_unused=True)
-    gates.open()
-    gradients = iter(found)
-    zeros = [None if x is None else torch.zeros_like(x) for x in flat]
+    # A parameter that was frozen since the forward pass gets none, as by backprop.
+    needed = [
+        asked and x is not None and x.requires_grad for x, asked in zip(flat, wanted, strict=True)
+    ]
+    sources = [x for x, each in zip(flat, needed, strict=True) if each and x is not None]
+    if not sources:
+        return [None] * len(flat)
+    found = iter(torch.autograd.grad(outputs, sources, seeds, create_graph=True, allow_unused=True))
     filled: list[Tensor | None] = []
-    for needed, zero in zip(wanted, zeros, strict=True):
-        g = next(gradients) if needed else None
-        filled.append(zero if needed and g is None else g)
+    for x, each in zip(flat, needed, strict=True):
+        g = next(found) if each else None
+        filled.append(torch.zeros_like(x) if each and g is None and x is not None else g)
+    gates.open()
     return filled
 
 
@@ -145,7 +152,9 @@ def with_args(
     args = list(outer.args)
     for i, x in zip(needed, inputs.args, strict=True):
         args[i] = x
-    return VectorField(observed, outer.layout, inputs.y0, outer.direction, tuple(args))
+    return VectorField(
+        observed, outer.layout, inputs.y0, outer.direction, tuple(args), outer.warn_of_cast
+    )
 
 
 @dataclass(eq=False)

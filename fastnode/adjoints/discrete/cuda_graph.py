@@ -9,7 +9,8 @@ begins with, and waits for nothing.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,30 @@ from fastnode.engines.cuda_graph import runtime as graph_runtime
 from fastnode.engines.cuda_graph.field import cannot_capture
 from fastnode.engines.cuda_graph.plan import cached, no_autocast_cache
 from fastnode.engines.native import joint as native
+from fastnode.torch_support.recompute import module_of
 
 if TYPE_CHECKING:
     from fastnode.problem.ivp import VectorField
+
+
+@contextmanager
+def aliased(func: Any, params: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Leaves in the place of a module's parameters, on their memory.
+
+    Autograd ties a parameter to the stream on which it was first used, and would synchronise with
+    that one in a capture, which forbids it; these are used on the capture's alone.
+    """
+    leaves = {id(x): x.detach().requires_grad_() for x in params}
+    module = module_of(func)
+    held = [] if module is None else [each._parameters for each in module.modules()]
+    before = [dict(each) for each in held]
+    try:
+        for each in held:
+            each.update({n: leaves.get(id(x), x) for n, x in each.items()})  # pyright: ignore
+        yield [leaves[id(x)] for x in params]
+    finally:
+        for each, entries in zip(held, before, strict=True):
+            each.update(entries)
 
 
 class BackwardStep:
@@ -67,7 +89,10 @@ class BackwardStep:
         self.step.y.copy_(y)
         with no_autocast_cache():
             with self.runtime.uncaptured():
-                self._vjp()
+                #: Whether the field reads its parameters where the aliases are.
+                self.takes = not self._vjp(self.sums.wanted)
+            if not self.takes:
+                return
             try:
                 self.captured = self.runtime.capture(self._vjp)
             except RuntimeError as error:
@@ -96,8 +121,14 @@ class BackwardStep:
         self.runtime.end_use()
         return found
 
-    def _vjp(self) -> None:
-        step, scheme, func = self.step, self.scheme, self.func()
+    def _vjp(self, held: Sequence[Tensor] = ()) -> bool:
+        """Whether any of the tensors ``held`` has a gradient."""
+        func = self.func()
+        with aliased(func, self.sums.wanted) as params:
+            return self._transpose(func, params, held)
+
+    def _transpose(self, func: Any, params: Sequence[Tensor], held: Sequence[Tensor]) -> bool:
+        step, scheme = self.step, self.scheme
         weights = scheme.tableau.solution_weights
         step.place(self.numbers)
         order = scheme.needed(weights.stages)
@@ -113,7 +144,7 @@ class BackwardStep:
         terms = {
             j: [(w, self.cotangent)] for j, w in zip(weights.stages, weights.values, strict=True)
         }
-        total = self.cotangent
+        total, reached = self.cotangent, False
         for i in reversed(order):
             leaf, derivative = graphs.pop(i)
             if i not in terms or not derivative.requires_grad:
@@ -121,11 +152,12 @@ class BackwardStep:
             values, tensors = zip(*terms.pop(i), strict=True)
             mu, *rest = torch.autograd.grad(
                 [derivative],
-                [leaf, *self.sums.wanted],
+                [leaf, *params, *held],
                 [step.increment(list(tensors), list(values))],
                 allow_unused=True,
             )
-            self.sums.add(rest)
+            self.sums.add(rest[: len(params)])
+            reached = reached or any(g is not None for g in rest[len(params) :])
             if mu is None:
                 continue
             mu = mu.contiguous()
@@ -134,6 +166,7 @@ class BackwardStep:
             for j, w in zip(row.stages, row.values, strict=True):
                 terms.setdefault(j, []).append((w, mu))
         self.cotangent.copy_(total)
+        return reached
 
 
 class CapturedChain(StepChain):
@@ -155,6 +188,8 @@ class CapturedChain(StepChain):
                 ("backward", *key),
                 lambda weak: BackwardStep(field, weak, y0, self.scheme, inputs.params),
             )
+            if not step.takes:
+                return super().vjp(inputs, kept, cotangents)
             rows = [(t, t1, float(n == 0)) for n, (t, t1) in enumerate(pairwise(edges))]
             numbers = torch.tensor(rows, dtype=torch.float64).to(y0.device, non_blocking=True)
             states = [y0, *kept]
@@ -171,9 +206,12 @@ class CapturedChain(StepChain):
 
     def _simple(self, inputs: Inputs) -> bool:
         """Whether the captured step does what is asked: no gradients of times or arguments, no
-        outputs inside of steps, no buffers, of which the backward pass uses copies."""
+        outputs inside of steps, no buffers, of which the backward pass uses copies, and none but a
+        module's parameters, which the capture has aliases of."""
         plain = inputs.ts is None and inputs.grid is None and not inputs.args
         at_ends = all(t == self.edges[n + 1] for n, found in self.outputs.items() for _, t in found)
-        module = self.surroundings.module
-        buffers = module is not None and any(True for _ in module.buffers())
-        return plain and at_ends and not buffers and self.slots is None
+        modules = self.surroundings.modules
+        buffers = any(module._buffers for module in modules)
+        held = {id(x) for module in modules for x in module._parameters.values()}
+        all_held = held.issuperset(map(id, inputs.params))
+        return plain and at_ends and not buffers and all_held and self.slots is None

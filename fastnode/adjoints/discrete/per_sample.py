@@ -291,7 +291,8 @@ class SampleChain:
         args = list(outer.args)
         for i, x in zip(self.needed, inputs.args, strict=True):
             args[i] = x
-        field = SampleField(self.observed, outer.field.layout, inputs.y0)
+        given = outer.field
+        field = SampleField(self.observed, given.layout, inputs.y0, given.warn_of_cast)
         ts = outer.ts.detach() if inputs.ts is None else inputs.ts
         return replace(outer, field=field, y0=inputs.y0, ts=ts, args=tuple(args))
 

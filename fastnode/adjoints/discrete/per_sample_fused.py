@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from fastnode.control.request import SolveRequest
 from fastnode.engines import select
 from fastnode.engines.fused import per_sample as per_sample_fused
 from fastnode.engines.fused.double_backward import PerceptronField
-from fastnode.engines.fused.mlp import Layers, Perceptron
+from fastnode.engines.fused.mlp import FIRST_GENERATED, NativeField, tensors
 from fastnode.engines.per_sample_trace import Trace
 from fastnode.problem.batch import SampleField, SampleProblem
 from fastnode.torch_support.grad_mode import recorded
@@ -36,14 +37,17 @@ class FusedChain(SampleChain):
         self,
         problem: SampleProblem,
         request: SolveRequest,
-        found: Perceptron,
+        found: NativeField,
         trace: Trace,
         kept: Tensor,
     ):
         super().__init__(problem, request, ())
-        layers, self.activation = found
-        self.columns = [column for _, _, column in layers]
-        self.biased = [bias is not None for _, bias, _ in layers]
+        layers, self.number = found
+        self.columns: list[int] = []
+        self.biased: list[bool] = []
+        if self.number < FIRST_GENERATED:
+            self.columns = [column for _, _, column in layers]
+            self.biased = [bias is not None for _, bias, _ in layers]
         self.steps = (trace.accepted, trace.t1)
         self.trace, self.kept = trace, kept
 
@@ -55,6 +59,10 @@ class FusedChain(SampleChain):
         return [ys], [kept]
 
     def recompute(self, inputs: Inputs) -> list[Tensor]:
+        if self.number >= FIRST_GENERATED:
+            raise RuntimeError(
+                "gradients of a compiled field have no gradients themselves; use engine='native'"
+            )
         self.batches = batch_steps(self.problem, *self.steps)
         return super().recompute(inputs)
 
@@ -63,13 +71,15 @@ class FusedChain(SampleChain):
     ) -> list[Tensor | None]:
         of_ys = cotangents[0]
         assert of_ys is not None
-        found = (self._layers(inputs.params), self.activation)
+        found = (self._held(inputs.params), self.number)
         by_y0, by_layers = per_sample_fused.back(
             self.problem, self.tableau, found, *self.steps, kept[0], of_ys
         )
         return [by_y0, None, None, *(by_layers or [None] * len(inputs.params))]
 
-    def _layers(self, tensors: Sequence[Tensor]) -> Layers:
+    def _held(self, tensors: Sequence[Tensor]) -> list[Any]:
+        if self.number >= FIRST_GENERATED:
+            return list(tensors)
         left = iter(tensors)
         return [
             (next(left), next(left) if biased else None, column)
@@ -80,7 +90,7 @@ class FusedChain(SampleChain):
         outer = self.problem
         pairs = zip(self.columns, self.biased, strict=True)
         layout = [int(x) for pair in pairs for x in pair]
-        func = PerceptronField(inputs.params, layout, self.activation)
+        func = PerceptronField(inputs.params, layout, self.number)
         return replace(outer, field=SampleField(func, outer.field.layout, inputs.y0), y0=inputs.y0)
 
 
@@ -91,9 +101,9 @@ def fused_samples(problem: SampleProblem, request: SolveRequest) -> Trace | None
         return None
     if select.choose_per_sample(problem, request, gradients=True) != "fused":
         return None
-    found = per_sample_fused.find(problem)
+    found = per_sample_fused.find(problem, gradients=True)
     assert found is not None
-    params = per_sample_fused.tensors(found[0])
+    params = tensors(found)
     if not recorded((problem.y0, *params)):
         return None
     with torch.no_grad():

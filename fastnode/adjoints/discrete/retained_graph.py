@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastnode.adjoints.discrete.autograd_node import Cotangents, Inputs
 from fastnode.adjoints.discrete.step_transpose import Scheme
+from fastnode.torch_support.kept_graph import keeping_graph
 from fastnode.torch_support.recompute import ReplayableField
 
 #: Bytes of a graph that one solve may keep. Where all of it fits a solve takes the time of
@@ -69,7 +70,7 @@ class RetainedGraph:
     def vjp(
         self, slots: Sequence[int], cotangents: Cotangents, upstream: Sequence[Tensor | None]
     ) -> list[Tensor | None]:
-        """The gradients of the leaves: y0, if it needs one, args and params.
+        """The gradients of the leaves that require one: y0, if it needs one, args and params.
 
         Args:
             slots: which outputs lie in the kept steps.
@@ -79,13 +80,20 @@ class RetainedGraph:
         pairs = [(self._outputs[slot], cotangents[slot]) for slot in slots]
         pairs += zip(self._ends, upstream, strict=True)
         known = [(x, g) for x, g in pairs if g is not None and x.requires_grad]
-        if not known:
-            return [None] * len(self._leaves)
+        leaves = [x for x in self._leaves if x.requires_grad]
+        if not (known and leaves):
+            return [None] * len(leaves)
         roots, seeds = zip(*known, strict=True)
         # Kept, as a backward pass may be asked for twice.
-        return list(
-            torch.autograd.grad(roots, self._leaves, seeds, retain_graph=True, allow_unused=True)
+        found, kept = keeping_graph(
+            lambda keep: torch.autograd.grad(
+                roots, leaves, seeds, retain_graph=keep, allow_unused=True
+            )
         )
+        if not kept:
+            # Another backward pass takes these steps again.
+            self.steps, self._leaves, self._outputs, self._ends = 0, [], [], []
+        return list(found)
 
     def _fits(self, bytes_each: int, evaluations: int) -> bool:
         return (evaluations + self.scheme.last + 1) * bytes_each <= ROOM

@@ -97,8 +97,8 @@ class Scheme:
         h = t1 - t
         b = self.tableau.solution_weights
         whole = [h * w for w in b.values]
-        exactly = isinstance(target, float) or not self.adaptive
-        if target is None or (exactly and to_float(target) == to_float(t1)):
+        # At the end of the step only the polynomial has a derivative with respect to the target.
+        if target is None or (not isinstance(target, Tensor) and target == to_float(t1)):
             return list(b.stages), whole
         x = (target - t) / h
         if self.inside == "dense":
@@ -167,14 +167,22 @@ def take(
 
 
 class Gradients:
-    """Sums of the gradients of tensors, added up in place."""
+    """Sums of the gradients of tensors, added up in place.
 
-    def __init__(self, wanted: Sequence[Tensor]):
-        self.wanted = list(wanted)
-        self.sums = [torch.zeros_like(x) for x in self.wanted]
+    Attributes:
+        sums: one for each of the tensors.
+        wanted: those of the tensors that require a gradient; a parameter that was frozen since the
+            forward pass does not, and gets none, as by backprop.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]):
+        self.sums = [torch.zeros_like(x) for x in tensors]
+        self.wanted = [x for x in tensors if x.requires_grad]
+        self._into = [s for s, x in zip(self.sums, tensors, strict=True) if x.requires_grad]
 
     def add(self, gradients: Sequence[Tensor | None]) -> None:
-        pairs = [(s, g) for s, g in zip(self.sums, gradients, strict=True) if g is not None]
+        """Adds those of ``wanted``."""
+        pairs = [(s, g) for s, g in zip(self._into, gradients, strict=True) if g is not None]
         if pairs:
             sums, terms = zip(*pairs, strict=True)
             for_each: Any = torch

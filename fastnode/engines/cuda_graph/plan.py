@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from fastnode.engines.cuda_graph import runtime as graph_runtime
-from fastnode.engines.cuda_graph.field import HeldValues, cannot_capture, check_pure, weak_reference
+from fastnode.engines.cuda_graph.field import cannot_capture, check_pure, weak_reference
 from fastnode.engines.cuda_graph.program import Program, Shape
+from fastnode.engines.held_values import HeldValues
 from fastnode.problem.ivp import VectorField
 
 #: Captured solves and backward passes that are cached at most.
@@ -60,13 +61,16 @@ class Plan:
         self.program = Program(field, func, y0, shape)
         self.lock = threading.Lock()
         self.state: dict[str, Any] = {}
-        self._capture(field.time(start, 0))
-
-    def _capture(self, time: Tensor) -> None:
-        program, runtime = self.program, self.runtime
         self._check_ready()
-        step = program.step
-        step.times.copy_(time.expand_as(step.times))
+        # Times with steps between them, for the calls before the capture.
+        step, direction = self.program.step, field.direction
+        times = [start + i * direction for i in range(shape.count)]
+        step.memory.copy_(step.image(1.0, direction, times))
+        step.times.copy_(field.time(start, 0).expand_as(step.times))
+        self._capture()
+
+    def _capture(self) -> None:
+        program, runtime, step = self.program, self.runtime, self.program.step
 
         def evaluate() -> Tensor:
             return program.evaluate(0, step.y)
@@ -76,6 +80,9 @@ class Plan:
                 program.copies = check_pure(
                     evaluate, program.func(), step.y, runtime.forbidding_waits
                 )
+                # CUDA loads a kernel at its first launch, which a capture may not survive.
+                program.first()
+                program.body()
             try:
                 self.first = runtime.capture(program.first)
                 self.body = runtime.capture(program.body)
@@ -248,7 +255,8 @@ def _surroundings(device: torch.device) -> Hashable:
     return (
         torch.is_autocast_enabled(device.type),
         torch.get_autocast_dtype(device.type),
-        torch.get_float32_matmul_precision(),
-        torch.backends.cudnn.allow_tf32,
+        # Not the older getters, which raise where a newer setting was used.
+        torch.backends.cuda.matmul.fp32_precision,
+        torch.backends.cudnn.conv.fp32_precision,  # pyright: ignore
         torch.are_deterministic_algorithms_enabled(),
     )

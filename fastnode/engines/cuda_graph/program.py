@@ -45,7 +45,8 @@ class Program:
         capacity = min(MAX_RECORDS, max(16, STATE_BYTES // bytes_each))
         self.shape, self.func = shape, func
         # For its checks only; with func it would keep that alive.
-        self.form = VectorField(None, field.layout, y0, field.direction)  # pyright: ignore
+        shared = field.warn_of_cast
+        self.form = VectorField(None, field.layout, y0, field.direction, (), shared)  # pyright: ignore
         self.args = [x.detach().clone() if isinstance(x, Tensor) else x for x in field.args]
         self.step = extension.native().GraphStep(
             y0.detach().clone(memory_format=torch.contiguous_format),

@@ -21,7 +21,7 @@ class Runtime(Protocol):
         ...
 
     def uncaptured(self) -> Any:
-        """A context for the first calls of a field, which are not captured."""
+        """A context for the first calls of what is captured later, which load its kernels."""
         ...
 
     def forbidding_waits(self) -> Any:
@@ -90,8 +90,14 @@ class CudaRuntime:
 
     def capture(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph(keep_graph=True)
-        with torch.cuda.device(self.device), torch.cuda.graph(graph, pool=self._pool):
-            function()
+        # On a stream of the device at hand: torch's own is of the device that it captured on first.
+        # Other threads may meanwhile do what a capture forbids, such as to pin memory.
+        with torch.cuda.device(self.device):
+            stream = torch.cuda.Stream(self.device)
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
+            ):
+                function()
         return graph
 
     def replay(self, captured: torch.cuda.CUDAGraph) -> None:

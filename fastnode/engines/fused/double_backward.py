@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastnode.engines.fused.mlp import ACTIVATIONS
+from fastnode.engines.fused.mlp import ACTIVATIONS, FIRST_GENERATED
 from fastnode.engines.reference.step import Step, combine, take_step
 from fastnode.ops.rk_error import rk_error_reference
 from fastnode.problem.ivp import Time, to_float
@@ -69,6 +69,10 @@ def gradients(
 ) -> list[Tensor | None]:
     """Gradients of y0, t and the parameters, given those of the solution at the times and of the
     records of steps; None for what needs none. ``request`` is that of C++."""
+    if activation >= FIRST_GENERATED:
+        raise RuntimeError(
+            "gradients of a compiled field have no gradients themselves; use engine='native'"
+        )
     tableau, edges = METHODS[request.method], steps[0].tolist()
     rtol, atol, adaptive, perturb = request.rtol, request.atol, request.adaptive, request.perturb
     gates = PartialGradGates()

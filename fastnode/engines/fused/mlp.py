@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from fastnode import extension
+from fastnode.errors import NotCompilable
+from fastnode.torch_support.warn import warn
 
 #: (weight, bias, column of the time or -1) of each layer, number of the activation.
 Layers = list[tuple[Tensor, Tensor | None, int]]
@@ -19,7 +21,9 @@ Perceptron = tuple[Layers, int]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
     "gelu": F.gelu,
+    "leaky_relu": F.leaky_relu,
     "relu": torch.relu,
+    "selu": F.selu,
     "sigmoid": torch.sigmoid,
     "silu": F.silu,
     "sin": torch.sin,
@@ -59,11 +63,51 @@ def read_layers(inside: list[nn.Module], layers: list[tuple[nn.Module, int]]) ->
     return found
 
 
-def replaced_module(places: list[tuple[dict[str, Any], str, Any]]) -> str | None:
-    """The first name under which a dict no longer holds its module."""
-    if extension.AVAILABLE and not torch.compiler.is_compiling():
-        return extension.native().replaced_module(places)
-    return next((name for modules, name, child in places if modules.get(name) is not child), None)
+def why_not(func: Any, limits: str) -> str:
+    """Why a field that declares itself a perceptron is none, or the limits of its engine."""
+    return getattr(func, "why_not_fused", None) or limits
+
+
+#: Numbers of activations are below, those of generated fields from here on (csrc/ops/mlp/layers.h).
+FIRST_GENERATED = 1 << 16
+#: What a solve is of: an MLP's layers and its activation, or the tensors that a generated field
+#: holds and its number.
+NativeField = tuple[Any, int]
+
+
+def native_field(func: Any, y0: Tensor, gradients: bool, per_sample: bool) -> NativeField | None:
+    """What the engine solves in place of func, or None."""
+    generated = getattr(type(func), "native_field", None)
+    if generated is None:
+        return perceptron(func)
+    if torch.compiler.is_compiling() or _has_callbacks(func) or _has_any_global_hook():
+        return None
+    return generated(func, y0, gradients, per_sample)
+
+
+def named_or_none(find: Callable[[], NativeField | None], engine: str) -> NativeField | None:
+    """What ``find`` finds; where no code can be made None with a warning, unless the engine was
+    named."""
+    try:
+        return find()
+    except NotCompilable as error:
+        if engine == "fused":
+            raise
+        warn(f"{error}; the solve goes on natively")
+        return None
+
+
+def tensors(found: NativeField) -> list[Tensor]:
+    """Weights and biases in the order of the layers, or what a generated field holds."""
+    held, number = found
+    if number >= FIRST_GENERATED:
+        return held
+    return [x for weight, bias, _ in held for x in (weight, bias) if x is not None]
+
+
+def _has_callbacks(func: Any) -> bool:
+    own = func.__dict__
+    return "callback_step" in own or "callback_accept_step" in own or "callback_reject_step" in own
 
 
 def perceptron(func: Any) -> Perceptron | None:
@@ -71,7 +115,4 @@ def perceptron(func: Any) -> Perceptron | None:
     declare = getattr(type(func), "perceptron", None)
     if declare is None or _has_any_global_hook():
         return None
-    own = func.__dict__
-    if "callback_step" in own or "callback_accept_step" in own or "callback_reject_step" in own:
-        return None
-    return declare(func)
+    return None if _has_callbacks(func) else declare(func)

@@ -11,9 +11,14 @@ from torch import Tensor
 
 from fastnode import extension
 from fastnode.control.request import SolveRequest
-from fastnode.engines.failures import Failure
 from fastnode.engines.fused import request as fused_request
-from fastnode.engines.fused.mlp import Layers, Perceptron, perceptron
+from fastnode.engines.fused.mlp import (
+    NativeField,
+    named_or_none,
+    native_field,
+    tensors,
+    why_not,
+)
 from fastnode.engines.fused.refusal import runs_here
 from fastnode.engines.native import joint as native
 from fastnode.engines.per_sample_trace import Trace
@@ -34,20 +39,22 @@ def refusal(problem: SampleProblem, request: SolveRequest, gradients: bool) -> s
     where another engine is faster. ``gradients``: whether it is to make them."""
     if request.controller.has_own_rules or request.save != "times":
         return LIMITS
-    found = find(problem)
-    if found is None or (gradients and request.adjoint_params is not None):
+    found = named_or_none(lambda: find(problem, gradients), request.engine)
+    if found is None:
+        return why_not(problem.field.func, LIMITS)
+    if gradients and request.adjoint_params is not None:
         return LIMITS
-    inputs = (problem.y0, problem.ts, *tensors(found[0]))
+    inputs = (problem.y0, problem.ts, *tensors(found))
     if not gradients and torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
         return LIMITS
     takes = extension.native().mlp_takes_samples(
-        found[0], problem.y0.detach(), request.method, gradients, request.engine == "fused"
+        *found, problem.y0.detach(), request.method, gradients, request.engine == "fused"
     )
     return None if takes else LIMITS
 
 
-def find(problem: SampleProblem) -> Perceptron | None:
-    """The perceptron that a solve is of, or None where this engine does not run it."""
+def find(problem: SampleProblem, gradients: bool) -> NativeField | None:
+    """What a solve is of, or None where this engine does not run it."""
     y0, func, layout = problem.y0, problem.field.func, problem.field.layout
     if not hasattr(type(func), "perceptron") or problem.args or layout.is_tuple:
         return None
@@ -55,18 +62,13 @@ def find(problem: SampleProblem) -> Perceptron | None:
         return None
     if y0.device.type not in ("cpu", "cuda") or y0.is_complex():
         return None
-    return perceptron(func)
-
-
-def tensors(layers: Layers) -> list[Tensor]:
-    """Weights and biases in the order of the layers."""
-    return [x for weight, bias, _ in layers for x in (weight, bias) if x is not None]
+    return native_field(func, y0, gradients, per_sample=True)
 
 
 def solve(problem: SampleProblem, request: SolveRequest, keep: bool) -> tuple[Trace, Tensor | None]:
     """The trace of a solve that is not refused, without a graph, and if asked to ``keep`` it what
     ``back`` needs."""
-    y0, found = problem.y0.detach(), find(problem)
+    y0, found = problem.y0.detach(), find(problem, keep)
     assert found is not None
 
     def per_sample(value: float | Tensor) -> Tensor:
@@ -91,14 +93,15 @@ def solve(problem: SampleProblem, request: SolveRequest, keep: bool) -> tuple[Tr
         ),
         request.throw,
     )
-    names = [failure.status for failure in Failure]
-    return Trace(ys, nfe, accepted, rejected, [names[each] for each in status], *columns), kept
+    # On the CPU a list of numbers, on a GPU a tensor.
+    status = torch.as_tensor(status, dtype=torch.int8)
+    return Trace(ys, nfe, accepted, rejected, status, *columns), kept
 
 
 def back(
     problem: SampleProblem,
     tableau: Tableau,
-    found: Perceptron,
+    found: NativeField,
     accepted: Tensor,
     t1: Tensor,
     kept: Tensor,
@@ -117,6 +120,6 @@ def back(
         accepted,
         t1,
         kept,
-        any(x.requires_grad for x in tensors(layers)),
+        any(x.requires_grad for x in tensors(found)),
         fused_request.INSTRUCTIONS,
     )

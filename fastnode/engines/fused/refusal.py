@@ -8,7 +8,7 @@ import torch
 
 from fastnode import extension
 from fastnode.control.request import SolveRequest, no_stops
-from fastnode.engines.fused.mlp import perceptron
+from fastnode.engines.fused.mlp import named_or_none, native_field, perceptron, why_not
 from fastnode.engines.fused.request import native_request
 from fastnode.ops.dispatch import transformed
 from fastnode.ops.mlp_solve import takes_in_graph
@@ -16,8 +16,9 @@ from fastnode.problem.ivp import LONE, Problem
 from fastnode.tableaus import METHODS
 
 LIMITS = (
-    "it takes an MLPField or what fastnode.fuse returns, without hooks or callbacks, one tensor of "
-    "float32 or float64 whose last dimension is the field's, numbers as tolerances and explicit "
+    "it takes an MLPField or what fastnode.fuse or compile_field returns, without hooks or "
+    "callbacks, one tensor of float32 or float64 whose last dimension is the field's, numbers as "
+    "tolerances and explicit "
     "Runge-Kutta methods, and knows no args, events, stops, norms or controllers of the caller's "
     "making, adjoints but backprop, checkpoint and revolve, torch.func transforms, or with fixed "
     "steps times inside of a step; on a GPU no gradients of local errors, no revolve, and no "
@@ -44,18 +45,38 @@ def refusal(problem: Problem, request: SolveRequest) -> str | None:
         return LIMITS
     if problem.y0.is_cuda and hasattr(request.on_step, "take_errors"):
         return LIMITS
-    problem.mlp = found = perceptron(problem.func)
+    func = problem.func
+    if hasattr(type(func), "native_field"):
+        if problem.traced:
+            # A graph can hold no code of this process; its compiler has the field's formulas.
+            return LIMITS
+        gradients = _may_need_gradients(problem, request)
+        problem.mlp = found = named_or_none(
+            lambda: native_field(func, problem.y0, gradients, per_sample=False), request.engine
+        )
+    else:
+        problem.mlp = found = perceptron(func)
     if found is None:
-        return LIMITS
+        return why_not(problem.func, LIMITS)
     if request.fixed is not None and not _grid_fits(problem, request):
         return LIMITS
     if problem.traced:
         takes = takes_in_graph(found[0], problem.y0, problem.t, request.adaptive) and runs_here()
         return None if takes else LIMITS
     takes = extension.native().mlp_takes(
-        found[0], problem.y0, problem.t, native_request(request), request.engine == "fused"
+        *found, problem.y0, problem.t, native_request(request), request.engine == "fused"
     )
     return None if takes else LIMITS
+
+
+def _may_need_gradients(problem: Problem, request: SolveRequest) -> bool:
+    if not torch.is_grad_enabled() or request.adjoint == "none":
+        return False
+    return (
+        problem.y0.requires_grad
+        or problem.t.requires_grad
+        or any(x.requires_grad for x in problem.func.parameters())
+    )
 
 
 def _fits(request: SolveRequest) -> bool:
@@ -93,5 +114,9 @@ def _grid_fits(problem: Problem, request: SolveRequest) -> bool:
         return True
     if not request.record:
         return False
+    if problem.t.shape[0] == 2:
+        # Both lie at the ends of the grid.
+        steps = request.steps or len(request.grid_tensor(problem)) - 1
+        return 0 < steps <= request.max_num_steps
     grid = request.grid(problem)
     return 1 < len(grid) <= request.max_num_steps + 1 and set(problem.times) <= set(grid)

@@ -8,7 +8,6 @@ from torch import Tensor
 from fastnode import extension
 from fastnode.control.request import SolveRequest
 from fastnode.control.stiffness import Stiffness
-from fastnode.engines.failures import Failure
 from fastnode.engines.native import joint as native
 from fastnode.engines.per_sample_trace import Trace
 from fastnode.problem.batch import SampleProblem
@@ -63,13 +62,12 @@ def run(problem: SampleProblem, f0: Tensor, request: SolveRequest) -> Trace | No
     if found is None:
         return None
     ys, nfe, accepted, rejected, status, *columns, states, derivatives = found
-    names = [failure.status for failure in Failure]
     return Trace(
         ys.reshape(ys.shape[0], *y0.shape),
         nfe,
         accepted,
         rejected,
-        [names[each] for each in status],
+        torch.tensor(status, dtype=torch.int8),
         *columns,
         states=states,
         derivatives=None if derivatives is None else derivatives.transpose(0, 1),

@@ -124,6 +124,55 @@ def test_a_field_that_is_independent_of_the_state(runtimes, pulls):
     assert pulls
 
 
+def test_a_capture_uses_aliases_of_the_parameters(runtimes, pulls):
+    seen = set()
+
+    class Watched(Field):
+        def forward(self, t, y):
+            if torch.is_grad_enabled() and y.requires_grad:
+                seen.update((x, x.data_ptr()) for x in (self.net[0].weight, self.net[2].bias))
+            return super().forward(t, y)
+
+    field = Watched()
+    outer = {x.data_ptr(): x for x in field.parameters()}
+    gradients("graph", field, start(), torch.tensor([0.0, 1.0]))
+    # A capture may not touch what autograd ties to the streams of other work.
+    assert pulls and seen
+    assert all(place in outer and x is not outer[place] for x, place in seen)
+    assert set(map(id, field.parameters())) == set(map(id, outer.values()))
+
+
+def test_parameters_outside_of_a_module_are_not_captured(runtimes, pulls):
+    rate = torch.tensor(2.0).double().requires_grad_()
+
+    def field(t, y):
+        return -rate * y
+
+    for engine in ("native", "graph"):
+        ys = fastnode.solve(
+            field, start(), torch.tensor([0.0, 1.0]), engine=engine, adjoint="checkpoint",
+            adjoint_params=(rate,),
+        ).ys  # fmt: skip
+        ys.sum().backward()
+    assert rate.grad is not None and rate.grad.isfinite() and not pulls
+
+
+def test_parameters_that_are_read_elsewhere_are_not_captured(runtimes, pulls):
+    class Listed(Field):
+        """As torch's recurrent modules, which keep their weights in a list too."""
+
+        def __init__(self):
+            super().__init__()
+            self.weights = [self.net[0].weight, self.net[2].weight]
+
+        def forward(self, t, y):
+            return torch.tanh(y @ self.weights[0].T) @ self.weights[1].T + self.net[2].bias
+
+    for _ in range(2):
+        assert_same(Listed(), start(), torch.tensor([0.0, 1.0]))
+    assert not pulls
+
+
 class Buffered(Field):
     def __init__(self):
         super().__init__()

@@ -161,6 +161,35 @@ def test_compiled_fields(discrete, relative):
     assert relative(gradients(compiled), gradients(lambda t, y: net(y))) < 1e-5
 
 
+@pytest.mark.parametrize("adjoint", ["checkpoint", fastnode.Revolve(1), "reversible", "continuous"])
+@pytest.mark.parametrize("compiled_before", [True, False])
+def test_compiled_fields_that_donate_buffers(relative, monkeypatch, adjoint, compiled_before):
+    """Their backward pass runs once: it writes over what the forward pass saved."""
+    monkeypatch.setattr("fastnode.adjoints.discrete.retained_graph.ROOM", 2**30)
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4))
+    held = tuple(net.parameters())
+    plain = lambda t, y: torch.sin(net(y))  # noqa: E731
+    compiled = torch.compile(plain, backend="aot_eager")
+    if compiled_before:
+        y = torch.ones(6, 4, requires_grad=True)
+        compiled(torch.zeros(()), y).sum().backward()
+        with pytest.raises(RuntimeError, match="donated buffers"):
+            compiled(torch.zeros(()), y).sum().backward(retain_graph=True)
+
+    def gradients(field):
+        y0 = torch.linspace(-1, 1, 24).reshape(6, 4).requires_grad_()
+        ys = fastnode.solve(
+            field, y0, times(0, 1), method="rk4", steps=2, adjoint=adjoint, adjoint_params=held
+        ).ys
+        loss = ys.square().sum()
+        first = torch.autograd.grad(loss, [y0, *held], retain_graph=True)
+        assert relative(torch.autograd.grad(loss, [y0, *held]), first) < 1e-5
+        return first
+
+    assert relative(gradients(compiled), gradients(plain)) < 1e-5
+
+
 def test_parameters_of_a_partially_given_module_are_found(make_net):
     net = make_net()
     for func in (partial(net), partial(net.forward), partial(partial(net), w=1.0)):

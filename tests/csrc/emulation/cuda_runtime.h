@@ -277,7 +277,19 @@ A atomicAdd(A* to, A value) {
 }
 inline int atomicOr(int* to, int value) { return std::exchange(*to, *to | value); }
 
-inline int cudaGetLastError() { return cudaSuccess; }
+namespace emulation {
+// Calls of the runtime that fail, by bits from the first on, and the error that it keeps then.
+inline unsigned failing = 0;
+inline int last_error = cudaSuccess;
+
+inline bool fails() {
+  const bool now = failing % 2 != 0;
+  failing /= 2;
+  if (now) last_error = cudaErrorNotSupported;
+  return now;
+}
+}  // namespace emulation
+inline int cudaGetLastError() { return std::exchange(emulation::last_error, cudaSuccess); }
 
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount,
@@ -301,8 +313,10 @@ inline int cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
   return cudaSuccess;
 }
 template <class Kernel>
-int cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
-  return cudaSuccess;
+int cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int value) {
+  // Other threads launch the same kernel with more: one value for all.
+  if (value != emulation::kSharedMemory) std::abort();
+  return emulation::fails() ? emulation::last_error : cudaSuccess;
 }
 template <class Kernel>
 int cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int, size_t) {
@@ -312,6 +326,7 @@ int cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int, size
 template <class... A>
 int cudaLaunchKernel(void (*kernel)(A...), unsigned blocks, unsigned threads, void** arguments,
                      size_t bytes, cudaStream_t) {
+  if (emulation::fails()) return emulation::last_error;
   emulation::run_with(kernel, arguments, std::index_sequence_for<A...>(), blocks, threads, bytes,
                       false);
   return cudaSuccess;
@@ -319,6 +334,7 @@ int cudaLaunchKernel(void (*kernel)(A...), unsigned blocks, unsigned threads, vo
 template <class... A>
 int cudaLaunchCooperativeKernel(void (*kernel)(A...), unsigned blocks, unsigned threads,
                                 void** arguments, size_t bytes, cudaStream_t) {
+  if (emulation::fails()) return emulation::last_error;
   emulation::run_with(kernel, arguments, std::index_sequence_for<A...>(), blocks, threads, bytes,
                       true);
   return cudaSuccess;

@@ -62,6 +62,8 @@ StepTerms<T> step_terms(const std::vector<std::vector<T>>& k, const double* w, i
 
 extern "C" {
 
+int64_t partials(int64_t rows, int64_t dim) { return rk_error_cuda_partials(rows, dim); }
+
 int stage(int dtype, const void* y, void** k, const double* c, int count, int64_t numel,
           void* out) {
   return with_type(dtype, [&]<class T>(T*) {

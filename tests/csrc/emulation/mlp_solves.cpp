@@ -239,3 +239,16 @@ extern "C" int mlp_solve_backward(const Problem* problem, const Way* way) {
 extern "C" int mlp_solve(const Problem* problem) {
   return problem->dtype == 0 ? solve<float>(*problem) : solve<double>(*problem);
 }
+
+// Blocks with so many bytes of shared memory that a processor holds.
+extern "C" int resident_blocks(int64_t bytes) {
+  MlpDevice device;
+  mlp_device(0, &device);
+  return int(device.blocks(size_t(bytes)));
+}
+
+// From now on: see emulation::failing. Returns the error that the runtime has kept.
+extern "C" int fail_calls(unsigned failing) {
+  emulation::failing = failing;
+  return cudaGetLastError();
+}

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <map>
+#include <utility>
 #include <vector>
 
 #define CUDART_VERSION FAKE_CUDART_VERSION
@@ -35,7 +36,21 @@ using cudaGraphNode_t = FakeNode*;
 
 inline std::map<cudaGraphConditionalHandle, unsigned> conditions;
 inline int driver_version = FAKE_CUDART_VERSION;
-inline int graphs_alive = 0;
+inline int graphs_alive = 0, uploads = 0;
+// Calls until one fails, none if it is negative, and the error that the runtime keeps then.
+inline int calls_left = -1;
+inline cudaError_t last_error = cudaSuccess;
+
+inline bool fails() {
+  if (calls_left != 0) {
+    --calls_left;
+    return false;
+  }
+  calls_left = -1;
+  last_error = cudaErrorInvalidValue;
+  return true;
+}
+inline cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
 
 inline void cudaGraphSetConditional(cudaGraphConditionalHandle handle, unsigned value) {
   conditions.at(handle) = value;
@@ -130,6 +145,7 @@ inline cudaError_t cudaGraphAddNode(cudaGraphNode_t* node, cudaGraph_t graph,
 #endif
 
 inline cudaError_t cudaGraphCreate(cudaGraph_t* graph, unsigned) {
+  if (fails()) return last_error;
   ++graphs_alive;
   *graph = new FakeGraph;
   return cudaSuccess;
@@ -141,12 +157,20 @@ inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
 }
 inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* made, cudaGraph_t graph,
                                         unsigned long long) {
+  if (fails()) return last_error;
   ++graphs_alive;
   *made = new FakeGraph(*graph);
   return cudaSuccess;
 }
 inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t made) { return cudaGraphDestroy(made); }
+inline cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t stream) {
+  if (fails()) return last_error;
+  if (stream == nullptr) return cudaErrorInvalidValue;
+  ++uploads;
+  return cudaSuccess;
+}
 inline cudaError_t cudaGraphLaunch(cudaGraphExec_t made, cudaStream_t stream) {
+  if (fails()) return last_error;
   if (stream == nullptr) return cudaErrorInvalidValue;
   // A launch starts with the values that handles were made with.
   for (auto& [handle, value] : conditions) value = 0;

@@ -19,17 +19,17 @@ int main() {
 
   std::printf("%d\n", graph_loop_available());
   GraphLoop* loop = nullptr;
-  const int error = graph_loop_create(&first, &body, &running, &loop);
-  std::printf("%d %d\n", error, graphs_alive);
-  if (error != 0) return 0;
   int stream = 0;
+  const int error = graph_loop_create(&first, &body, &running, &stream, &loop);
+  std::printf("%d %d %d\n", error, graphs_alive, uploads);
+  if (error != 0) return 0;
   for (int steps : {3, 0, 1}) {
     left = steps;
     log += ' ';
     if (graph_loop_launch(loop, &stream) != 0) return 1;
   }
   GraphLoop* rest = nullptr;
-  if (graph_loop_create(nullptr, &body, &running, &rest) != 0) return 1;
+  if (graph_loop_create(nullptr, &body, &running, &stream, &rest) != 0) return 1;
   left = 2;
   running = true;
   log += " |";
@@ -37,6 +37,16 @@ int main() {
   running = false;
   log += " |";
   if (graph_loop_launch(rest, &stream) != 0) return 1;
+  // Each call that fails leaves nothing behind: no graph, and no error for others to find.
+  for (int n = 0; n < 4; ++n) {
+    const int alive = graphs_alive;
+    GraphLoop* none = nullptr;
+    calls_left = n;
+    const int failed = n < 3 ? graph_loop_create(nullptr, &body, &running, &stream, &none)
+                             : (calls_left = 0, graph_loop_launch(loop, &stream));
+    if (failed == 0 || none != nullptr || graphs_alive != alive || last_error != 0) return 2;
+  }
+  calls_left = -1;
   graph_loop_destroy(loop);
   graph_loop_destroy(rest);
   std::printf("%s\n%d\n", log.c_str(), graphs_alive);

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import pytest
 import torch
-from cuda_emulation import COMPILER, DTYPES, Guarded, call
+from cuda_emulation import COMPILER, DTYPES, Guarded, call, library
 
 from fastnode.ops.rk_adjoint import rk_adjoint_reference
 from fastnode.ops.rk_dense import rk_dense_reference
@@ -101,6 +103,15 @@ def test_error_norms_of_rows_and_of_all(shape, dtype, offset):
     call("error", y0, y0, y1, k, c, len(k), RTOL, ATOL, 1, rows * dim, joint.inside)
     wanted = rk_error_reference(y0.double(), y1.double(), wide(k), c, RTOL, ATOL)
     torch.testing.assert_close(joint.checked()[0].double(), wanted, rtol=rtol, atol=0)
+
+
+def test_memory_of_a_long_row_is_enough_for_its_parts():
+    # With more than 4096 pieces of 2048 elements the pieces become longer, and fewer.
+    partials = library().partials
+    partials.argtypes, partials.restype = 2 * [ctypes.c_int64], ctypes.c_int64
+    counts = [partials(1, n) for n in (0, 1, 1025, 2048, 2049, 5000, 2**23, 2**23 + 100, 2**26)]
+    assert counts == sorted(counts) and counts[3] == 0 and counts[4] == 2
+    assert partials(1, 2**23) == 4096 and partials(7, 5000) == 21
 
 
 def test_nan_anywhere_makes_the_norm_nan():

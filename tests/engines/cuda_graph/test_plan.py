@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import gc
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
-from fake_cuda_graph import TS, Turning, faked, run
+from fake_cuda_graph import TS, FakeRuntime, Turning, faked, run
 
 import fastnode
 from fastnode import extension
 from fastnode.engines.cuda_graph import engine, plan
+from fastnode.engines.cuda_graph.program import Program
+from fastnode.engines.cuda_graph.runtime import CudaRuntime
 
 pytestmark = pytest.mark.skipif(not extension.AVAILABLE, reason=extension.REASON)
 
@@ -120,6 +123,55 @@ def test_user_objects_are_inspected_but_not_libraries(runtimes):
     assert same_as_native(field)
     settings.factor = 3.0
     assert same_as_native(field)
+    assert len(runtimes) == 2
+
+
+def test_everything_captured_has_run_before(monkeypatch):
+    events = []
+
+    def note(kind, name):
+        before = getattr(kind, name)
+        monkeypatch.setattr(kind, name, lambda *x: (events.append(name), before(*x))[1])
+
+    note(Program, "first")
+    note(Program, "body")
+    note(FakeRuntime, "capture")
+    with faked(), torch.no_grad():
+        run(Turning())
+    # CUDA loads a kernel at its first launch, which a capture may not survive.
+    assert events[:4] == ["first", "body", "capture", "capture"]
+
+
+def test_a_capture_has_a_stream_and_errors_of_its_own(monkeypatch):
+    found = {}
+
+    @contextmanager
+    def graph(graph, **options):
+        found.update(options)
+        yield
+
+    device = torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda **_: object())
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: ("stream", device))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    runtime = object.__new__(CudaRuntime)
+    runtime.device, runtime._pool = device, None
+    runtime.capture(lambda: None)
+    assert found["stream"] == ("stream", device)
+    assert found["capture_error_mode"] == "thread_local"
+
+
+def test_settings_of_precision_by_the_newer_names_are_read(runtimes):
+    matmul = torch.backends.cuda.matmul
+    field = Turning()
+    run(field)
+    try:
+        matmul.fp32_precision = "tf32"
+        assert same_as_native(field)
+    finally:
+        matmul.fp32_precision = "none"
+    # Another setting may be another kernel.
     assert len(runtimes) == 2
 
 

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from cuda_emulation import COMPILER
-from emulated_mlp import FIXED, PER_SAMPLE, TIMES, make, run
+from emulated_mlp import FIXED, JOINT, PER_SAMPLE, TIMES, kernels, make, run
 
 import fastnode
 from fastnode import extension
@@ -252,3 +252,21 @@ def test_more_samples_than_fit_on_the_chip_are_refused():
     # Two processors hold no more than 512 samples each.
     assert run(make(), start(1025), TIMES) is None
     assert run(make(), start(1024), TIMES, capacity=1, room=1, max_num_steps=0) is not None
+
+
+@pytest.mark.parametrize("kind", [JOINT, PER_SAMPLE, FIXED])
+def test_an_error_that_is_returned_is_not_kept(kind):
+    grid = [0.0, 2.0] if kind == FIXED else ()
+    for calls in (0b1, 0b10):  # the attribute of shared memory, the launch
+        kernels().fail_calls(calls)
+        with pytest.raises(AssertionError, match="801"):
+            run(make(), torch.randn(3, 3).double(), [0.0, 2.0], kind=kind, grid=grid)
+        # Or the next check of a launch, ours or torch's, would take it for its own.
+        assert kernels().fail_calls(0) == 0
+
+
+def test_memory_that_is_reserved_for_each_block_counts():
+    # A processor has 228 KiB, of which a block may have 227.
+    for kib, blocks in ((227, 1), (113, 2), (75, 3)):
+        assert kernels().resident_blocks(1024 * kib) == blocks
+        assert kernels().resident_blocks(1024 * kib + 16) == blocks - 1

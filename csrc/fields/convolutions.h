@@ -1,0 +1,199 @@
+// Convolutions of generated fields over one image for each sample. Included inside a namespace
+// (runtime.h). Images [channels, height, width] are contiguous, weights [out, in, kernel] too.
+#pragma once
+
+// As fastnode.fields.ir.Convolution: a convolution of x [Groups * In, H, W] to
+// [Groups * Out, HO, WO].
+template <int Groups_, int In_, int Out_, int H_, int W_, int HO_, int WO_, int KH_, int KW_,
+          int SH_, int SW_, int PH_, int PW_, int DH_, int DW_>
+struct Shape {
+  static constexpr int Groups = Groups_, In = In_, Out = Out_, H = H_, W = W_, HO = HO_, WO = WO_,
+                       KH = KH_, KW = KW_, SH = SH_, SW = SW_, PH = PH_, PW = PW_, DH = DH_,
+                       DW = DW_;
+};
+
+template <class P>
+INLINE P of_number(Number x) {
+  if constexpr (kNumber<P>)
+    return x;
+  else
+    return lift(x, P{});
+}
+
+// Positions of the result that read position `i` shifted by tap k lie in [first, last).
+constexpr int first_place(int k, int stride, int padding, int dilation) {
+  const int behind = padding - k * dilation;
+  return behind > 0 ? (behind + stride - 1) / stride : 0;
+}
+constexpr int last_place(int k, int size, int out, int stride, int padding, int dilation) {
+  const int most = size - 1 + padding - k * dilation;
+  return most < 0 ? 0 : most / stride + 1 < out ? most / stride + 1 : out;
+}
+
+template <class S, class P>
+__attribute__((noinline)) void convolve(S, const P* x, const Number* w, const Number* bias,
+                                        P* out) {
+  constexpr int kBlock = S::Out % 8 == 0 ? 8 : S::Out % 4 == 0 ? 4 : 1;
+  if constexpr (kNumber<P>) {
+    // Along the rows of the image.
+    for (int o = 0; o < S::Groups * S::Out; ++o) {
+      Number* const to = out + o * S::HO * S::WO;
+      for (int i = 0; i < S::HO * S::WO; ++i) to[i] = bias ? bias[o] : 0;
+      const int group = o / S::Out;
+      for (int i = 0; i < S::In; ++i) {
+        const Number* const from = x + (group * S::In + i) * S::H * S::W;
+        for (int ky = 0; ky < S::KH; ++ky) {
+          const int y0 = first_place(ky, S::SH, S::PH, S::DH);
+          const int y1 = last_place(ky, S::H, S::HO, S::SH, S::PH, S::DH);
+          for (int kx = 0; kx < S::KW; ++kx) {
+            const Number weight = w[((o * S::In + i) * S::KH + ky) * S::KW + kx];
+            const int x0 = first_place(kx, S::SW, S::PW, S::DW);
+            const int x1 = last_place(kx, S::W, S::WO, S::SW, S::PW, S::DW);
+            for (int y = y0; y < y1; ++y) {
+              const Number* const row =
+                  from + (y * S::SH + ky * S::DH - S::PH) * S::W + kx * S::DW - S::PW;
+              for (int c = x0; c < x1; ++c) to[y * S::WO + c] += weight * row[c * S::SW];
+            }
+          }
+        }
+      }
+    }
+    return;
+  }
+  for (int group = 0; group < S::Groups; ++group) {
+    for (int o = group * S::Out; o < (group + 1) * S::Out; o += kBlock) {
+      for (int y = 0; y < S::HO; ++y) {
+        for (int c = 0; c < S::WO; ++c) {
+          P sum[kBlock];
+          for (int j = 0; j < kBlock; ++j) sum[j] = of_number<P>(bias ? bias[o + j] : Number(0));
+          for (int ky = 0; ky < S::KH; ++ky) {
+            const int row = y * S::SH + ky * S::DH - S::PH;
+            if (row < 0 || row >= S::H) continue;
+            for (int kx = 0; kx < S::KW; ++kx) {
+              const int column = c * S::SW + kx * S::DW - S::PW;
+              if (column < 0 || column >= S::W) continue;
+              const P* const from = x + (group * S::In * S::H + row) * S::W + column;
+              const Number* const weights = w + (o * S::In * S::KH + ky) * S::KW + kx;
+              for (int i = 0; i < S::In; ++i) {
+                const P value = from[i * S::H * S::W];
+#pragma GCC unroll 8
+                for (int j = 0; j < kBlock; ++j) {
+                  sum[j] = sum[j] + value * weights[(j * S::In + i) * S::KH * S::KW];
+                }
+              }
+            }
+          }
+          for (int j = 0; j < kBlock; ++j) out[((o + j) * S::HO + y) * S::WO + c] = sum[j];
+        }
+      }
+    }
+  }
+}
+
+// The transpose: g [Groups * Out, HO, WO] to [Groups * In, H, W]. `bias` for each channel of the
+// result.
+template <class S, class P>
+__attribute__((noinline)) void convolve_input(S, const P* g, const Number* w, const Number* bias,
+                                              P* out) {
+  constexpr int kBlock = S::In % 8 == 0 ? 8 : S::In % 4 == 0 ? 4 : 1;
+  if constexpr (kNumber<P>) {
+    for (int i = 0; i < S::Groups * S::In; ++i) {
+      Number* const to = out + i * S::H * S::W;
+      for (int j = 0; j < S::H * S::W; ++j) to[j] = bias ? bias[i] : 0;
+      const int group = i / S::In;
+      for (int o = group * S::Out; o < (group + 1) * S::Out; ++o) {
+        const Number* const from = g + o * S::HO * S::WO;
+        for (int ky = 0; ky < S::KH; ++ky) {
+          const int y0 = first_place(ky, S::SH, S::PH, S::DH);
+          const int y1 = last_place(ky, S::H, S::HO, S::SH, S::PH, S::DH);
+          for (int kx = 0; kx < S::KW; ++kx) {
+            const Number weight = w[((o * S::In + i % S::In) * S::KH + ky) * S::KW + kx];
+            const int x0 = first_place(kx, S::SW, S::PW, S::DW);
+            const int x1 = last_place(kx, S::W, S::WO, S::SW, S::PW, S::DW);
+            for (int y = y0; y < y1; ++y) {
+              Number* const row = to + (y * S::SH + ky * S::DH - S::PH) * S::W + kx * S::DW - S::PW;
+              for (int c = x0; c < x1; ++c) row[c * S::SW] += weight * from[y * S::WO + c];
+            }
+          }
+        }
+      }
+    }
+    return;
+  }
+  for (int group = 0; group < S::Groups; ++group) {
+    for (int i = 0; i < S::In; i += kBlock) {
+      for (int y = 0; y < S::H; ++y) {
+        for (int c = 0; c < S::W; ++c) {
+          P sum[kBlock];
+          const int channel = group * S::In + i;
+          for (int j = 0; j < kBlock; ++j)
+            sum[j] = of_number<P>(bias ? bias[channel + j] : Number(0));
+          for (int ky = 0; ky < S::KH; ++ky) {
+            const int up = y + S::PH - ky * S::DH;
+            if (up < 0 || up % S::SH != 0 || up / S::SH >= S::HO) continue;
+            for (int kx = 0; kx < S::KW; ++kx) {
+              const int left = c + S::PW - kx * S::DW;
+              if (left < 0 || left % S::SW != 0 || left / S::SW >= S::WO) continue;
+              const P* const from =
+                  g + (group * S::Out * S::HO + up / S::SH) * S::WO + left / S::SW;
+              const Number* const weights =
+                  w + ((group * S::Out * S::In + i) * S::KH + ky) * S::KW + kx;
+              for (int o = 0; o < S::Out; ++o) {
+                const P value = from[o * S::HO * S::WO];
+#pragma GCC unroll 8
+                for (int j = 0; j < kBlock; ++j) {
+                  sum[j] = sum[j] + value * weights[(o * S::In + j) * S::KH * S::KW];
+                }
+              }
+            }
+          }
+          for (int j = 0; j < kBlock; ++j) out[((channel + j) * S::H + y) * S::W + c] = sum[j];
+        }
+      }
+    }
+  }
+}
+
+// to [Groups * Out, In, KH, KW] += the gradient of the weights, added up over the lanes.
+template <class S, class P>
+__attribute__((noinline)) void convolve_weight(S, const P* x, const P* g, Number* to) {
+  constexpr int kOut = S::Out % 4 == 0 ? 4 : 1;
+  constexpr int kIn = (S::In % 4 == 0 && sizeof(P) <= kBytes) ? 4 : S::In % 2 == 0 ? 2 : 1;
+  for (int group = 0; group < S::Groups; ++group) {
+    for (int o = group * S::Out; o < (group + 1) * S::Out; o += kOut) {
+      for (int i = 0; i < S::In; i += kIn) {
+        for (int ky = 0; ky < S::KH; ++ky) {
+          const int y0 = first_place(ky, S::SH, S::PH, S::DH);
+          const int y1 = last_place(ky, S::H, S::HO, S::SH, S::PH, S::DH);
+          for (int kx = 0; kx < S::KW; ++kx) {
+            const int x0 = first_place(kx, S::SW, S::PW, S::DW);
+            const int x1 = last_place(kx, S::W, S::WO, S::SW, S::PW, S::DW);
+            P sum[kOut][kIn];
+            for (auto& row : sum) {
+              for (P& each : row) each = of_number<P>(0);
+            }
+            for (int y = y0; y < y1; ++y) {
+              const P* const image =
+                  x + ((group * S::In + i) * S::H + y * S::SH + ky * S::DH - S::PH) * S::W +
+                  kx * S::DW - S::PW;
+              const P* const result = g + (o * S::HO + y) * S::WO;
+              for (int c = x0; c < x1; ++c) {
+                P inputs[kIn];
+                for (int b = 0; b < kIn; ++b) inputs[b] = image[b * S::H * S::W + c * S::SW];
+                for (int a = 0; a < kOut; ++a) {
+                  const P value = result[a * S::HO * S::WO + c];
+                  for (int b = 0; b < kIn; ++b) sum[a][b] = sum[a][b] + value * inputs[b];
+                }
+              }
+            }
+            for (int a = 0; a < kOut; ++a) {
+              for (int b = 0; b < kIn; ++b) {
+                to[(((o + a) * S::In + i + b) * S::KH + ky) * S::KW + kx] += sum_lanes(sum[a][b]);
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+}

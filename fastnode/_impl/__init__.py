@@ -1,0 +1,1 @@
+"""Where torchdiffeq's programs find more than its functions; see ``odeint``."""

@@ -1,0 +1,1 @@
+"""fastnode under the names of other libraries."""

@@ -1,0 +1,361 @@
+"""Any field that treats samples alone as native code inside the solve."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fastnode import extension
+from fastnode.engines.fused import request as fused_request
+from fastnode.engines.fused.mlp import read_layers
+from fastnode.engines.held_values import Place, changed
+from fastnode.fields import toolchain
+from fastnode.fields.emit_cpp import Target, emit
+from fastnode.fields.errors import NotCompilable, find_line
+from fastnode.fields.ir import (
+    PARAMETERS,
+    SAMPLE,
+    TIME,
+    Buffer,
+    Convolve,
+    Outer,
+    Product,
+    Program,
+    View,
+)
+from fastnode.fields.plan import place_results, plan
+
+if TYPE_CHECKING:
+    # Imported when a field is compiled: they take half the time of importing fastnode.
+    from fastnode.fields.lower import Lowering
+    from fastnode.fields.trace import Traced
+
+__all__ = ["CompiledField", "NotCompilable", "compile_field"]
+
+_REAL = (torch.float32, torch.float64)
+#: Batches below it are solved one sample after the other, its features side by side.
+_FEW = 4
+#: What a tile of two vectors costs in units of two tiles of one.
+_TWO_VECTORS = 0.88
+_PLAIN = (bool, int, float, str, type(None))
+#: Bytes in a vector, by the number of the instruction set.
+_BYTES = (16, 32, 64)
+
+
+class CompiledField(nn.Module):
+    """A module and its native code; made by ``compile_field``."""
+
+    #: Engines look for it: see engines/fused/mlp.py.
+    perceptron = None
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+        self._codes = _Codes()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("module"), name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Code is this process's; a copy compiles, or finds it in the cache, when it is solved.
+        return {**self.__dict__, "_codes": _Codes()}
+
+    def native_field(
+        self, y0: Tensor, gradients: bool, per_sample: bool
+    ) -> tuple[list[Tensor], int] | None:
+        """The tensors that the module holds, and the number of its code for such a state; None
+        where calling the module is more than calling its forward.
+
+        Args:
+            y0: [B, *shape of a sample].
+            gradients: whether a VJP is needed.
+            per_sample: whether each sample has a time of its own.
+
+        Raises:
+            NotCompilable: the field cannot be compiled for this state.
+        """
+        if y0.dtype not in _REAL or y0.dim() < 2 or y0.numel() == 0 or y0.device.type != "cpu":
+            return None
+        codes = self._codes
+        if not codes.inside or changed(codes.places):
+            codes = self._codes = _Codes.of(self.module)
+        if read_layers([self, *codes.inside], []) is None:
+            return None
+        target = _target(y0, per_sample)
+        key = (target, y0.shape[1:], gradients)
+        number = codes.numbers.get(key)
+        if number is None:
+            number = codes.numbers[key] = self._compile(codes, y0, target, gradients)
+        return codes.inputs, number
+
+    def _compile(self, codes: _Codes, y0: Tensor, target: Target, gradients: bool) -> int:
+        shape = y0.shape[1:]
+        try:
+            traced = codes.traced.get((shape, y0.dtype))
+            if traced is None:
+                traced = codes.traced[shape, y0.dtype] = _trace(self.module, codes, y0)
+                _check(self.module, codes, y0)
+            return _build(traced, codes, shape, target, gradients)
+        except NotCompilable as error:
+            if error.operation is None:
+                raise
+            line = find_line(error.operation, self.module, y0)
+            raise NotCompilable(f"{error.reason}{line}") from error
+
+
+@dataclass(eq=False)
+class _Codes:
+    """What was compiled of a module as it was, and what that depends on."""
+
+    #: Of (target, shape of a sample, whether with gradients) the number of the code.
+    numbers: dict[Any, int] = field(default_factory=dict)
+    traced: dict[Any, Traced] = field(default_factory=dict)
+    inside: list[nn.Module] = field(default_factory=list)
+    #: Where modules, tensors and plain values stood: others in their place ask for new code.
+    places: list[Place] = field(default_factory=list)
+    #: How many attributes each module had.
+    counts: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    #: The tensors that the module holds: those with gradients first.
+    inputs: list[Tensor] = field(default_factory=list)
+    differentiable: int = 0
+
+    @classmethod
+    def of(cls, module: nn.Module) -> _Codes:
+        held = [*module.named_parameters(), *module.named_buffers()]
+        first = [(n, x) for n, x in held if isinstance(x, nn.Parameter) and x.dtype in _REAL]
+        rest = [(n, x) for n, x in held if not any(x is y for _, y in first)]
+        places: list[Place] = []
+        for each in module.modules():
+            for part in (each._parameters, each._buffers, each._modules):
+                places += [(part, name, value) for name, value in part.items()]
+            own = each.__dict__
+            places += [
+                (own, name, value)
+                for name, value in own.items()
+                if isinstance(value, _PLAIN) and not name.startswith("_")
+            ]
+        return cls(
+            inside=list(module.modules()),
+            places=places,
+            counts=[len(each.__dict__) for each in module.modules()],
+            names=[name for name, _ in (*first, *rest)],
+            inputs=[x for _, x in (*first, *rest)],
+            differentiable=len(first),
+        )
+
+
+def compile_field(module: nn.Module, y0: Tensor, t: Tensor | float | None = None) -> CompiledField:
+    """A field that is solved by native code generated from ``module``.
+
+    ``module(t, y)`` must treat samples alone: row i of the result depends on row i of y, on t and
+    on the tensors that the module holds. It is traced for one sample; C++ is generated from the
+    trace, with samples in the lanes of vectors, and compiled for this machine. The result calls
+    ``module`` and shares its parameters: train either. ``odeint``, ``solve``, ``odeint_adjoint``
+    and modules that solve take it; solves that native code does not know run on other engines.
+
+    Args:
+        module: an nn.Module with ``forward(t, y)``, t a tensor without dimensions.
+        y0: a state as it will be solved, [B, *shape of a sample], float32 or float64, on the CPU.
+            Code for another batch or dtype is made when a solve needs it.
+        t: a time at which the module can be called, for the checks; 0.37 if None.
+
+    Raises:
+        NotCompilable: the field draws random numbers, mixes samples, decides in Python by a
+            tensor's value, changes what it is given or holds, or uses an operation without code;
+            there is no compiler, or it failed. The message says what and, where it is known, at
+            which line.
+        TypeError, ValueError: an argument is wrong.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be an nn.Module, got {type(module).__name__}")
+    if isinstance(module, CompiledField):
+        return module
+    if not isinstance(y0, Tensor) or y0.dtype not in _REAL:
+        kind = y0.dtype if isinstance(y0, Tensor) else type(y0).__name__
+        raise TypeError(f"y0 must be a tensor of float32 or float64, got {kind}")
+    if y0.dim() < 2 or y0.numel() == 0:
+        raise ValueError(f"y0 must be [B, ...] with samples in rows, got shape {tuple(y0.shape)}")
+    if y0.device.type != "cpu":
+        raise ValueError(f"y0 must be on the CPU, got {y0.device}; on a GPU use engine='graph'")
+    if not extension.AVAILABLE:
+        raise NotCompilable("fastnode was installed without its native extension")
+    compiled = CompiledField(module)
+    needs = torch.is_grad_enabled() and any(x.requires_grad for x in (y0, *module.parameters()))
+    if compiled.native_field(y0, needs, False) is None:
+        raise NotCompilable("a module inside has hooks")
+    return compiled
+
+
+def evaluate(module: nn.Module, y: Tensor, t: float) -> Tensor:
+    """The value of a field at one time, by its native code: what a solve evaluates."""
+    found = compile_field(module, y).native_field(y, False, False)
+    assert found is not None
+    held, number = found
+    return extension.native().generated_value(held, number, t, y, fused_request.INSTRUCTIONS)
+
+
+def _target(y0: Tensor, per_sample: bool) -> Target:
+    batch, level = y0.shape[0], fused_request.INSTRUCTIONS
+    number = "float" if y0.dtype == torch.float32 else "double"
+    target = Target(number, _BYTES[level], 1, per_sample)
+    lanes = target.lanes
+    if batch < _FEW:
+        vectors = 0
+    else:
+        twos = 2 * _TWO_VECTORS * math.ceil(batch / (2 * lanes))
+        vectors = 2 if twos <= math.ceil(batch / lanes) else 1
+    return Target(number, _BYTES[level], vectors, per_sample)
+
+
+def _trace(module: nn.Module, codes: _Codes, y0: Tensor) -> Traced:
+    from fastnode.fields.trace import trace
+
+    def call(t: Tensor, y: Tensor, *inputs: Tensor) -> Tensor:
+        held = dict(zip(codes.names, inputs, strict=True))
+        found = functional_call(module, held, (t, y.unsqueeze(0)))
+        if not isinstance(found, Tensor):
+            raise NotCompilable(f"it returns {type(found).__name__}, not a tensor")
+        if found.shape != (1, *y.shape) or found.dtype != y.dtype:
+            raise NotCompilable(
+                f"for one sample of shape {tuple(y.shape)} and {y.dtype} it returns "
+                f"{tuple(found.shape)[1:]} and {found.dtype}"
+            )
+        return found.squeeze(0)
+
+    for name, x in zip(codes.names, codes.inputs, strict=True):
+        if x.is_floating_point() and x.dtype != y0.dtype:
+            raise NotCompilable(f"{name} is {x.dtype} and the state {y0.dtype}")
+        if x.device.type != "cpu":
+            raise NotCompilable(f"{name} is on {x.device}")
+    y = y0.detach()[0].clone()
+    t = torch.zeros((), dtype=y.dtype)
+    return trace(call, y, t, codes.inputs, codes.differentiable)
+
+
+@torch.no_grad()
+def _check(module: nn.Module, codes: _Codes, y0: Tensor) -> None:
+    """Whether the module treats samples alone, and calling it changes nothing."""
+    # Near the samples that were given, where the field is defined, but no two alike.
+    rows = y0.detach()[torch.arange(5) % len(y0)]
+    noise = torch.randn(rows.shape, dtype=rows.dtype, generator=torch.Generator().manual_seed(0))
+    y = rows * (1 + 0.1 * noise) + 0.01 * noise
+    t = torch.tensor(0.37, dtype=y0.dtype)
+    versions = [x._version for x in codes.inputs]
+    given = y.clone()
+    together, again = module(t, given), module(t, given)
+    alone = torch.cat([module(t, row[None]) for row in y])
+    if not torch.allclose(given, y, rtol=0, atol=0, equal_nan=True):
+        raise NotCompilable("it changes the state that it is given in place; work on a copy")
+    if not torch.allclose(together, again, rtol=0, atol=0, equal_nan=True):
+        raise NotCompilable("two calls at the same point give different results")
+    name = next((name for holder, name, x in codes.places if changed([(holder, name, x)])), None)
+    if codes.counts != [len(each.__dict__) for each in codes.inside]:
+        name = "new"
+    if name is not None:
+        raise NotCompilable(f"a call changes its attribute {name!r}, which native code cannot do")
+    for name, x, version in zip(codes.names, codes.inputs, versions, strict=True):
+        if x._version != version:
+            raise NotCompilable(f"a call changes {name}, a tensor that it holds")
+    close = 1e-4 if y0.dtype == torch.float32 else 1e-10
+    scale = together.nan_to_num().abs().max().clamp(min=1)
+    if not torch.allclose(together, alone, rtol=0, atol=float(close * scale), equal_nan=True):
+        raise NotCompilable(
+            "samples depend on each other (a mean over the batch, batch normalisation in training "
+            "mode?): a batch gives other results than its samples one by one"
+        )
+
+
+def _build(
+    traced: Traced, codes: _Codes, shape: torch.Size, target: Target, gradients: bool
+) -> int:
+    """The number of new code."""
+    programs = [_value(traced, codes, shape, target)]
+    work = _multiplications(programs[0])
+    if gradients:
+        programs.append(_vjp(traced, codes, shape, target))
+    best = fused_request.INSTRUCTIONS == extension.native().mlp_instruction_sets()[-1]
+    flags = toolchain.machine_flags(fused_request.INSTRUCTIONS, best)
+    sources = [emit(program, plan(program, []), target) for program in programs]
+    with ThreadPoolExecutor(2) as pool:
+        libraries = list(pool.map(lambda source: toolchain.build(source, flags), sources))
+    addresses = [toolchain.load(library) for library in libraries]
+    return extension.native().generated_field(
+        addresses[0],
+        addresses[1] if gradients else 0,
+        target.number == "double",
+        list(shape),
+        [x.numel() for x in codes.inputs],
+        codes.differentiable,
+        work,
+    )
+
+
+def _arguments(
+    codes: _Codes, shape: Sequence[int], target: Target, names: str
+) -> list[View | Tensor]:
+    numel = math.prod(shape)
+    level = SAMPLE if target.per_sample_times else TIME
+    found: dict[str, View] = {
+        "t": View.whole(Buffer(1, level, "t"), ()),
+        "y": View.whole(Buffer(numel, SAMPLE, "y"), shape),
+        "g": View.whole(Buffer(numel, SAMPLE, "g"), shape),
+    }
+    held: list[View | Tensor] = [
+        View.whole(Buffer(x.numel(), PARAMETERS, "input", i), x.shape)
+        if x.is_floating_point()
+        else x
+        for i, x in enumerate(codes.inputs)
+    ]
+    return [*(found[name] for name in names), *held]
+
+
+def _value(traced: Traced, codes: _Codes, shape: torch.Size, target: Target) -> Program:
+    from fastnode.fields.lower import Lowering
+
+    low = Lowering(traced.value, _arguments(codes, shape, target, "ty"), [None])
+    return _finished(low, shape)
+
+
+def _vjp(traced: Traced, codes: _Codes, shape: torch.Size, target: Target) -> Program:
+    from fastnode.fields.lower import Lowering
+
+    sinks: list[View | None] = [None, View.whole(Buffer(1, PARAMETERS, "sum", 0), ())]
+    for i, x in enumerate(codes.inputs[: codes.differentiable]):
+        sinks.append(View.whole(Buffer(x.numel(), PARAMETERS, "sum", i + 1), x.shape))
+    low = Lowering(traced.vjp, _arguments(codes, shape, target, "tyg"), sinks)
+    return _finished(low, shape)
+
+
+def _finished(low: Lowering, shape: torch.Size) -> Program:
+    (found, *_) = low.results()
+    value = low.view(low.spread(0.0 if found is None else found, shape), shape)
+    place_results(low.program, [value], ["out"])
+    return low.program
+
+
+def _multiplications(program: Program) -> int:
+    total = 0
+    for each in program.statements:
+        if isinstance(each, (Product, Outer)):
+            total += math.prod(each.a.sizes) * each.b.sizes[1]
+        elif isinstance(each, Convolve):
+            s = each.shape
+            total += s.groups * s.inputs * s.outputs * math.prod(s.kernel) * math.prod(s.result)
+        else:
+            # An activation costs about twenty.
+            total += 20 * each.out.numel
+    return total

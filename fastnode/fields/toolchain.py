@@ -1,0 +1,176 @@
+"""Compiles generated sources for this machine, and keeps what was compiled.
+
+Libraries lie in the folder FASTNODE_CACHE_DIR, by default ``fastnode`` in the user's cache folder,
+under a hash of all that they were made from: source, headers, flags, compiler and processor. The
+folder is private to its user, as what lies there is loaded as code.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import tempfile
+from pathlib import Path
+
+import fastnode
+from fastnode.errors import NotCompilable
+
+#: Seconds that a compilation may take.
+LIMIT = 300
+_FLAGS = (
+    "-std=c++20", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-w", "-Wno-psabi",
+    # Loops over numbers: no errno, no traps, and a zero's sign may change. No reordering of sums,
+    # which rounding by large numbers would not survive.
+    "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffp-contract=fast",
+)  # fmt: skip
+
+
+class NoCompiler(NotCompilable):
+    """There is no C++ compiler on this machine, or what CXX names is none."""
+
+
+def cache_folder() -> Path:
+    """Where compiled fields are kept."""
+    named = os.environ.get("FASTNODE_CACHE_DIR")
+    if named:
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "fastnode"
+
+
+def headers() -> Path:
+    """The folder that generated sources include from, in the package or in a checkout."""
+    package = Path(fastnode.__file__).parent
+    for folder in (package / "csrc", package.parent / "csrc"):
+        if (folder / "fields" / "runtime.h").exists():
+            return folder
+    raise NoCompiler("the headers of generated code are not installed")
+
+
+@functools.cache
+def find_compiler() -> tuple[str, str]:
+    """The compiler and its version.
+
+    Raises:
+        NoCompiler: there is none.
+    """
+    named = os.environ.get("CXX")
+    for name in [named] if named else ["c++", "g++", "clang++"]:
+        found = shutil.which(name.split()[0])
+        if not found:
+            continue
+        run = subprocess.run([found, "--version"], capture_output=True, text=True)
+        if run.returncode == 0:
+            return found, run.stdout
+    raise NoCompiler("no C++ compiler was found; install one or name it in CXX")
+
+
+@functools.cache
+def _headers_hash() -> str:
+    folder, digest = headers(), hashlib.sha256()
+    for path in sorted([*folder.glob("fields/*.h"), *folder.glob("mlp/simd/*.h")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    kinds = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.split("\t")[0].strip() in kinds}))
+
+
+def machine_flags(level: int, best: bool) -> list[str]:
+    """For the instruction set of that number (fastnode._C.mlp_instruction_sets)."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return ["-mcpu=native"] if best else []
+    if best:
+        return ["-march=native", "-mprefer-vector-width=512"]
+    return [f"-march={('x86-64', 'x86-64-v3', 'x86-64-v4')[level]}"]
+
+
+def build(source: str, flags: list[str]) -> Path:
+    """The library of a source, compiled unless it was before.
+
+    Raises:
+        NoCompiler: there is no compiler.
+        NotCompilable: the compiler failed, or others can write to the cache folder.
+    """
+    compiler, version = find_compiler()
+    all_flags = [*_FLAGS, *flags]
+    made_from = "\0".join((source, _headers_hash(), compiler, version, *all_flags, _processor()))
+    name = hashlib.sha256(made_from.encode()).hexdigest()[:32]
+    folder = _private(cache_folder())
+    library = folder / f"{name}.so"
+    if library.exists():
+        return library
+    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder) as scratch:
+        text, made = Path(scratch, "field.cpp"), Path(scratch, "field.so")
+        text.write_text(source)
+        command = [compiler, *all_flags, f"-I{headers()}", str(text), "-o", str(made)]
+        try:
+            run = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+        except subprocess.TimeoutExpired as error:
+            raise NotCompilable(f"the compiler took more than {LIMIT} s") from error
+        if run.returncode != 0 or not made.exists():
+            said = run.stderr.strip().splitlines()
+            first = next((line for line in said if "error" in line), said[-1] if said else "")
+            raise NotCompilable(f"{compiler} failed with status {run.returncode}: {first[:300]}")
+        # All or nothing, also where several processes do the same.
+        os.replace(made, library)
+    return library
+
+
+def _private(folder: Path) -> Path:
+    """The folder, made if need be, once nobody else can write to it."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    except OSError as error:
+        raise NotCompilable(
+            f"the cache folder {folder} cannot be made: {error.strerror}"
+        ) from error
+    if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise NotCompilable(
+            f"others can write to the cache folder {folder}, from which code is loaded; make it "
+            "private (chmod 700) or name another one in FASTNODE_CACHE_DIR"
+        )
+    if not os.access(folder, os.W_OK):
+        raise NotCompilable(
+            f"the cache folder {folder} is read-only; name another one in FASTNODE_CACHE_DIR"
+        )
+    return folder
+
+
+def load(library: Path) -> int:
+    """The address of its ``fastnode_field``; the library stays loaded."""
+    try:
+        handle = ctypes.CDLL(str(library))
+        address = ctypes.addressof(ctypes.c_char.in_dll(handle, "fastnode_field"))
+    except (OSError, ValueError) as error:
+        raise NotCompilable(f"{library} cannot be loaded: {error}") from error
+    _LOADED.append(handle)
+    return address
+
+
+_LOADED: list[ctypes.CDLL] = []
+
+
+def clear_cache() -> int:
+    """Removes all libraries; returns how many there were."""
+    folder = cache_folder()
+    found = sorted(folder.glob("*.so")) if folder.exists() else []
+    for each in found:
+        each.unlink(missing_ok=True)
+    for left in folder.glob(".*") if folder.exists() else ():
+        shutil.rmtree(left, ignore_errors=True)
+    return len(found)
