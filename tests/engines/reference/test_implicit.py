@@ -217,8 +217,8 @@ def test_newton_matrices_are_kept_while_they_serve():
 
     t = torch.linspace(0, 2, 101, dtype=torch.float64)
     fastnode.odeint(field, double(1), t, method="implicit_euler")
-    # A linear field takes one iteration and its confirmation.
-    assert len(calls) <= 2.2 * 100
+    # A step begins with an evaluation; a linear field takes one iteration and its confirmation.
+    assert len(calls) <= 3.2 * 100
 
 
 class TestErrors:
