@@ -6,6 +6,7 @@
 
 #include "mlp/cpu/adjoint_joint.h"
 #include "mlp/cpu/adjoint_per_sample.h"
+#include "mlp/cpu/field.h"
 #include "mlp/cpu/solve_per_sample.h"
 
 using namespace fastnode;
