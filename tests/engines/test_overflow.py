@@ -95,6 +95,7 @@ class TestOverflow:
                 options={"max_num_steps": MOST},
                 rtol=1e-4,
                 atol=1e-4,
+                engine=engine,
             )
 
     @pytest.mark.parametrize("per_sample", [False, True])
@@ -146,8 +147,7 @@ def test_fixed_steps_show_the_infinity(engine, method):
     assert not ys[-1].isfinite()
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_events_of_solves_that_overflow(engine, monkeypatch):
+def test_events_of_solves_that_overflow():
     """Times have no end there: what is short is measured by the steps."""
     count = 0
 
