@@ -29,17 +29,14 @@ def for_each_cotangent(
         for g in cotangents:
             if g is not None and is_legacy_batchedtensor(g):
                 # The size of the batch is read for a tensor without one only.
-                g = unbatched(g, level, 0, 0)
+                g = unbatched(g, level, 0, 0).unbind()
                 count = len(g)
-                # Of an empty batch the gradients' shapes are wanted.
-                g = g.unbind() if count else (torch.zeros_like(g[:1].sum(0)),)
             columns.append(g)
         rows = [
-            backward([g[i] if isinstance(g, tuple) else g for g in columns])
-            for i in range(max(count, 1))
+            backward([g[i] if isinstance(g, tuple) else g for g in columns]) for i in range(count)
         ]
         found = [_stack(column) for column in zip(*rows, strict=True)]
-        return [None if g is None else batched(g[:count], 0, level) for g in found]
+        return [None if g is None else batched(g, 0, level) for g in found]
 
 
 def _stack(column: Gradients) -> Tensor | None:
