@@ -150,9 +150,10 @@ def extension() -> dict:
 
 
 def packages() -> list[str]:
-    """Those of fastnode, and triton_kernels where pyproject.toml maps it to."""
-    # In a checkout a link may stand at that place too.
-    return sorted({*find_packages(include=["fastnode", "fastnode.*"]), "fastnode.triton_kernels"})
+    """Those of fastnode, and what pyproject.toml maps into it."""
+    # In a checkout links may stand at these places too.
+    mapped = {"fastnode.triton_kernels", "fastnode.csrc"}
+    return sorted({*find_packages(include=["fastnode", "fastnode.*"]), *mapped})
 
 
 setup(version=version(), packages=packages(), **extension())

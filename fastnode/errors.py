@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from torch import Tensor
 
@@ -115,3 +115,17 @@ def describe_nonfinite(derivatives: Sequence[Tensor]) -> str:
     if not kinds:
         return "the error estimate is not finite"
     return f"the vector field returned {' and '.join(kinds)}"
+
+
+class NotCompilable(ValueError):
+    """A field that ``fastnode.compile_field`` does not take; the message names the operation and,
+    where it is known, the line of the caller's that called it.
+
+    ``at``: the node of a graph that stands for the operation, or the error that Python raised.
+    """
+
+    def __init__(self, reason: str, at: Any = None):
+        super().__init__(f"the field cannot be compiled: {reason}")
+        self.reason = reason
+        #: The operation that stands in the way, if it is one.
+        self.operation = getattr(at, "target", None)

@@ -15,6 +15,7 @@
 #include "driver/handle.h"
 #include "driver/python_calls.h"
 #include "driver/rows.h"
+#include "mlp/cpu/tile_arithmetic.h"
 #include "ops/mlp/solve.h"
 
 namespace fastnode {
@@ -98,6 +99,38 @@ py::object solve(const py::list& given_layers, int64_t activation, py::handle st
                         wrap_or_none(request.keep ? kept : Tensor()));
 }
 
+// f(t, y) by the code of a generated field.
+Tensor generated_value(const py::list& held, int64_t number, double t, const Tensor& given,
+                       int64_t instructions) {
+  FieldTensors of;
+  const bool read = read_field(held, number, of);
+  TORCH_CHECK_TYPE(read, "a field's tensors must be tensors");
+  TORCH_CHECK_VALUE(of.generated && mlp_fits(of, given), "y must fit the field");
+  const FieldTensors from = std::move(of).contiguous();
+  const Tensor y = given.contiguous(), out = at::empty(y.sizes(), y.options());
+  const int64_t dim = from.dim(y), batch = y.numel() / dim;
+  dispatch_real(y.scalar_type(), [&]<class T>(T*) {
+    with_field<T>(from, dim, batch, false, instructions, [&](const Field<T>& field) {
+      const int64_t width = field.tile(batch);
+      const Frame largest = field.frame(std::min(width, batch));
+      TileArithmetic<T> arithmetic(field, largest, 1);
+      const int64_t tile = largest.front() + largest.size(dim);
+      Arena memory;
+      memory.reserve(2 * Arena::bytes<T>(tile) + Arena::bytes<T>(field.scratch(largest)), true);
+      T* const in = memory.take<T>(tile) + largest.front();
+      T* const value = memory.take<T>(tile) + largest.front();
+      T* const scratch = memory.take<T>(field.scratch(largest));
+      for (int64_t first = 0; first < batch; first += width) {
+        const Frame frame = field.frame(std::min(width, batch - first));
+        arithmetic.load(frame, y.const_data_ptr<T>() + first * dim, in);
+        field.value(frame, arithmetic.times(frame, T(t)), in, scratch, value);
+        arithmetic.store(frame, value, out.mutable_data_ptr<T>() + first * dim);
+      }
+    });
+  });
+  return out;
+}
+
 MlpAdjoint adjoint_named(const std::string& name) {
   if (name == "checkpoint") return MlpAdjoint::kCheckpoint;
   if (name == "revolve") return MlpAdjoint::kRevolve;
@@ -143,6 +176,7 @@ void bind_mlp(py::module_& m) {
       .def("settings", &MlpRequest::settings);
   m.def("mlp_solve", &solve);
   m.def("mlp_method", &register_method);
+  m.def("generated_value", &generated_value);
   m.def("generated_field",
         [](int64_t value, int64_t vjp, bool twice, std::vector<int64_t> shape,
            std::vector<int64_t> sizes, int64_t differentiable, int64_t multiplications) {

@@ -65,23 +65,44 @@ py::object read_layers(const py::list& inside, const py::list& layers) {
   return found;
 }
 
-// The first name of `places`, tuples of a dict, a name and a module, under which the dict holds
-// something else; None if there is none.
-py::object replaced_module(const py::list& places) {
+// Whether a number is what a tuple of fastnode.engines.held_values.Place says.
+bool is_number(PyObject* expected, int64_t now) { return PyLong_AsLongLong(expected) == now; }
+
+// Whether `holder` still holds under `key` what it held.
+bool holds(PyObject* holder, PyObject* key, PyObject* expected) {
+  if (PyDict_Check(holder)) {
+    if (key == Py_None) return is_number(expected, PyDict_Size(holder));
+    return entry(holder, key).ptr() == expected;
+  }
+  if (PyList_Check(holder)) {
+    if (key == Py_None) return is_number(expected, PyList_GET_SIZE(holder));
+    const Py_ssize_t index = PyLong_AsSsize_t(key);
+    return index < PyList_GET_SIZE(holder) && PyList_GET_ITEM(holder, index) == expected;
+  }
+  if (PyCell_Check(holder)) return PyCell_GET(holder) == expected;
+  if (THPVariable_Check(holder)) {
+    return is_number(expected, int64_t(THPVariable_Unpack(holder)._version()));
+  }
+  const auto now = py::reinterpret_steal<py::object>(PyObject_GetAttr(holder, key));
+  if (!now) PyErr_Clear();
+  return now.ptr() == expected;
+}
+
+bool changed(const py::list& places) {
   for (const py::handle place : places) {
-    PyObject* const name = PyTuple_GET_ITEM(place.ptr(), 1);
-    if (entry(PyTuple_GET_ITEM(place.ptr(), 0), name).ptr() != PyTuple_GET_ITEM(place.ptr(), 2)) {
-      return py::reinterpret_borrow<py::object>(name);
+    PyObject* const of = place.ptr();
+    if (!holds(PyTuple_GET_ITEM(of, 0), PyTuple_GET_ITEM(of, 1), PyTuple_GET_ITEM(of, 2))) {
+      return true;
     }
   }
-  return py::none();
+  return false;
 }
 
 }  // namespace
 
 void bind_layers(py::module_& m) {
   m.def("read_layers", &read_layers);
-  m.def("replaced_module", &replaced_module);
+  m.def("changed", &changed);
 }
 
 }  // namespace fastnode

@@ -9,6 +9,8 @@ namespace fastnode {
 // Changes with the table.
 constexpr int64_t kFieldAbi = 1;
 
+// States and scratch begin at lines of 64 bytes.
+//
 // The value of a field, or its VJP, on `lanes` samples side by side: element i of sample s at
 // i * lanes + s. With one lane the features of a sample lie side by side.
 template <class T>

@@ -124,9 +124,7 @@ def _traced(
 ) -> Any:
     """In a graph of torch.compile: what it can record, and all else outside of it."""
     method, _, _, options, _ = asked
-    fusable = hasattr(type(func), "perceptron") and not options and event_fn is None
-    # An exported graph is to run where fastnode is not installed.
-    if fusable and not torch.compiler.is_exporting():
+    if hasattr(type(func), "perceptron") and not options and event_fn is None:
         request = new_odeint_request(*asked)
         problem = make_problem(func, y0, t, args)
         if refusal(problem, request) is None:

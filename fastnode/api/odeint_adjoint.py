@@ -14,11 +14,16 @@ from fastnode.api.odeint import odeint
 from fastnode.control.norms import ErrorNorm
 from fastnode.control.request import SolveRequest
 from fastnode.engines import select
+from fastnode.engines.fused import joint as fused
+from fastnode.engines.fused.mlp import tensors
 from fastnode.engines.methods import find_method, odeint_request
 from fastnode.events.search import attach_event_gradients, solve_until_event
 from fastnode.ops.dispatch import transformed
 from fastnode.problem.ivp import Problem, State, make_problem
 from fastnode.torch_support.warn import warn
+
+#: States of a tile of samples that the fused engine keeps in the backward pass.
+FUSED_SLOTS = 64
 
 
 def odeint_adjoint(
@@ -45,7 +50,9 @@ def odeint_adjoint(
     holds. Second derivatives are those of odeint, through the steps of a further solve.
 
     Inside torch.func transforms, forward-mode differentiation and torch.compile gradients are those
-    of odeint.
+    of odeint. So are those of a field that the fused engine solves, unless adjoint_rtol,
+    adjoint_atol, adjoint_method or adjoint_options say how the adjoint is to be solved: it keeps no
+    step of the forward solve either, but computes them once more (see ``fastnode.Revolve``).
 
     Args:
         func, y0, t, rtol, atol, method, options, event_fn, args: as in odeint. Its attributes
@@ -110,6 +117,11 @@ def odeint_adjoint(
         for arg in args
         if isinstance(arg, Tensor) and arg.requires_grad and id(arg) not in known
     ]
+    asked = (adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options, event_fn)
+    if callable(getattr(type(func), "perceptron", None)) and all(each is None for each in asked):
+        solution = _by_fused_engine(problem, request, trained)
+        if solution is not None:
+            return solution
     adjoint = Adjoint(
         problem,
         trained,
@@ -123,8 +135,27 @@ def odeint_adjoint(
     if event_fn is not None:
         return _until_event(adjoint, problem, request, event_fn)
     with adjoint.forward():
-        solution = select.step_through(problem, request)
+        solution = select.integrate(problem, request)
     return problem.layout.unpack(adjoint.attach(solution))
+
+
+def _by_fused_engine(
+    problem: Problem, request: SolveRequest, trained: list[Tensor]
+) -> Tensor | None:
+    """The solution with the gradients of its own steps; None where the fused engine does not run
+    or would give one to a tensor that is to have none."""
+    known = {id(x) for x in trained}
+    if not all(id(x) in known for x in problem.func.parameters() if x.requires_grad):
+        return None
+    revolving = request.derived.get("revolving")
+    if revolving is None:
+        revolving = request.with_(adjoint="revolve", slots=FUSED_SLOTS)
+        request.derived["revolving"] = revolving
+    if select.choose(problem, revolving) != "fused":
+        return None
+    solution = fused.integrate(problem, revolving)
+    used = [x for x in tensors(problem.mlp) if x.requires_grad]
+    return solution if len(used) == len(trained) else _depend(solution, trained, False)
 
 
 def _until_event(

@@ -15,6 +15,7 @@ from torch import Tensor
 from fastnode.control.controllers import Controller
 from fastnode.errors import InvalidValue
 from fastnode.problem.ivp import check_times
+from fastnode.torch_support.grad_mode import followed
 from fastnode.torch_support.warn import warn
 
 
@@ -123,7 +124,7 @@ def _even_grid(t: Tensor, step_size: float) -> Tensor:
     """Steps of one size from t[0] on; the last one ends at t[-1] and may be shorter."""
     # In t's own precision 0.3 / 0.1 is 3: no step of the size of a rounding error is left over.
     code = _CODES.get(t.dtype)
-    if code is not None and not t.requires_grad and not torch.compiler.is_compiling():
+    if code is not None and not torch.compiler.is_compiling() and not followed(t):
         return torch.frombuffer(_rounded_grid(t.tolist(), step_size, code), dtype=t.dtype)
     start, end = t[:1], t[-1:]
     steps = ((end - start) / step_size).item()

@@ -272,8 +272,10 @@ def choose_per_sample(
         why = per_sample_fused.refusal(problem, request, gradients)
         if why is None:
             return "fused"
-        if named == "fused" and not gradients:
-            raise refused(named, why)
+        if named == "fused":
+            if not gradients:
+                raise refused(named, why)
+            return "auto"
     return named
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastnode.control.request import SolveRequest
 from fastnode.engines import select
@@ -30,6 +31,7 @@ from fastnode.problem.ivp import (
     to_float,
 )
 from fastnode.torch_support.compile import uncompiled
+from fastnode.torch_support.grad_mode import followed
 
 #: Steps after which a search with fixed steps ends; the number is torchdiffeq's.
 MAX_FIXED_STEPS = 20000
@@ -222,25 +224,41 @@ def attach_gradients(
     dg being the change of g through its own parameters. First derivatives only. Where autograd
     finds no dependence of the event function on t and y, both are returned unchanged.
     """
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() and forward_ad._current_level < 0:
         return t, y
     value = event(t, y)[index]
-    if not value.requires_grad:
+    if not followed(value):
         return t, y
-    time, state = t.detach().requires_grad_(), y.detach().requires_grad_()
-    local = event(time, state)[index]
-    if not local.requires_grad:
-        return t, y
-    by_time, by_state = torch.autograd.grad(local, (time, state), allow_unused=True)
+    time, state = t.detach(), y.detach()
+    by_time, by_state = _event_gradients(event, index, time, state)
     with torch.no_grad():
-        derivative = field(time.detach(), state.detach())
-        rate = torch.zeros_like(local) if by_time is None else by_time.to(local)
+        # Constants in forward mode too, which grad mode does not end.
+        derivative = field(time, state).detach()
+        rate = torch.zeros_like(value) if by_time is None else by_time.to(value)
         if by_state is not None:
-            rate = rate + (by_state.conj() * derivative).real.sum().to(local)
+            rate = rate + (by_state.conj() * derivative).real.sum().to(value)
+        rate = rate.detach()
     if rate == 0:
         return t, y
     shift = (value.detach() - value) / rate
     return t + shift.to(t), y + derivative * shift.to(y.device, y.dtype.to_real())
+
+
+def _event_gradients(
+    event: EventFunction, index: int, t: Tensor, y: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """dg/dt and dg/dy of an element of the event function; None where it does not depend on it."""
+    if torch._C._are_functorch_transforms_active():
+        # Inside of a transform autograd alone makes no derivatives.
+        value, gradients, *_ = torch.func.vjp(lambda t, y: event(t, y)[index], t, y)
+        return gradients(torch.ones_like(value))
+    with torch.enable_grad():
+        time, state = t.detach().requires_grad_(), y.detach().requires_grad_()
+        value = event(time, state)[index]
+    if not value.requires_grad:
+        return None, None
+    by_time, by_state = torch.autograd.grad(value, (time, state), allow_unused=True)
+    return by_time, by_state
 
 
 def solve_until_event(

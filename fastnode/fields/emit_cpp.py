@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fastnode.fields.errors import NotCompilable
+from fastnode.errors import NotCompilable
 from fastnode.fields.ir import (
     PARAMETERS,
     SAMPLE,
@@ -106,8 +106,8 @@ void run(const Number* times, const Number* const* I, const Number* U, const Num
   const P* const G = reinterpret_cast<const P*>(g_);
   P* const O = reinterpret_cast<P*>(out_);
   P* const R = reinterpret_cast<P*>(r_);
-  const {"P" if target.per_sample_times else "Number"}* const t =
-      reinterpret_cast<const {"P" if target.per_sample_times else "Number"}*>(times);
+  {"P" if target.per_sample_times else "Number"} t[1];
+  __builtin_memcpy(t, times, sizeof(t));
 {run}
 }}
 

@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+import torch
+from torch import Tensor, nn
 
-class NotCompilable(ValueError):
-    """A field that ``fastnode.compile_field`` does not take; the message names the operation and,
-    where it is known, the line of the caller's that called it."""
+from fastnode.errors import NotCompilable
 
-    def __init__(self, reason: str, at: Any = None):
-        where = _line(at) if hasattr(at, "meta") else ""
-        super().__init__(f"the field cannot be compiled: {reason}{where}")
+__all__ = ["NotCompilable", "find_line"]
 
 
-def _line(node: Any) -> str:
-    """The last line of a node's stack trace, which is where the field called the operation."""
-    trace = node.meta.get("stack_trace") or node.stack_trace or ""
-    lines = [line.strip() for line in trace.splitlines() if line.strip()]
-    return f" (at {' '.join(lines[-2:])})" if len(lines) >= 2 else ""
+def find_line(operation: Any, module: nn.Module, y0: Tensor) -> str:
+    """Where the module calls an operation: ``" (file:line)"``, or "" if it is never called."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    wanted = getattr(operation, "overloadpacket", operation)
+    found: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            if not found and getattr(func, "overloadpacket", None) is wanted:
+                found.append(_caller())
+            return func(*args, **(kwargs or {}))
+
+    try:
+        with torch.no_grad(), Watch():
+            module(torch.zeros((), dtype=y0.dtype), y0.detach().clone())
+    except Exception:
+        return ""
+    return f" ({found[0]})" if found and found[0] else ""
+
+
+def _caller() -> str:
+    """The line outside of this library and torch that is being run."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        package = (frame.f_globals.get("__name__") or "").partition(".")[0]
+        if package not in ("torch", "fastnode"):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""

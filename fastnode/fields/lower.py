@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, fx
 
-from fastnode.fields.errors import NotCompilable
+from fastnode.errors import NotCompilable
 from fastnode.fields.ir import (
     PARAMETERS,
     SAMPLE,
@@ -78,7 +78,7 @@ class Lowering:
             if node.op == "placeholder":
                 self.values[node] = next(given)
             elif node.op == "get_attr":
-                self.values[node] = getattr(self.module, node.target).detach()
+                self.values[node] = self._constant(node)
             elif node.op == "call_function":
                 self.values[node] = self._lower(node)
         self._gradients = gradients
@@ -92,6 +92,18 @@ class Lowering:
 
     def has_output(self, index: int) -> bool:
         return isinstance(self.outputs[index], fx.Node)
+
+    def _constant(self, node: fx.Node) -> Tensor:
+        """A tensor that is neither parameter nor buffer: one that forward makes of numbers."""
+        value = getattr(self.module, node.target)
+        made = all(user.target is aten.lift_fresh_copy.default for user in node.users)
+        if value.is_floating_point() and value.dim() and not made:
+            raise NotCompilable(
+                f"it reads a tensor of shape {tuple(value.shape)} that is neither a parameter nor "
+                "a buffer, whose changes would not be seen; use register_buffer",
+                next(iter(node.users), node),
+            )
+        return value.detach()
 
     # Statements.
 

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 import fastnode
-from fastnode.fields.errors import NotCompilable
+from fastnode.errors import NotCompilable
 
 #: Seconds that a compilation may take.
 LIMIT = 300

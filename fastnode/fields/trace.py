@@ -19,7 +19,7 @@ from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fastnode.fields.errors import NotCompilable
+from fastnode.errors import NotCompilable
 
 aten = torch.ops.aten
 

@@ -135,6 +135,10 @@ class Path:
         """
         z0, z1, coef = self._prepare(z0, z1, t, extrapolate)
         zt, stand_in = ops.interpolant(z0, z1, coef, store_target=False)
+        if stand_in is None and torch.compiler.is_compiling():
+            # A graph has no versions to compare: the end points as they are now, which a compiler
+            # copies only if they change.
+            z0, z1 = z0.clone(), z1.clone()
         return zt, Target(stand_in, z0, z1, coef)
 
     def sample(

@@ -91,8 +91,8 @@ class MLPField(nn.Module):
         hidden: width of all hidden layers, or one width for each of them.
         depth: number of linear layers, 1 to 8 (default 3). With a sequence ``hidden`` it follows
             from its length and may be left out. ``depth=1`` has no hidden layer.
-        activation: elu, gelu (exact), relu, sigmoid, silu, sin, softplus or tanh, after every
-            layer but the last.
+        activation: elu, gelu (exact), leaky_relu (0.01), relu, selu, sigmoid, silu, sin, softplus
+            or tanh, after every layer but the last.
         time: ``every`` appends t to the input of every layer, ``once`` to that of the first,
             ``none`` leaves it out (an autonomous field).
         bias: whether the layers have a bias.

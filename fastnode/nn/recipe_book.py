@@ -83,8 +83,8 @@ def _flow(
 
 
 def _digits(name: str) -> Recipe:
-    # Measured on a fifth of the rows for training, by one Euler step: with the noise of MNIST, 3, 21 %
-    # are right after 300 steps; with 1 there are 98 %, and 99 % after 600.
+    # Measured on a fifth of the rows for training, by one Euler step: with the noise of MNIST, 3,
+    # 21 % are right after 300 steps; with 1 there are 98 %, and 99 % after 600.
     return _flow(name, partial(recipe_nets.dense_nets, 64, 128, 512, 10), 1.0, 3e-3, 600, 128)
 
 

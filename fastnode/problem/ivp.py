@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastnode import extension
 from fastnode.errors import InvalidType, InvalidValue
+from fastnode.torch_support.grad_mode import followed
 from fastnode.torch_support.warn import WarnOnce, warn
 
 #: A time inside a solve: a Python float (float64), or a 0-dim float64 tensor where it needs a
@@ -193,6 +195,7 @@ class Problem:
 
     __slots__ = (
         "_field",
+        "_tensors",
         "_times",
         "args",
         "direction",
@@ -219,6 +222,7 @@ class Problem:
         self.func, self.layout, self.y0, self.t = func, layout, y0, t
         self.direction, self.args = direction, args
         self._field, self._times = field, times
+        self._tensors: list[Time] | None = None
         #: Whether torch.compile records the solve.
         self.traced = traced
         #: The MLP that func is, once the fused engine has read it.
@@ -232,9 +236,15 @@ class Problem:
 
     @property
     def times(self) -> list[Time]:
-        """Floats, or 0-dim tensors where they need a gradient."""
-        if self._times is None or self.t.requires_grad:
-            return as_times(self.t)
+        """Floats, or 0-dim tensors where derivatives with respect to them are wanted: the same ones
+        each time, so that a step that ends at an output time can be told by its end."""
+        if self._times is None or self.t.requires_grad or forward_ad._current_level >= 0:
+            times = as_times(self.t)
+            if not isinstance(times[0], Tensor):
+                return times
+            if self._tensors is None:
+                self._tensors = times
+            return self._tensors
         return self._times  # pyright: ignore[reportReturnType]
 
     def with_(
@@ -278,10 +288,9 @@ def reached(t: Time, target: Time, direction: float) -> bool:
 
 
 def as_times(t: Tensor) -> list[Time]:
-    """The entries of a 1-d tensor in float64: floats, or 0-dim tensors if they need a gradient or,
-    in a graph that torch.compile traces, have no value yet."""
-    differentiable = t.requires_grad and torch.is_grad_enabled()
-    if differentiable or torch.compiler.is_compiling():
+    """The entries of a 1-d tensor in float64: floats, or 0-dim tensors if derivatives with respect
+    to them are wanted or, in a graph that torch.compile traces, they have no value yet."""
+    if torch.compiler.is_compiling() or followed(t):
         return list(t.double().cpu().unbind())
     return t.tolist()
 

@@ -15,7 +15,7 @@ from fastnode.engines.reference.step import Step
 from fastnode.errors import SolverError
 from fastnode.events.watch import Event, EventWatcher
 from fastnode.ops.rk_stage import FLOATING
-from fastnode.problem.ivp import Problem, Time, reached, to_float
+from fastnode.problem.ivp import Problem, Time, as_times, reached, to_float
 from fastnode.solution import Solution, Steps
 from fastnode.tableaus import Tableau
 
@@ -164,7 +164,7 @@ class Recording:
         check_inside(flat.detach(), self.times[0], self.end)
         # The first edge at or beyond t ends its step.
         places = torch.searchsorted(edges * direction, flat.detach() * direction) - 1
-        times: Sequence[Time] = list(flat.unbind()) if flat.requires_grad else flat.tolist()
+        times = as_times(flat)
         inside: dict[int, list[int]] = {}
         for i, place in enumerate(places.clamp(min=0).tolist()):
             inside.setdefault(place, []).append(i)

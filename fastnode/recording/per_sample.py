@@ -14,6 +14,7 @@ from fastnode.problem.batch import SampleProblem
 from fastnode.recording.joint import check_inside
 from fastnode.solution import Solution, Steps
 from fastnode.tableaus import Tableau
+from fastnode.torch_support.grad_mode import followed
 
 
 def sample_solution(
@@ -106,7 +107,7 @@ class _Dense:
         end = place + self.offsets[sample]
         times, values = rows.t().reshape(-1), self.states[end]
         # At an edge only the polynomial has a derivative, for the gradient of the time.
-        inside = (place > 0) & (times.requires_grad | (times != self.edges[end]))
+        inside = (place > 0) & (followed(times) | (times != self.edges[end]))
         chosen = inside.nonzero()[:, 0]
         if chosen.numel():
             end = end[chosen]

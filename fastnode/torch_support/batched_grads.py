@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 
 Gradients = Sequence[Tensor | None]
 
@@ -20,25 +21,25 @@ def for_each_cotangent(
     backward: Callable[[Gradients], Gradients], cotangents: Gradients
 ) -> Gradients:
     """``backward(cotangents)``, or the stack of its results for each of a batch of cotangents."""
-    if not any(g is not None and _is_batched(g) for g in cotangents):
+    if not any(g is not None and is_legacy_batchedtensor(g) for g in cotangents):
         return backward(cotangents)
     with _outside_vmap() as level:
+        unbatched, batched = torch._remove_batch_dim, torch._add_batch_dim  # pyright: ignore
         count, columns = 0, []
         for g in cotangents:
-            if g is not None and _is_batched(g):
+            if g is not None and is_legacy_batchedtensor(g):
                 # The size of the batch is read for a tensor without one only.
-                g = torch._remove_batch_dim(g, level, 0, 0)
-                count, g = len(g), g.unbind()
+                g = unbatched(g, level, 0, 0)
+                count = len(g)
+                # Of an empty batch the gradients' shapes are wanted.
+                g = g.unbind() if count else (torch.zeros_like(g[:1].sum(0)),)
             columns.append(g)
         rows = [
-            backward([g[i] if isinstance(g, tuple) else g for g in columns]) for i in range(count)
+            backward([g[i] if isinstance(g, tuple) else g for g in columns])
+            for i in range(max(count, 1))
         ]
         found = [_stack(column) for column in zip(*rows, strict=True)]
-        return [None if g is None else torch._add_batch_dim(g, 0, level) for g in found]
-
-
-def _is_batched(x: Tensor) -> bool:
-    return torch._C._functorch.is_legacy_batchedtensor(x)
+        return [None if g is None else batched(g[:count], 0, level) for g in found]
 
 
 def _stack(column: Gradients) -> Tensor | None:

@@ -3,7 +3,7 @@ hooks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from types import FunctionType, MethodType
@@ -103,7 +103,9 @@ class ReplayableField:
             # Not x itself: an operation that saves its own result would hold, and never free, it.
             return x.detach()
 
-        with saved_tensors_hooks(pack, lambda x: x) if torch.is_grad_enabled() else nullcontext():
+        # torch.func's derivatives know no such hooks; nobody keeps a graph there.
+        wanted = torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
+        with saved_tensors_hooks(pack, lambda x: x) if wanted else nullcontext():
             yield
         self.graph_bytes = sum(held.values())
 
@@ -179,8 +181,13 @@ class Surroundings:
         ]
 
     @contextmanager
-    def recomputation(self, draws: bool) -> Iterator[None]:
+    def recomputation(self, draws: bool, params: Sequence[Tensor] = ()) -> Iterator[None]:
         """Recomputation, anywhere in the backward pass.
+
+        Args:
+            draws: whether the field draws random numbers.
+            params: tensors of which gradients are added up inside. Their own hooks
+                (``Tensor.register_hook``) see the sum only, which autograd hands to them.
 
         Raises:
             RuntimeError: a parameter was changed in place since the forward pass.
@@ -196,6 +203,9 @@ class Surroundings:
             self._autocast(stack)
             if draws:
                 stack.callback(set_random_state, random_state(self.device), self.device)
+            for x in params:
+                if x._backward_hooks:
+                    _replace(stack, x._backward_hooks, {})
             for registry, held in self._held:
                 if not _same(registry, held):
                     _replace(stack, registry, held)

@@ -215,6 +215,20 @@ def test_hooks_that_look_on_run_once(adjoint):
     assert len(model.field.inner._forward_hooks) == 1
 
 
+@pytest.mark.parametrize("room", [0, 2**22])
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("adjoint", [*ADJOINTS, "odeint_adjoint"], ids=str)
+def test_hooks_of_parameters_run_once(adjoint, create_graph, room, monkeypatch):
+    monkeypatch.setattr("fastnode.adjoints.discrete.retained_graph.ROOM", room)
+    model = Solved(adjoint)
+    model.field.inner.weight.register_hook(lambda g: 3 * g)
+    params = list(model.parameters())
+    found = torch.autograd.grad(model(rows(3)).square().sum(), params, create_graph=create_graph)
+    first, *wanted = plain(adjoint)
+    close(adjoint, found, [3 * first, *wanted])
+    assert len(model.field.inner.weight._backward_hooks) == 1
+
+
 @pytest.mark.parametrize("kind", ["error", "stiffness"])
 def test_global_recomputes_with_the_parameters_of_the_forward(kind):
     class Penalty(torch.nn.Module):

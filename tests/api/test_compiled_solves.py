@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from compiled_graphs import compiled, own_ops
+from selection import slow
 
 import fastnode
 from fastnode.api.fixed_in_graph import solve_in_graph
@@ -38,8 +39,8 @@ def run(solve, field, y0, ts):
     ("method", "adjoint", "ts", "steps"),
     [
         ("euler", "backprop", [0.0, 1.0], 6),
-        ("rk4", "checkpoint", [1.0, -0.5], 3),
-        ("heun3", "backprop", FORWARD, None),
+        slow("rk4", "checkpoint", [1.0, -0.5], 3),
+        slow("heun3", "backprop", FORWARD, None),
         ("midpoint", "checkpoint", BACKWARD, None),
     ],
     ids=str,
@@ -57,7 +58,7 @@ def test_fixed_steps_are_one_graph_of_plain_formulas(method, adjoint, ts, steps)
         torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize(("method", "ts"), [("euler", BACKWARD), ("rk4", FORWARD)], ids=str)
+@pytest.mark.parametrize(("method", "ts"), [("euler", BACKWARD), slow("rk4", FORWARD)], ids=str)
 def test_outputs_inside_of_compiled_steps_are_cubic(method, ts):
     field, y0 = Field(), torch.randn(4, 3, dtype=torch.float64)
 
@@ -84,7 +85,7 @@ def test_compiled_solution_says_what_it_did():
     torch.testing.assert_close(found[4], expected[4])
 
 
-def test_gradients_of_output_times_in_a_graph_are_those_of_its_values():
+def test_output_times_in_a_graph_have_gradients():
     field, y0 = Field(), torch.randn(2, 3, dtype=torch.float64)
 
     def ys(ts):
@@ -123,9 +124,9 @@ def test_compiled_solve_without_gradient_gives_none():
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"method": "tsit5"},
         {"method": "rk4", "step_size": 0.25},
-        {"method": "euler", "adjoint": fastnode.Revolve(2), "steps": 4},
+        slow({"method": "tsit5"}),
+        slow({"method": "euler", "adjoint": fastnode.Revolve(2), "steps": 4}),
     ],
     ids=str,
 )

@@ -161,6 +161,7 @@ TORCHCDE = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("library", "program"), [("flow_matching", FLOW_MATCHING), ("torchcde", TORCHCDE)]
 )

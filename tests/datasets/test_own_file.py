@@ -150,6 +150,8 @@ def test_a_csv_file_that_cannot_be_used_is_refused(tmp_path, text, message):
         ({"y": np.full(42, np.nan)}, "row 0, column 'y': a value is missing"),
         ({"y": np.r_[np.arange(41.0), np.inf]}, "row 41, column 'y': 'inf' is not finite"),
     ],
+    # Not by their values: an object is shown by its address.
+    ids=range(9),
 )
 def test_an_npz_file_that_cannot_be_used_is_refused(tmp_path, changes, message):
     path = write_npz(tmp_path / "my.npz", **changes)

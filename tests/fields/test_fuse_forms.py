@@ -23,7 +23,9 @@ class Written(nn.Module):
         torch.manual_seed(0)
         self.first, self.second = nn.Linear(3, 8), nn.Linear(8, 2)
         self.plain, self.same = nn.Linear(2, 8), nn.Identity()
-        self.timed = TimeLinear(2, 8)
+        self.timed, self.last, self.square = TimeLinear(2, 8), nn.Linear(9, 2), nn.Linear(2, 2)
+        self.selu, self.leaky, self.sharp = nn.SELU(), nn.LeakyReLU(), nn.Softplus(beta=2.0)
+        self.drop = nn.Dropout(0.0)
         self.field = MLPField(2, 8, activation="tanh")
         self.scale = nn.Parameter(torch.ones(2))
         self.written = forward
@@ -52,17 +54,83 @@ FORMS = {
     "identity": lambda self, t, y: self.same(self.second(F.silu(self.plain(self.same(y))))),
     "TimeLinear": lambda self, t, y: self.second(torch.sigmoid(self.timed(t, y))),
     "MLPField": lambda self, t, y: self.field(t, y),
+    "sizes of ones": with_time(lambda t, y: torch.ones(y.shape[0], 1, dtype=y.dtype) * t),
+    "zeros": with_time(lambda t, y: torch.zeros_like(y[:, :1]) + t),
+    "sizes of zeros": with_time(lambda t, y: t + torch.zeros(y.size(0), 1, dtype=y.dtype)),
+    "as_tensor": with_time(lambda t, y: torch.as_tensor(t, dtype=y.dtype).expand(len_of(y), 1)),
+    "full by keyword": with_time(
+        lambda t, y: torch.full((len_of(y), 1), fill_value=t, dtype=y.dtype)
+    ),
+    "ones of a hidden layer": lambda self, t, y: self.last(with_ones(t, torch.tanh(self.plain(y)))),
+    "elu": lambda self, t, y: self.second(F.elu(self.plain(y))),
+    "leaky_relu": lambda self, t, y: self.second(F.leaky_relu(self.plain(y), 0.01, inplace=True)),
+    "selu": lambda self, t, y: self.second(F.selu(self.plain(y))),
+    "SELU": lambda self, t, y: self.second(self.selu(self.plain(y))),
+    "LeakyReLU": lambda self, t, y: self.second(self.leaky(self.plain(y))),
+    "softplus": lambda self, t, y: self.second(F.softplus(self.plain(y), beta=3.0)),
+    "Softplus": lambda self, t, y: 0.5 * self.sharp(2 * self.second(self.sharp(self.plain(y)))),
+    "dropout": lambda self, t, y: self.second(self.drop(torch.tanh(self.plain(self.drop(y))))),
+    "F.dropout": lambda self, t, y: self.second(F.dropout(torch.sin(self.plain(y)), 0.2, False)),
+    "no dropout": lambda self, t, y: self.second(F.dropout(torch.sin(self.plain(y)), p=0.0)),
+    "last activation": lambda self, t, y: torch.tanh(self.second(torch.tanh(self.plain(y)))),
+    "one layer": lambda self, t, y: F.elu(self.square(y)),
+    "minus": lambda self, t, y: -self.second(torch.tanh(self.plain(y))),
+    "minus a last activation": lambda self, t, y: -2 * torch.sin(self.square(y)),
+    "factor": lambda self, t, y: self.field(t, y).mul(0.5) / 2,
+    "factors": lambda self, t, y: torch.neg(self.second(3 * torch.sin(self.plain(y) / 2))),
+    "minus the state": lambda self, t, y: self.second(torch.tanh(self.first(with_ones(t, -y)))),
+    "factor and time": lambda self, t, y: 2 * self.last(with_ones(t, 3 * F.silu(self.plain(-y)))),
+    "factor and field": lambda self, t, y: self.field(t, -y),
 }
+
+
+def len_of(y):
+    return y.shape[0]
+
+
+def with_ones(t, h):
+    """As FFJORD's ConcatLinear."""
+    return torch.cat([torch.ones_like(h[:, :1]) * t, h], 1)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_field_is_solved_however_it_is_written(form):
     field = fuse(Written(FORMS[form]).double())
-    y0, t = torch.randn(5, 2).double(), torch.linspace(0, 1, 3).double()
-    found = fastnode.odeint(field, y0, t, rtol=1e-9, atol=1e-9)
-    wanted = fastnode.odeint(field.module, y0, t, rtol=1e-9, atol=1e-9)
-    assert found.grad_fn.name() == "MlpSolveBackward"
-    torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-8)
+    y0 = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+    # torch.full makes a constant of the time.
+    t = torch.linspace(0, 1, 3, dtype=torch.float64, requires_grad="full" not in form)
+    given = [y0, *([t] if t.requires_grad else []), *field.parameters()]
+    results = []
+    for func in (field, field.module):
+        solution = fastnode.odeint(func, y0, t, rtol=1e-9, atol=1e-9)
+        found = torch.autograd.grad(solution.square().sum(), given, allow_unused=True)
+        results.append((solution, *found))
+    assert results[0][0].grad_fn.name() == "MlpSolveBackward"
+    for found, wanted in zip(*results, strict=True):
+        # An autonomous field has a gradient of zero by the first time.
+        assert (found is None) == (wanted is None)
+        if found is not None:
+            # Where an activation has a kink steps are those of another rounding.
+            torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+SCALED = [form for form in FORMS if "minus" in form or "factor" in form or "last" in form]
+
+
+@pytest.mark.parametrize("form", ["elu", "selu", "leaky_relu", "softplus", "Softplus", *SCALED])
+def test_forms_pass_gradcheck(form):
+    field = fuse(Written(FORMS[form]).double())
+    names = [name for name, _ in field.named_parameters()]
+    y0, t = torch.randn(2, 2, dtype=torch.float64), torch.tensor([0.0, 0.5]).double()
+
+    def solve(y, *values):
+        for name, value in zip(names, values, strict=True):
+            owner, _, leaf = name.rpartition(".")
+            field.module.get_submodule(owner)._parameters[leaf] = value
+        return fastnode.odeint(field, y, t, method="rk4", engine="fused")[-1]
+
+    values = [x.detach().clone().requires_grad_() for x in field.parameters()]
+    assert torch.autograd.gradcheck(solve, (y0.requires_grad_(), *values), fast_mode=True)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +140,7 @@ def test_a_field_is_solved_however_it_is_written(form):
         (lambda self, t, y: self.plain(t), "linear layer of something else than the state"),
         (lambda self, t, y: self.second(F.relu(F.relu(self.plain(y)))), "an activation of some"),
         (lambda self, t, y: self.second(F.elu(self.plain(y), 2.0)), "options of its own"),
+        (lambda self, t, y: self.second(self.plain(y) / 0), "an operation that no perceptron has"),
         (lambda self, t, y: self.second(torch.cat([y, y], 1)), "a concatenation of anything but"),
         (lambda self, t, y: self.second(torch.cat([y, t.expand(5, 2)])), "by features"),
         (
@@ -109,6 +178,15 @@ class SwappedOnCall(Written):
         return self.second(torch.tanh((self.plain if self.calls == 1 else self.other)(y)))
 
 
+class OfTensors(Written):
+    def __init__(self):
+        super().__init__(None)
+
+    def forward(self, t, y):
+        z = self.second(torch.tanh(self.plain(y)))
+        return -z if isinstance(y, torch.Tensor) else z
+
+
 def hooked():
     module = Written(FORMS["methods"])
     module.plain.register_forward_hook(lambda *_: None)
@@ -120,7 +198,8 @@ def hooked():
     [
         (OnlyState, r"forward must take \(t, y\), got \(y\)"),
         (OfFourSamples, r"the module fails for a state \[3, 2\]"),
-        (SwappedOnCall, "the module returns something else"),
+        (SwappedOnCall, "forward changes what it does from call to call"),
+        (OfTensors, "the module returns something else"),
         (hooked, "hooks or parametrisations"),
     ],
 )

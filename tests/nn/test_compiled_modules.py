@@ -6,9 +6,11 @@ import pytest
 import torch
 from compiled_graphs import compiled, own_ops
 from fixed_step_modules import CASES, build, field
+from selection import slow
 from torch import nn
 
 import fastnode
+from fastnode.fields.compile import CompiledField
 from fastnode.nn import NeuralODE, ODEBlock
 
 
@@ -37,6 +39,18 @@ def test_compiled_forward_counts_evaluations():
         assert model.nfe == nfe
 
 
+def test_a_compiled_field_is_plain_formulas_in_a_graph():
+    torch.manual_seed(0)
+    model = NeuralODE(CompiledField(field("plain")), "rk4")
+    graph, names = compiled(model)
+    x = torch.randn(3, 4)
+    found = graph(x)
+    assert names and not own_ops(names)
+    torch.testing.assert_close(found, NeuralODE(model.field.module, "rk4")(x))
+    program = torch.export.export(model.eval(), (x,)).module()
+    torch.testing.assert_close(program(x), found)
+
+
 def test_ode_block_without_time_and_a_trajectory_are_one_graph():
     torch.manual_seed(0)
     block = ODEBlock(nn.Sequential(nn.Linear(4, 4), nn.Tanh()), steps=2, autonomous=True)
@@ -50,6 +64,7 @@ def test_ode_block_without_time_and_a_trajectory_are_one_graph():
     torch.testing.assert_close(graph(x, ts), model(x, ts))
 
 
+@pytest.mark.slow
 def test_compiled_ode_block_recomputes_its_steps():
     block, x = build("ODEBlock", "plain")
     x.requires_grad_()
@@ -62,6 +77,7 @@ def test_compiled_ode_block_recomputes_its_steps():
     assert counts["backprop"] == 12 < counts["checkpoint"]
 
 
+@pytest.mark.slow
 def test_batch_norm_in_a_compiled_block_counts_once():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Tanh())
@@ -82,9 +98,9 @@ def test_batch_norm_in_a_compiled_block_counts_once():
     ("build_it", "kind"),
     [
         (lambda f: NeuralODE(f), "MLPField"),
-        (lambda f: NeuralODE(f, adjoint="checkpoint"), "plain"),
-        (lambda f: NeuralODE(f, "implicit_euler"), "MLPField"),
-        (lambda f: NeuralODE(f, regularizer=fastnode.regularize.Local()), "plain"),
+        slow(lambda f: NeuralODE(f, adjoint="checkpoint"), "plain"),
+        slow(lambda f: NeuralODE(f, "implicit_euler"), "MLPField"),
+        slow(lambda f: NeuralODE(f, regularizer=fastnode.regularize.Local()), "plain"),
     ],
     ids=["dopri5", "checkpoint", "implicit", "regularised"],
 )

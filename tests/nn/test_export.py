@@ -49,6 +49,14 @@ def test_an_exported_file_loads_without_fastnode(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_a_trajectory_is_exported():
+    model, x = build("NeuralODE", "MLPField")
+    ts = torch.tensor([0.0, 0.2, 0.7, 1.0])
+    program = torch.export.export(model.eval(), (x, ts))
+    assert not [n for n in program.graph.nodes if "fastnode" in str(n.target)]
+    torch.testing.assert_close(program.module()(x, ts + 1), model(x, ts + 1))
+
+
 def test_an_exported_solve_has_gradients():
     model, x = build("NeuralODE", "plain")
     program = exported(model, x).module()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from selection import slow
 from torch import nn
 
 from fastnode.nn import EncodedODE, MLPField, NeuralODE, ODEBlock, SimulationFreeNODE
@@ -51,5 +52,7 @@ def build(name, kind):
     return model, torch.randn(6, size)
 
 
+_PAIRS = [(name, ("MLPField", "plain")[i % 2]) for i, name in enumerate(MODULES)]
+_FAST = "NeuralODE, step_size", "ODEBlock"
 #: Each of them once, with both kinds of fields.
-CASES = [(name, ("MLPField", "plain")[i % 2]) for i, name in enumerate(MODULES)]
+CASES = [pair if pair[0] in _FAST else slow(*pair) for pair in _PAIRS]

@@ -81,7 +81,8 @@ class MlpField final : public Field<T> {
   // Whether the activation's derivative follows from its value alone.
   bool by_value() const {
     return activation_ == Activation::kTanh || activation_ == Activation::kSigmoid ||
-           activation_ == Activation::kRelu || activation_ == Activation::kElu;
+           activation_ == Activation::kRelu || activation_ == Activation::kLeakyRelu ||
+           activation_ == Activation::kElu || activation_ == Activation::kSelu;
   }
   int64_t tape_part(const Frame& frame, size_t layer) const;
   void set_time(const Frame& frame, const Layer<T>& layer, const T* times, T* x) const;

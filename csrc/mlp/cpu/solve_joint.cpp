@@ -352,7 +352,10 @@ struct alignas(64) MlpSolve<T>::Worker {
   // Memory for the state of such a stage where `stage` holds the end of the step.
   T* further_state(const Tile<T>& tile) {
     spare.resize(size_t(tile.frame.front() + tile.frame.size(dim()) + 64 / sizeof(T)));
-    return spare.data() + tile.frame.front();
+    // At a line of the cache, as all states are.
+    const size_t place = reinterpret_cast<uintptr_t>(spare.data()) / sizeof(T);
+    const size_t line = 64 / sizeof(T);
+    return spare.data() + (line - place % line) % line + tile.frame.front();
   }
 
   // For the message of a solve that cannot go on: whether stage derivatives of the step tried last

@@ -36,8 +36,12 @@ FASTNODE_HD void activate(Activation which, T* z) {
       FASTNODE_EACH(x > 0 ? x : std::expm1(x));
     case Activation::kGelu:
       FASTNODE_EACH(x * normal_distribution(x));
+    case Activation::kLeakyRelu:
+      FASTNODE_EACH(x > 0 ? x : x * T(kLeakySlope));
     case Activation::kRelu:
       FASTNODE_EACH(x < 0 ? T(0) : x);
+    case Activation::kSelu:
+      FASTNODE_EACH(x > 0 ? x * T(kSeluScale) : T(kSeluDepth) * std::expm1(x));
     case Activation::kSigmoid:
       FASTNODE_EACH(logistic(x));
     case Activation::kSilu:
@@ -60,8 +64,12 @@ FASTNODE_HD T derivative(Activation which, T z, T a) {
       return z > 0 ? T(1) : a + 1;
     case Activation::kGelu:
       return normal_distribution(z) + z * T(0.39894228040143267794) * std::exp(T(-0.5) * z * z);
+    case Activation::kLeakyRelu:
+      return z > 0 ? T(1) : T(kLeakySlope);
     case Activation::kRelu:
       return z > 0 ? T(1) : T(0);
+    case Activation::kSelu:
+      return z > 0 ? T(kSeluScale) : a + T(kSeluDepth);
     case Activation::kSigmoid:
       return a - a * a;
     case Activation::kSilu: {

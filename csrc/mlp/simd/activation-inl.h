@@ -121,6 +121,20 @@ INLINE X<T, K> relu(X<T, K> x) {
   return at_least<T, K>(x, 0);
 }
 
+template <class T, int K>
+INLINE X<T, K> leaky_relu(X<T, K> x) {
+  return where_above<T, K>(x, 0, x, x * T(kLeakySlope));
+}
+
+template <class T, int K>
+INLINE X<T, K> selu(X<T, K> x) {
+  const X<T, K> below = expm1_below<T, K>(x);
+  X<T, K> scaled = below * T(kSeluDepth);
+  // What the constant lost when it was rounded.
+  if constexpr (sizeof(T) == 4) scaled = scaled + below * T(kSeluDepth - double(T(kSeluDepth)));
+  return where_above<T, K>(x, 0, x * T(kSeluScale), scaled);
+}
+
 template <class T>
 void activate(Activation which, const T* z, T* out, const Extent& e) {
   switch (which) {
@@ -128,8 +142,12 @@ void activate(Activation which, const T* z, T* out, const Extent& e) {
       FASTNODE_MAP(elu);
     case Activation::kGelu:
       return gelu(z, out, e);
+    case Activation::kLeakyRelu:
+      FASTNODE_MAP(leaky_relu);
     case Activation::kRelu:
       FASTNODE_MAP(relu);
+    case Activation::kSelu:
+      FASTNODE_MAP(selu);
     case Activation::kSigmoid:
       FASTNODE_MAP(logistic);
     case Activation::kSilu:
@@ -193,10 +211,20 @@ void derive(Activation which, const T* z, const T* a, T* g, const Extent& e) {
       });
     case Activation::kGelu:
       return scale_by_gelu(z, g, e);
+    case Activation::kLeakyRelu:
+      return scale(z, a, g, e, [](auto size, auto x, auto) INLINE_LAMBDA {
+        constexpr int K = size.value;
+        return where_above<T, K>(x, 0, all<T, K>(1), all<T, K>(T(kLeakySlope)));
+      });
     case Activation::kRelu:
       return scale(z, a, g, e, [](auto size, auto x, auto) INLINE_LAMBDA {
         constexpr int K = size.value;
         return where_above<T, K>(x, 0, all<T, K>(1), all<T, K>(0));
+      });
+    case Activation::kSelu:
+      return scale(z, a, g, e, [](auto size, auto x, auto y) INLINE_LAMBDA {
+        constexpr int K = size.value;
+        return where_above<T, K>(x, 0, all<T, K>(T(kSeluScale)), y + T(kSeluDepth));
       });
     case Activation::kSigmoid:
       return scale(z, a, g, e, [](auto, auto, auto y) INLINE_LAMBDA { return y - y * y; });

@@ -6,9 +6,25 @@
 
 namespace fastnode {
 
-// The order of fastnode.nn.fields.ACTIVATIONS.
-enum class Activation : int { kElu, kGelu, kRelu, kSigmoid, kSilu, kSin, kSoftplus, kTanh };
-constexpr int kActivations = 8;
+// The order of fastnode.engines.fused.mlp.ACTIVATIONS.
+enum class Activation : int {
+  kElu,
+  kGelu,
+  kLeakyRelu,
+  kRelu,
+  kSelu,
+  kSigmoid,
+  kSilu,
+  kSin,
+  kSoftplus,
+  kTanh
+};
+constexpr int kActivations = 10;
+
+// LeakyReLU below zero, as torch has it by default; SELU above zero, and below it times
+// exp(x) - 1 (Klambauer et al., NeurIPS 2017, arXiv 1706.02515).
+constexpr double kLeakySlope = 0.01, kSeluScale = 1.0507009873554804934193349852946,
+                 kSeluDepth = 1.6732632423543772848170429916717 * kSeluScale;
 
 // c[m, n] (+)= sum_k a(m, k) b[k, n] for whole vectors of n.
 template <class T>

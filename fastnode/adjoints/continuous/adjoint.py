@@ -97,7 +97,7 @@ class Adjoint:
     def recomputation(self) -> AbstractContextManager[None]:
         """The backward pass, with func as it was in the forward pass."""
         assert self._surroundings is not None
-        return self._surroundings.recomputation(draws=False)
+        return self._surroundings.recomputation(False, self.params)
 
     def with_options(self, options: dict[str, Any]) -> Adjoint:
         """This adjoint with such options as ``options`` has; itself if they are the same."""

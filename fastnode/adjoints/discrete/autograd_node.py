@@ -103,7 +103,7 @@ class _Solve(torch.autograd.Function):
             return (None,) * (2 + ctx.count)
 
         def gradients(cotangents: Cotangents) -> list[Tensor | None]:
-            with chain.surroundings.recomputation(bool(chain.observed.draws)):
+            with chain.surroundings.recomputation(bool(chain.observed.draws), inputs.params):
                 if torch.is_grad_enabled():
                     return _differentiably(chain, inputs, wanted, cotangents)
                 return chain.vjp(inputs.detached(), saved[ctx.count :], cotangents)

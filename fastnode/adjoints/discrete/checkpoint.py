@@ -154,7 +154,9 @@ class BackwardPass:
             timed = [(ends[0], kind, at), (ends[1], kind, at + kind)]
         if inputs.ts is not None:
             for i, (slot, t, _) in enumerate(seeds):
-                if slot in chain.columns:
+                if slot in chain.columns and chain.ends_at_outputs:
+                    targets[i] = None
+                elif slot in chain.columns:
                     targets[i] = torch.tensor(t, dtype=torch.float64, requires_grad=True)
                     timed.append((targets[i], 0, chain.columns[slot]))
         with torch.enable_grad():
@@ -221,6 +223,7 @@ class StepChain:
         throw: whether a solve that cannot go on raises.
         frugal: one stage's graph at a time.
         keeps_graph: whether steps whose graph is small are not recomputed (``RetainedGraph``).
+        ends_at_outputs: whether each step leads from one output time to the next.
     """
 
     def __init__(
@@ -234,10 +237,11 @@ class StepChain:
         throw: bool,
         frugal: bool = False,
         keeps_graph: bool = False,
+        ends_at_outputs: bool = False,
     ):
         self.problem, self.scheme, self.slots, self.needed = problem, scheme, slots, needed
         self.record, self.make_stepper, self.throw = record, make_stepper, throw
-        self.frugal = frugal
+        self.frugal, self.ends_at_outputs = frugal, ends_at_outputs
         device = problem.field.device
         self.observed = ReplayableField(problem.field.func, problem.y0, frugal)
         self.surroundings = Surroundings(problem.field.func, device)
@@ -386,9 +390,11 @@ class StepChain:
             return grid[n], grid[n + 1]
         return self.edges[n] + shift, self.edges[n + 1] + shift
 
-    def _target(self, slot: int, t: float, times: Tensor | None) -> Time:
+    def _target(self, slot: int, t: float, times: Tensor | None) -> Time | None:
         if times is None or slot not in self.columns:
             return t
+        if self.ends_at_outputs:
+            return None
         return times[self.columns[slot]].double().cpu()
 
 
@@ -425,6 +431,7 @@ def checkpointed(
         throw,
         frugal=slots is not None,
         keeps_graph=keeps_graph and slots is None and not problem.t.requires_grad,
+        ends_at_outputs=grid is problem.times,
     )
     inputs = Inputs(
         problem.y0,

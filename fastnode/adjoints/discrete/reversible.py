@@ -57,7 +57,7 @@ from fastnode.ops.rk_stage import rk_stage
 from fastnode.problem.ivp import Problem, Time, VectorField, to_float
 from fastnode.recording.joint import Recording
 from fastnode.solution import Solution
-from fastnode.torch_support.grad_mode import recorded
+from fastnode.torch_support.grad_mode import followed, recorded
 from fastnode.torch_support.recompute import ReplayableField, Surroundings
 
 #: L. The nearer to 1, the less do errors grow in the backward pass.
@@ -314,11 +314,16 @@ def reversibly(
     chain = ReversibleChain(
         problem, request, needed, record, sorted(ends, key=lambda t: t * direction)
     )
-    ts = problem.t if problem.t.requires_grad else None
+    ts = problem.t if followed(problem.t) else None
     inputs = Inputs(problem.y0, ts, None, tuple(args[i] for i in needed), params)
     if recorded((problem.y0, problem.t), args, params) and not transformed():
         return chain.rewrite(solve_in_one_node(chain, inputs)).solution()
-    return chain.rewrite(chain.run(inputs)[0]).solution()
+    outputs = chain.run(inputs)[0]
+    if ts is not None:
+        # The loop takes times as numbers: a transform sees them in the same steps once more.
+        with chain.surroundings.recomputation(bool(chain.observed.draws)):
+            outputs = chain.recompute(inputs)
+    return chain.rewrite(outputs).solution()
 
 
 @dataclass(eq=False)

@@ -97,8 +97,8 @@ class Scheme:
         h = t1 - t
         b = self.tableau.solution_weights
         whole = [h * w for w in b.values]
-        exactly = isinstance(target, float) or not self.adaptive
-        if target is None or (exactly and to_float(target) == to_float(t1)):
+        # At the end of the step only the polynomial has a derivative with respect to the target.
+        if target is None or (not isinstance(target, Tensor) and target == to_float(t1)):
             return list(b.stages), whole
         x = (target - t) / h
         if self.inside == "dense":

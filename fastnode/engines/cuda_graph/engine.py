@@ -20,9 +20,9 @@ from torch import Tensor
 from fastnode import extension
 from fastnode.control.request import SolveRequest
 from fastnode.control.stiffness import Stiffness
-from fastnode.engines.cuda_graph.field import HeldValues
 from fastnode.engines.cuda_graph.plan import Plan, Record, clear, plan_for
 from fastnode.engines.cuda_graph.program import Shape
+from fastnode.engines.held_values import HeldValues
 from fastnode.engines.methods import ADAPTIVE
 from fastnode.engines.native import joint as native
 from fastnode.engines.reference.step import take_step

@@ -1,4 +1,4 @@
-"""The values that a vector field holds, and whether a CUDA graph may capture it.
+"""Whether a CUDA graph may capture a vector field.
 
 A CUDA graph repeats kernels on fixed memory. It sees new contents of the tensors that a field
 holds; it does not see another tensor in their place, another number, or anything Python does.
@@ -6,117 +6,25 @@ holds; it does not see another tensor in their place, another number, or anythin
 
 from __future__ import annotations
 
-import functools
 import types
 import weakref
-from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from fastnode.engines.held_values import HeldValues
 from fastnode.torch_support.recompute import random_state
-
-#: Types that are compared by value.
-NUMBERS = (bool, int, float, complex, str, torch.dtype, torch.device, type(None))
-#: Packages whose objects and functions are not searched, except for modules.
-LIBRARIES = ("torch", "numpy", "triton")
-#: Longer collections are compared by identity and length only.
-LONG = 256
 
 
 def cannot_capture(reason: str) -> ValueError:
     return ValueError(f"engine 'graph' cannot capture func: {reason}")
 
 
-@dataclass(eq=False)
-class HeldValues:
-    """The tensors and numbers that a field holds, by their path from it."""
-
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    numbers: dict[str, Hashable] = field(default_factory=dict)
-    _seen: set[int] = field(default_factory=set)
-
-    @classmethod
-    def of(cls, func: Any) -> HeldValues:
-        held = cls()
-        held._visit("func", func)
-        return held
-
-    def key(self) -> Hashable:
-        """Equal as long as a CUDA graph captured with these values may be used."""
-        places = tuple(
-            (x.data_ptr(), x.shape, x.stride(), x.dtype, x.device) for x in self.tensors.values()
-        )
-        return places, tuple(self.numbers.items())
-
-    def _visit(self, path: str, x: Any) -> None:
-        if isinstance(x, NUMBERS):
-            self.numbers[path] = x
-            return
-        if id(x) in self._seen or _of_a_library(x):
-            return
-        self._seen.add(id(x))
-        if isinstance(x, Tensor):
-            self.tensors[path] = x
-            return
-        if isinstance(x, (list, tuple, dict)) and len(x) > LONG:
-            self.numbers[path] = (id(x), len(x))
-            return
-        for name, inner in _inside(x):
-            self._visit(f"{path}{name}", inner)
-
-
-def _inside(x: Any) -> Iterator[tuple[str, Any]]:
-    """The paths and objects that calls of an object may depend on."""
-    if isinstance(x, nn.Module):
-        for part in (x._parameters, x._buffers, x._modules):
-            yield from ((f".{name}", value) for name, value in part.items())
-        yield from ((f".{n}", v) for n, v in vars(x).items() if n[0] != "_" and _ours(v))
-    elif isinstance(x, functools.partial):
-        yield "", x.func
-        yield from ((f"({i})", value) for i, value in enumerate(x.args))
-        yield from ((f"({name})", value) for name, value in x.keywords.items())
-    elif isinstance(x, types.MethodType):
-        yield "", x.__self__
-        yield "()", x.__func__
-    elif isinstance(x, types.FunctionType):
-        cells = zip(x.__code__.co_freevars, x.__closure__ or (), strict=True)
-        yield from ((f".{name}", cell.cell_contents) for name, cell in cells if _filled(cell))
-        names = (n for n in x.__code__.co_names if n in x.__globals__)
-        yield from ((f".{n}", v) for n in names if _ours(v := x.__globals__[n]))
-    elif isinstance(x, (list, tuple)):
-        yield from ((f"[{i}]", value) for i, value in enumerate(x))
-    elif isinstance(x, dict):
-        yield from ((f"[{name!r}]", value) for name, value in x.items())
-    elif hasattr(x, "__dict__") and not isinstance(x, (type, types.ModuleType)):
-        yield from ((f".{name}", value) for name, value in vars(x).items() if _ours(value))
-
-
-def _of_a_library(x: Any) -> bool:
-    if isinstance(x, (Tensor, nn.Module)):
-        return False
-    owner = x if isinstance(x, types.FunctionType) else type(x)
-    return (owner.__module__ or "").partition(".")[0] in LIBRARIES
-
-
-def _ours(x: Any) -> bool:
-    """Whether it may hold values: not a class, a library or a part of one."""
-    kinds = (*NUMBERS, Tensor, nn.Module, list, tuple, dict, functools.partial)
-    return isinstance(x, (*kinds, types.FunctionType, types.MethodType))
-
-
 def _version(x: Tensor) -> int:
     """Its version counter; inference tensors have none."""
     return 0 if x.is_inference() else x._version
-
-
-def _filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:
-        return False
 
 
 def weak_reference(func: Any, forget: Callable[[Any], None]) -> Callable[[], Any]:

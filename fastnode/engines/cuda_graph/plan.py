@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from fastnode.engines.cuda_graph import runtime as graph_runtime
-from fastnode.engines.cuda_graph.field import HeldValues, cannot_capture, check_pure, weak_reference
+from fastnode.engines.cuda_graph.field import cannot_capture, check_pure, weak_reference
 from fastnode.engines.cuda_graph.program import Program, Shape
+from fastnode.engines.held_values import HeldValues
 from fastnode.problem.ivp import VectorField
 
 #: Captured solves and backward passes that are cached at most.

@@ -15,8 +15,7 @@ from torch import Tensor
 from fastnode import extension
 from fastnode.engines.fused import request as fused_request
 from fastnode.engines.fused.double_backward import PerceptronField
-from fastnode.engines.fused.mlp import Layers, perceptron
-from fastnode.engines.fused.per_sample import tensors
+from fastnode.engines.fused.mlp import Layers, perceptron, tensors
 from fastnode.engines.fused.refusal import runs_here
 from fastnode.engines.reference.step import take_step
 from fastnode.ops.rk_error import rk_error_reference
@@ -61,7 +60,7 @@ def first_step(
     biased = [bias is not None for _, bias, _ in layers]
     columns = [column for _, _, column in layers]
     rule = _Rule(columns, biased, activation, t, t1, error, *numbers)
-    return _Error.apply(rule, kept, *tensors(layers)), t1 - t
+    return _Error.apply(rule, kept, *tensors(found)), t1 - t
 
 
 @dataclass(frozen=True, eq=False)

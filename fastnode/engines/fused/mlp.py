@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from fastnode import extension
+from fastnode.errors import NotCompilable
+from fastnode.torch_support.warn import warn
 
 #: (weight, bias, column of the time or -1) of each layer, number of the activation.
 Layers = list[tuple[Tensor, Tensor | None, int]]
@@ -19,7 +21,9 @@ Perceptron = tuple[Layers, int]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
     "gelu": F.gelu,
+    "leaky_relu": F.leaky_relu,
     "relu": torch.relu,
+    "selu": F.selu,
     "sigmoid": torch.sigmoid,
     "silu": F.silu,
     "sin": torch.sin,
@@ -59,11 +63,9 @@ def read_layers(inside: list[nn.Module], layers: list[tuple[nn.Module, int]]) ->
     return found
 
 
-def replaced_module(places: list[tuple[dict[str, Any], str, Any]]) -> str | None:
-    """The first name under which a dict no longer holds its module."""
-    if extension.AVAILABLE and not torch.compiler.is_compiling():
-        return extension.native().replaced_module(places)
-    return next((name for modules, name, child in places if modules.get(name) is not child), None)
+def why_not(func: Any, limits: str) -> str:
+    """Why a field that declares itself a perceptron is none, or the limits of its engine."""
+    return getattr(func, "why_not_fused", None) or limits
 
 
 #: Numbers of activations are below, those of generated fields from here on (csrc/ops/mlp/layers.h).
@@ -81,6 +83,18 @@ def native_field(func: Any, y0: Tensor, gradients: bool, per_sample: bool) -> Na
     if torch.compiler.is_compiling() or _has_callbacks(func) or _has_any_global_hook():
         return None
     return generated(func, y0, gradients, per_sample)
+
+
+def named_or_none(find: Callable[[], NativeField | None], engine: str) -> NativeField | None:
+    """What ``find`` finds; where no code can be made None with a warning, unless the engine was
+    named."""
+    try:
+        return find()
+    except NotCompilable as error:
+        if engine == "fused":
+            raise
+        warn(f"{error}; the solve goes on natively")
+        return None
 
 
 def tensors(found: NativeField) -> list[Tensor]:

@@ -12,7 +12,13 @@ from torch import Tensor
 from fastnode import extension
 from fastnode.control.request import SolveRequest
 from fastnode.engines.fused import request as fused_request
-from fastnode.engines.fused.mlp import NativeField, native_field, tensors
+from fastnode.engines.fused.mlp import (
+    NativeField,
+    named_or_none,
+    native_field,
+    tensors,
+    why_not,
+)
 from fastnode.engines.fused.refusal import runs_here
 from fastnode.engines.native import joint as native
 from fastnode.engines.per_sample_trace import Trace
@@ -33,8 +39,10 @@ def refusal(problem: SampleProblem, request: SolveRequest, gradients: bool) -> s
     where another engine is faster. ``gradients``: whether it is to make them."""
     if request.controller.has_own_rules or request.save != "times":
         return LIMITS
-    found = find(problem, gradients)
-    if found is None or (gradients and request.adjoint_params is not None):
+    found = named_or_none(lambda: find(problem, gradients), request.engine)
+    if found is None:
+        return why_not(problem.field.func, LIMITS)
+    if gradients and request.adjoint_params is not None:
         return LIMITS
     inputs = (problem.y0, problem.ts, *tensors(found))
     if not gradients and torch.is_grad_enabled() and any(x.requires_grad for x in inputs):

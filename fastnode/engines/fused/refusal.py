@@ -8,7 +8,7 @@ import torch
 
 from fastnode import extension
 from fastnode.control.request import SolveRequest, no_stops
-from fastnode.engines.fused.mlp import native_field, perceptron
+from fastnode.engines.fused.mlp import named_or_none, native_field, perceptron, why_not
 from fastnode.engines.fused.request import native_request
 from fastnode.ops.dispatch import transformed
 from fastnode.ops.mlp_solve import takes_in_graph
@@ -16,8 +16,9 @@ from fastnode.problem.ivp import LONE, Problem
 from fastnode.tableaus import METHODS
 
 LIMITS = (
-    "it takes an MLPField or what fastnode.fuse returns, without hooks or callbacks, one tensor of "
-    "float32 or float64 whose last dimension is the field's, numbers as tolerances and explicit "
+    "it takes an MLPField or what fastnode.fuse or compile_field returns, without hooks or "
+    "callbacks, one tensor of float32 or float64 whose last dimension is the field's, numbers as "
+    "tolerances and explicit "
     "Runge-Kutta methods, and knows no args, events, stops, norms or controllers of the caller's "
     "making, adjoints but backprop, checkpoint and revolve, torch.func transforms, or with fixed "
     "steps times inside of a step; on a GPU no gradients of local errors, no revolve, and no "
@@ -46,12 +47,17 @@ def refusal(problem: Problem, request: SolveRequest) -> str | None:
         return LIMITS
     func = problem.func
     if hasattr(type(func), "native_field"):
+        if problem.traced:
+            # A graph can hold no code of this process; its compiler has the field's formulas.
+            return LIMITS
         gradients = _may_need_gradients(problem, request)
-        problem.mlp = found = native_field(func, problem.y0, gradients, per_sample=False)
+        problem.mlp = found = named_or_none(
+            lambda: native_field(func, problem.y0, gradients, per_sample=False), request.engine
+        )
     else:
         problem.mlp = found = perceptron(func)
     if found is None:
-        return LIMITS
+        return why_not(problem.func, LIMITS)
     if request.fixed is not None and not _grid_fits(problem, request):
         return LIMITS
     if problem.traced:

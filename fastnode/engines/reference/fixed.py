@@ -29,16 +29,23 @@ class GridStep:
         self._interp, self._perturb = interp, perturb
 
     def at(self, t: Time) -> Tensor:
-        if to_float(t) == to_float(self.t1):
+        at_end = to_float(t) == to_float(self.t1)
+        if at_end and (t is self.t1 or not isinstance(t, Tensor)):
             return self.y1
         h = self.t1 - self.t
-        x = (t - self.t) / h
         if self._interp == "linear":
-            return self.y + x * (self.y1 - self.y)
-        if not self.k:
-            self.k.append(self.field(self.t, self.y, int(self._perturb)))
+            rise = self.y1 - self.y
+            # Beside the value at the end the derivative with respect to t counts.
+            if at_end:
+                return rk_stage(self.y1, [rise], [(t - self.t1) / h])
+            return self.y + (t - self.t) / h * rise
         if self.derivative_at_end is None:
             self.derivative_at_end = self.field(self.t1, self.y1)
+        if at_end:
+            return rk_stage(self.y1, [self.derivative_at_end], [t - self.t1])
+        x = (t - self.t) / h
+        if not self.k:
+            self.k.append(self.field(self.t, self.y, int(self._perturb)))
         rise, square = x * x * (3 - 2 * x), x * (1 - x)
         derivatives = [self.y1 - self.y, self.k[0], self.derivative_at_end]
         return rk_stage(self.y, derivatives, [rise, h * square * (1 - x), -h * square * x])

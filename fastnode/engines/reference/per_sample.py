@@ -27,6 +27,7 @@ from fastnode.engines.per_sample_trace import (
 )
 from fastnode.ops.rk_rows import rk_stage_rows
 from fastnode.problem.batch import SampleProblem
+from fastnode.torch_support.grad_mode import followed
 
 #: Finished samples leave once they are 1 / COMPACTION of the batch.
 COMPACTION = 8
@@ -52,6 +53,8 @@ class PerSampleSolve:
         self.stiffness = Stiffness(request.tableau)
         y0, ts = problem.y0, problem.ts
         count = y0.shape[0]
+        #: Whether derivatives with respect to the times are wanted.
+        self.timed = followed(ts)
         self.log = _Log()
         self.status = torch.zeros(count, dtype=torch.int8, device=y0.device)
         integers = torch.zeros(3, count, dtype=torch.int64, device=y0.device)
@@ -111,9 +114,10 @@ class PerSampleSolve:
         with torch.no_grad():
             weights = tableau.error_weights
             derivatives = [k[j] for j in weights.stages]
+            # Constants in forward mode too, which grad mode does not end.
             ratio = batch.tolerances.norm(
                 self.problem.field.layout, batch.y, y1, derivatives, weights.values, t1 - batch.t
-            )
+            ).detach()
             history = (batch.before, batch.earlier)
             following = controller.next_steps(taken, ratio, history, tableau.order)
             accepted = controller.accepted(taken, ratio) & batch.running
@@ -196,7 +200,7 @@ class PerSampleSolve:
         batch = self.batch
         if not self.tableau.further:
             return k
-        inside = due if batch.ts.requires_grad else due & (batch.ts != t1.detach()[:, None])
+        inside = due if self.timed else due & (batch.ts != t1.detach()[:, None])
         rows = (accepted if self.request.keep_derivatives else inside.any(dim=1)).nonzero()[:, 0]
         some, derivatives = batch.take(rows, self.problem), [x[rows] for x in k]
         h = (t1 - batch.t)[rows]
@@ -215,12 +219,12 @@ class PerSampleSolve:
         times, start, end = batch.ts[rows, columns], batch.t[rows], t1[rows]
         values = y1[rows]
         # At the end of a step only the polynomial has a derivative, for the gradient of the time.
-        if times.requires_grad or bool((times != end).any()):
+        if self.timed or bool((times != end).any()):
             derivatives = [x[rows] for x in k]
             inside = interpolate_rows(
                 self.tableau, batch.y[rows], derivatives, end - start, times - start
             )
-            at_end = (times == end) & (not times.requires_grad)
+            at_end = (times == end) & (not self.timed)
             values = torch.where(at_end[:, None], values, inside)
         self._save(batch.index[rows], columns, values)
 
@@ -248,7 +252,7 @@ class PerSampleSolve:
         flat = (d1 <= 1e-15) & (d2 <= 1e-15)
         h1 = (0.01 / torch.maximum(d1, d2)) ** (1 / order)
         h1 = torch.where(flat, (h0 * 1e-3).clamp(min=1e-6), h1)
-        return torch.where(d2.isfinite(), torch.minimum(100 * h0, h1), h0)
+        return torch.where(d2.isfinite(), torch.minimum(100 * h0, h1), h0).detach()
 
     def _check_progress(self, stuck: Tensor, ratio: Tensor, k: Sequence[Tensor]) -> None:
         """Fails the samples that cannot try a step of size h."""

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastnode.control.norms import ErrorNorm, Tolerance
 from fastnode.errors import SolverError
 from fastnode.problem.ivp import Time, VectorField, to_float
+from fastnode.torch_support.grad_mode import followed
 
 
 def integrate_scipy(
@@ -34,6 +36,7 @@ def integrate_scipy(
     Raises:
         ValueError: SciPy is not installed, or the solver is unknown.
         TypeError: the state is complex.
+        ValueError: forward-mode differentiation follows the state or the times.
         SolverError: SciPy gave up.
     """
     try:
@@ -48,6 +51,9 @@ def integrate_scipy(
         )
     if y.is_complex():
         raise TypeError(f"y0 must be real for method 'scipy_solver', got {y.dtype}")
+    if forward_ad._current_level >= 0 and (followed(y) or isinstance(times[0], Tensor)):
+        # In backward mode the solution has no graph, which backward() says.
+        raise ValueError("method 'scipy_solver' has no derivatives, got a state or times with some")
     if len(times) == 1:
         return y.detach().clone().unsqueeze(0)
 

@@ -8,7 +8,8 @@ import gc
 import pytest
 import torch
 
-from fastnode.engines.cuda_graph.field import LONG, HeldValues, weak_reference
+from fastnode.engines.cuda_graph.field import weak_reference
+from fastnode.engines.held_values import LONG, HeldValues
 
 
 class Field:

@@ -1,0 +1,330 @@
+"""compile_field: solves and gradients against the module itself, refusals, and what is noticed."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+from field_zoo import FIELDS, REFUSED, mlp
+from torch import nn
+
+import fastnode
+from fastnode.fields.compile import CompiledField
+
+pytestmark = pytest.mark.skipif(not fastnode.extension.AVAILABLE, reason="no C++ extension")
+
+FAST = ("mlp", "exact trace", "hypernetwork", "attention", "convolutions", "message passing")
+TIMES = torch.tensor([0.0, 0.3, 0.5], dtype=torch.float64)
+TIGHT = {"method": "dopri5", "rtol": 1e-7, "atol": 1e-9}
+
+
+def cases():
+    for name in FIELDS:
+        yield pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
+
+
+def make(name, batch, dtype=torch.float64):
+    build, shape = FIELDS[name]
+    torch.manual_seed(0)
+    module = build().to(dtype)
+    y0 = 0.5 * torch.randn(batch, *shape, dtype=dtype)
+    return module, y0
+
+
+def gradients(func, module, y0, run):
+    y0 = y0.clone().requires_grad_()
+    ys = run(func, y0)
+    inputs = [y0, *module.parameters()]
+    found = torch.autograd.grad(ys.square().sum(), inputs, allow_unused=True)
+    return ys, [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
+
+
+def agree(ours, wanted, close):
+    scale = wanted.abs().max().clamp(min=1)
+    torch.testing.assert_close(ours, wanted, rtol=0, atol=float(close * scale))
+
+
+@pytest.mark.parametrize("batch", [2, 13])
+@pytest.mark.parametrize("name", cases())
+def test_solves_and_gradients_are_the_modules(name, batch):
+    module, y0 = make(name, batch)
+    compiled = fastnode.compile_field(module, y0)
+
+    def run(engine):
+        def solve(func, y0):
+            return fastnode.solve(func, y0, TIMES, engine=engine, **TIGHT).ys
+
+        return solve
+
+    ours, by_ours = gradients(compiled, module, y0, run("fused"))
+    wanted, by_wanted = gradients(module, module, y0, run("native"))
+    agree(ours, wanted, 1e-7)
+    for g, w in zip(by_ours, by_wanted, strict=True):
+        agree(g, w, 1e-6)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_compiled_is_refused(name):
+    build, shape, reason = REFUSED[name]
+    torch.manual_seed(0)
+    with pytest.raises(fastnode.NotCompilable, match=reason):
+        fastnode.compile_field(build(), torch.randn(6, *shape))
+
+
+@pytest.mark.parametrize("batch", [3, 40])
+@pytest.mark.parametrize("method", ["euler", "rk4", "bosh3", "dopri8"])
+def test_methods_of_odeint_agree_in_float32(method, batch):
+    module, y0 = make("mlp", batch, torch.float32)
+    compiled = fastnode.compile_field(module, y0)
+    tolerances = {} if method in ("euler", "rk4") else {"rtol": 1e-5, "atol": 1e-5}
+    options = {"method": method, **tolerances}
+
+    def run(func, y0):
+        return fastnode.odeint(func, y0, TIMES.float(), **options)
+
+    ours, by_ours = gradients(compiled, module, y0, run)
+    wanted, by_wanted = gradients(module, module, y0, run)
+    agree(ours, wanted, 1e-5)
+    for g, w in zip(by_ours, by_wanted, strict=True):
+        agree(g, w, 2e-4)
+
+
+@pytest.mark.parametrize("batch", [3, 21])
+@pytest.mark.parametrize("name", ["residual", "gru-ode", "rows of times"])
+def test_per_sample_stepping(name, batch):
+    module, y0 = make(name, batch)
+    compiled = fastnode.compile_field(module, y0)
+    times = TIMES * (1 + torch.arange(batch)[:, None] / batch)
+
+    def run(engine):
+        def solve(func, y0):
+            options = {"per_sample": True, "engine": engine, **TIGHT}
+            return fastnode.solve(func, y0, times, **options).ys
+
+        return solve
+
+    with torch.no_grad():
+        agree(run("fused")(compiled, y0), run("reference")(module, y0), 1e-7)
+    ours, by_ours = gradients(compiled, module, y0, run("auto"))
+    wanted, by_wanted = gradients(module, module, y0, run("reference"))
+    agree(ours, wanted, 1e-7)
+    for g, w in zip(by_ours, by_wanted, strict=True):
+        agree(g, w, 1e-6)
+
+
+@pytest.mark.parametrize("adjoint", ["checkpoint", fastnode.Revolve(2)])
+def test_adjoints_give_the_gradient_of_backprop(adjoint):
+    module, y0 = make("exact trace", 5)
+    compiled = fastnode.compile_field(module, y0)
+
+    def run(adjoint):
+        def solve(func, y0):
+            options = {"adjoint": adjoint, "engine": "fused", **TIGHT}
+            return fastnode.solve(func, y0, TIMES, **options).ys
+
+        return solve
+
+    _, ours = gradients(compiled, module, y0, run(adjoint))
+    _, wanted = gradients(compiled, module, y0, run("backprop"))
+    for g, w in zip(ours, wanted, strict=True):
+        agree(g, w, 1e-12)
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_gradients_by_finite_differences(batch):
+    module, y0 = make("hypernetwork", batch)
+    compiled = fastnode.compile_field(module, y0)
+    t = TIMES.clone().requires_grad_()
+
+    def solve(y0, t, *_):
+        return fastnode.odeint(compiled, y0, t, rtol=1e-11, atol=1e-12, method="dopri5")
+
+    inputs = (y0.requires_grad_(), t, *module.parameters())
+    assert torch.autograd.gradcheck(solve, inputs, atol=1e-5, rtol=1e-4)
+
+
+def test_second_gradients_are_refused():
+    module, y0 = make("mlp", 3)
+    compiled = fastnode.compile_field(module, y0)
+    y0.requires_grad_()
+    y1 = fastnode.odeint(compiled, y0, TIMES)[-1]
+    with pytest.raises(RuntimeError, match="have no gradients themselves"):
+        torch.autograd.grad(y1.sum(), y0, create_graph=True)
+
+
+class Switched(nn.Module):
+    """Reads attributes and its mode in forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = mlp(4, 8, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.factor = 1.0
+
+    def forward(self, t, y):
+        y = self.factor * self.net(y)
+        return y if self.training else self.norm(y)
+
+
+def changed(change):
+    torch.manual_seed(0)
+    module = Switched()
+    y0 = torch.randn(5, 4)
+    compiled = fastnode.compile_field(module, y0)
+    fastnode.odeint(compiled, y0, TIMES)
+    change(module)
+    ours = fastnode.odeint(compiled, y0, TIMES)
+    torch.testing.assert_close(ours, fastnode.odeint(module, y0, TIMES), rtol=1e-4, atol=1e-5)
+
+
+def replace_parameter(module):
+    module.net[0].weight = nn.Parameter(torch.randn(8, 4))
+
+
+def step_optimizer(module):
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    module.net(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda module: module.eval(),
+        lambda module: setattr(module, "factor", 2.0),
+        lambda module: setattr(module.net, "1", nn.ReLU()),
+        lambda module: module.load_state_dict(Switched().state_dict()),
+        replace_parameter,
+        step_optimizer,
+    ],
+    ids=["eval", "attribute", "module", "state dict", "parameter", "optimizer"],
+)
+def test_changes_of_the_module_are_noticed(change):
+    changed(change)
+
+
+def test_other_dtypes_and_shapes_are_compiled_anew():
+    module, y0 = make("convolutions", 5, torch.float32)
+    compiled = fastnode.compile_field(module, y0)
+    for state in (y0[:, :, :4].contiguous(), y0[:1]):
+        with torch.no_grad():
+            ours = fastnode.solve(compiled, state, TIMES, engine="fused").ys
+            agree(ours, fastnode.solve(module, state, TIMES).ys, 1e-4)
+    module.double()
+    with torch.no_grad():
+        ours = fastnode.solve(compiled, y0.double(), TIMES, engine="fused").ys
+        torch.testing.assert_close(ours, fastnode.solve(module, y0.double(), TIMES).ys)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_have_parameters_of_their_own(copied):
+    torch.manual_seed(0)
+    compiled = fastnode.compile_field(mlp_field(), torch.randn(5, 4))
+    other = copied(compiled)
+    with torch.no_grad():
+        for x in other.parameters():
+            x.mul_(2)
+    y0 = torch.randn(5, 4)
+    ours = fastnode.solve(other, y0, TIMES, engine="fused").ys
+    torch.testing.assert_close(ours, fastnode.solve(other.module, y0, TIMES).ys)
+    assert not torch.allclose(ours, fastnode.solve(compiled, y0, TIMES).ys)
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = mlp(4, 8, 4)
+        self.scale = 0.5
+
+    def forward(self, t, y):
+        return self.scale * self.net(y)
+
+
+def mlp_field():
+    return Plain()
+
+
+def test_the_result_calls_the_module_and_has_its_attributes():
+    module = Plain()
+    compiled = fastnode.compile_field(module, torch.randn(3, 4))
+    assert isinstance(compiled, CompiledField) and compiled.scale == 0.5
+    y = torch.randn(2, 4)
+    assert torch.equal(compiled(torch.tensor(0.0), y), module(torch.tensor(0.0), y))
+    assert fastnode.compile_field(compiled, y) is compiled
+
+
+def test_modules_that_solve_take_it():
+    module, y0 = Plain(), torch.randn(6, 4)
+    compiled = fastnode.compile_field(module, y0)
+    ours = fastnode.nn.NeuralODE(compiled, "dopri5")
+    plain = fastnode.nn.NeuralODE(module, "dopri5")
+    torch.testing.assert_close(ours(y0), plain(y0))
+    assert ours.nfe == plain.nfe
+
+
+def test_a_hook_added_later_goes_by_the_module():
+    module, y0 = Plain(), torch.randn(3, 4)
+    compiled = fastnode.compile_field(module, y0)
+    module.net.register_forward_hook(lambda module, args, result: 0 * result)
+    assert torch.equal(fastnode.odeint(compiled, y0, TIMES)[-1], y0)
+
+
+def test_a_tensor_that_is_no_buffer_is_refused():
+    module = Plain()
+    module.scale = torch.full((4,), 2.0)
+    with pytest.raises(fastnode.NotCompilable, match="register_buffer"):
+        fastnode.compile_field(module, torch.randn(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("module", "y0", "error", "message"),
+    [
+        (lambda t, y: -y, torch.ones(2, 2), TypeError, "nn.Module"),
+        (Plain(), [1.0], TypeError, "y0 must be a tensor"),
+        (Plain(), torch.ones(2, 4, dtype=torch.int64), TypeError, "float32 or float64"),
+        (Plain(), torch.ones(4), ValueError, "with samples in rows"),
+        (Plain(), torch.ones(0, 4), ValueError, "with samples in rows"),
+        (Plain(), torch.ones(2, 4, dtype=torch.float64), ValueError, "float32 and the state"),
+    ],
+    ids=range(6),
+)
+def test_wrong_arguments_are_named(module, y0, error, message):
+    with pytest.raises(error, match=message):
+        fastnode.compile_field(module, y0)
+
+
+def test_a_refusal_names_the_operation_and_the_line():
+    class Sorted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp(4, 8, 4)
+
+        def forward(self, t, y):
+            return torch.sort(self.net(y), dim=-1).values
+
+    with pytest.raises(fastnode.NotCompilable, match="sort") as caught:
+        fastnode.compile_field(Sorted(), torch.randn(3, 4))
+    assert "test_compile.py" in str(caught.value)
+
+
+def test_auto_goes_on_natively_where_code_cannot_be_made(monkeypatch):
+    from fastnode.fields import toolchain
+
+    module, y0 = Plain(), torch.randn(3, 4)
+    compiled = fastnode.compile_field(module, y0)
+
+    def fails(source, flags):
+        raise fastnode.NotCompilable("the compiler is gone")
+
+    monkeypatch.setattr(toolchain, "build", fails)
+    other = torch.randn(70, 4)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ours = fastnode.odeint(compiled, other, TIMES)
+    torch.testing.assert_close(ours, fastnode.odeint(module, other, TIMES))
+    assert any("the compiler is gone" in str(each.message) for each in caught)
+    with pytest.raises(fastnode.NotCompilable):
+        fastnode.solve(compiled, other, TIMES, engine="fused")
