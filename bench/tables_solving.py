@@ -193,6 +193,19 @@ def engines(results: Results) -> str:
 
 
 @source
+def fields(results: Results) -> str:
+    rows = []
+    for case in results.cases("fields", "compiled field, forward"):
+        row = [case]
+        for part in ("forward", "forward + backward"):
+            ratios = results.row("fields", f"compiled field, {part}", case)["ratios"]
+            row += [number(ratios[name]) for name in ("native", "torchdiffeq")]
+        rows.append(row)
+    head = ["field, batch", "native", "torchdiffeq", "with gradients: native", "torchdiffeq"]
+    return table(head, rows)
+
+
+@source
 def fused_adjoints(results: Results) -> str:
     rows = []
     for case in results.cases("engines", "adjoints of the fused engine"):

@@ -17,13 +17,14 @@ from fastnode.errors import (
     EventNotFound,
     MaxStepsExceeded,
     NonFiniteState,
+    NotCompilable,
     SolverError,
     StagesNotSolved,
     StepSizeUnderflow,
 )
 from fastnode.events.watch import Event
 from fastnode.extension import empty_cache
-from fastnode.fields.compile import NotCompilable, compile_field
+from fastnode.fields.compile import compile_field
 from fastnode.fields.fuse import NotFusable, fuse
 from fastnode.plots import plot_trajectories
 from fastnode.solution import Solution, Steps

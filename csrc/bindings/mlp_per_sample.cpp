@@ -140,8 +140,9 @@ py::object solve(const py::list& layers, int activation, const Tensor& y0, const
     dispatch_real(y0.scalar_type(), [&]<class T>(T*) {
       with_field<T>(of, dim, batch, false, request.instructions, [&](const Field<T>& field) {
         MlpSamples<T> solve(field, batch, control);
-        solve.run(start.const_data_ptr<T>(), ys.mutable_data_ptr<T>(),
-                  thread_count(field.multiplications() * batch), parallel);
+        const bool done = solve.run(start.const_data_ptr<T>(), ys.mutable_data_ptr<T>(),
+                                    thread_count(field.multiplications() * batch), parallel);
+        if (!done) mlp_calls().interrupt();
         records = solve.records();
         if (keep) kept = joined(solve.kept(), dim, y0);
       });
@@ -234,9 +235,11 @@ py::tuple backward(const py::list& layers, int activation, const Tensor& of_ys, 
                                  t1.const_data_ptr<double>(),
                                  kept.const_data_ptr<T>()};
         std::vector<std::vector<T>> sums;
-        sample_gradient<T>(field, path, upstream.const_data_ptr<T>(), gy0.mutable_data_ptr<T>(),
-                           of_parameters ? &sums : nullptr,
-                           thread_count(field.multiplications() * batch), parallel);
+        const bool done = sample_gradient<T>(
+            field, path, upstream.const_data_ptr<T>(), gy0.mutable_data_ptr<T>(),
+            of_parameters ? &sums : nullptr, thread_count(field.multiplications() * batch),
+            parallel);
+        if (!done) mlp_calls().interrupt();
         if (of_parameters) {
           unpack_parameters<T>(field, of, sums[0].data(), gy0.options(), &gradients);
         }

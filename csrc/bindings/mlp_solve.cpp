@@ -23,7 +23,18 @@ namespace {
 
 using at::Tensor;
 
+bool signal_raised() {
+  const py::gil_scoped_acquire acquire;
+  return PyErr_CheckSignals() != 0;
+}
+
+[[noreturn]] void raise_interrupt() {
+  const py::gil_scoped_acquire acquire;
+  throw py::error_already_set();
+}
+
 void raise_failure(const MlpTrace& trace, const Tensor& y0, int64_t max_num_steps) {
+  if (trace.ending == Ending::kInterrupted) raise_interrupt();
   const py::gil_scoped_acquire acquire;
   const double nan = std::numeric_limits<double>::quiet_NaN();
   const double infinity = std::numeric_limits<double>::infinity();
@@ -186,6 +197,8 @@ void bind_mlp(py::module_& m) {
                                      std::move(sizes), differentiable, multiplications});
         });
   mlp_calls().fail = raise_failure;
+  mlp_calls().interrupt = raise_interrupt;
+  interrupt_question() = signal_raised;
   mlp_calls().double_backward = double_backward;
   m.def("mlp_instruction_sets", [] {
     std::vector<int> found;

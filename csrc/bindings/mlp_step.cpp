@@ -58,6 +58,7 @@ py::object step(const py::list& layers, int activation, const Tensor& y, double 
       });
     });
   }
+  if (trace.ending == Ending::kInterrupted) mlp_calls().interrupt();
   if (!kept.defined()) return py::none();
   return py::make_tuple(trace.edges[1], trace.error[0], wrap(kept));
 }
@@ -86,9 +87,10 @@ py::list backward(const py::list& layers, int activation, const Tensor& kept, do
         path.rtol = rtol;
         path.atol = atol;
         std::vector<std::vector<T>> sums;
-        mlp_gradient<T>(field, batch, path, {nullptr, &upstream},
-                        {gy.mutable_data_ptr<T>(), &sums, nullptr},
-                        thread_count(field.multiplications() * batch), parallel);
+        const bool done = mlp_gradient<T>(field, batch, path, {nullptr, &upstream},
+                                          {gy.mutable_data_ptr<T>(), &sums, nullptr},
+                                          thread_count(field.multiplications() * batch), parallel);
+        if (!done) mlp_calls().interrupt();
         unpack_parameters<T>(field, of, sums[0].data(), gy.options(), &gradients);
       });
     });

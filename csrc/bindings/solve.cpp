@@ -5,6 +5,7 @@
 
 #include "bindings/bindings.h"
 #include "bindings/read_tableau.h"
+#include "driver/adams.h"
 #include "driver/adaptive.h"
 #include "driver/adjoint.h"
 #include "driver/fixed.h"
@@ -153,13 +154,32 @@ void bind_driver(py::module_& m) {
   m.def("add_stage", &add_stage);
   m.def("largest_error", &largest_error);
 
-  m.def("integrate_fixed",
-        [](py::object field, const Tableau& tableau, at::Tensor y, const std::vector<double>& times,
-           const std::vector<double>& grid, bool cubic, bool perturb, py::object on_step) {
-          const FixedOutcome outcome =
-              integrate_fixed(field, tableau, y, times, grid, cubic, perturb, on_step);
-          return std::make_pair(outcome.solution, outcome.evaluations);
-        });
+  m.def("integrate_fixed", [](py::object func, const Tableau& tableau, const at::Tensor& y,
+                              const std::vector<double>& times, const std::vector<double>& grid,
+                              bool cubic, bool perturb, py::object on_step) {
+    Field field(func, y);
+    RungeKuttaSteps steps(tableau, y, perturb);
+    const at::Tensor ys = integrate_fixed(field, steps, y, times, grid, cubic, on_step);
+    return std::make_pair(ys, field.evaluations());
+  });
+
+  py::class_<AdamsMethod>(m, "AdamsMethod")
+      .def(py::init([](std::vector<std::vector<double>> bashforth,
+                       std::vector<std::vector<double>> moulton, std::shared_ptr<Tableau> start) {
+        const int kept = int(bashforth.size());
+        return AdamsMethod{kept, std::move(bashforth), std::move(moulton), std::move(start)};
+      }));
+  m.def("integrate_adams", [](py::object func, const AdamsMethod& method, const at::Tensor& y,
+                              const std::vector<double>& times, const std::vector<double>& grid,
+                              bool cubic, bool perturb, py::object on_step, py::object norm,
+                              int max_iters, py::object on_failure) {
+    Field field(func, y);
+    std::optional<AdamsConvergence> convergence;
+    if (!norm.is_none()) convergence.emplace(norm, y, field.layout());
+    AdamsSteps steps(method, y, perturb, std::move(convergence), max_iters, on_failure);
+    const at::Tensor ys = integrate_fixed(field, steps, y, times, grid, cubic, on_step);
+    return std::make_pair(ys, field.evaluations());
+  });
 }
 
 }  // namespace fastnode

@@ -33,6 +33,7 @@ AdaptiveStepper::AdaptiveStepper(py::object field, std::shared_ptr<const Tableau
       end_(end),
       y_(y.contiguous()),
       k_(tableau_->stages.size()) {
+  controller_.resolution = resolution_of(y.scalar_type());
   course_.t = t;
   course_.direction = field_->direction();
   (*field_)(t, y_, 0, f_);

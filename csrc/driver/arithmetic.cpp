@@ -15,14 +15,23 @@
 #include "kernels/rk/rk_stage.h"
 #include "ops/common.h"
 #include "ops/error_norm.h"
+#include "step_control/controller.h"
 
 namespace fastnode {
-namespace {
 
 bool kernels_take(at::ScalarType dtype) {
   return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
          dtype == at::kHalf;
 }
+
+double resolution_of(at::ScalarType dtype) {
+  double found = 0;
+  dispatch_floating(c10::toRealValueType(dtype), "resolution",
+                    [&]<class T>(T*) { found = Resolution<T>::value; });
+  return found;
+}
+
+namespace {
 
 template <class T>
 Terms<T> terms_of(const Slopes& k, const std::vector<int>& stages, const double* c) {

@@ -8,6 +8,11 @@ namespace fastnode {
 
 using Slopes = std::vector<at::Tensor>;
 
+// Whether kernels compute on numbers of this dtype.
+bool kernels_take(at::ScalarType dtype);
+// See step_control/controller.h; of the numbers of a floating or complex dtype.
+double resolution_of(at::ScalarType dtype);
+
 // Straight on memory for CPU states, through the ops where a graph is recorded or elsewhere.
 class Arithmetic {
  public:

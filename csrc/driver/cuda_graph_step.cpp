@@ -38,6 +38,7 @@ GraphStep::GraphStep(at::Tensor state, std::shared_ptr<const Tableau> tableau,
       parts_(std::move(parts)),
       limits_(limits),
       stiffness_pair_(std::move(stiffness_pair)) {
+  controller_.resolution = resolution_of(y.scalar_type());
   const c10::DeviceGuard guard(y.device());
   const size_t further = inside() ? tableau_->further.size() : 0;
   memory = at::empty({kControlBytes + 8 * limits_.output_count}, y.options().dtype(at::kByte));

@@ -15,7 +15,10 @@
 namespace fastnode {
 
 at::Tensor own(const at::Tensor& result, bool kept_elsewhere) {
-  if (result.requires_grad() && at::GradMode::is_enabled()) return result.contiguous();
+  if (result.requires_grad() && at::GradMode::is_enabled()) {
+    if (kept_elsewhere && result._version() > 0) return result.clone(at::MemoryFormat::Contiguous);
+    return result.contiguous();
+  }
   // The usual case without four trips through the dispatcher.
   if (!kept_elsewhere && result.is_contiguous() && !result.is_conj() && !result.is_neg()) {
     return at::Tensor(result.unsafeGetTensorImpl()->shallow_copy_and_detach(
@@ -24,6 +27,11 @@ at::Tensor own(const at::Tensor& result, bool kept_elsewhere) {
   const at::Tensor plain = result.detach().resolve_conj().resolve_neg();
   if (!plain.is_contiguous()) return plain.contiguous();
   return kept_elsewhere ? plain.clone() : plain;
+}
+
+bool kept_elsewhere(PyObject* result) {
+  const at::Storage& memory = THPVariable_Unpack(result).storage();
+  return Py_REFCNT(result) != 1 || memory.use_count() != 1 || memory.allocator() == nullptr;
 }
 
 bool plainly_right(PyObject* result, const at::Tensor& like, at::IntArrayRef shape) {
@@ -99,8 +107,7 @@ void Field::operator()(double t, Handle& y, int side, at::Tensor& k) {
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 
   if (!layout_.is_tuple && plainly_right(returned, like_, like_.sizes())) {
-    const at::Tensor& x = THPVariable_Unpack(returned);
-    k = own(x, Py_REFCNT(returned) != 1 || x.storage().use_count() != 1);
+    k = own(THPVariable_Unpack(returned), kept_elsewhere(returned));
     return;
   }
   bool right = layout_.is_tuple && PyTuple_Check(returned) &&

@@ -7,7 +7,12 @@ namespace fastnode {
 
 // Whether a field's result is a tensor of this shape, of the dtype and on the device of `like`.
 bool plainly_right(PyObject* result, const at::Tensor& like, at::IntArrayRef shape);
-// A result that nothing else refers to, so that no later call of the field can change it.
+// Whether something else may refer to the memory of such a result: a tensor, or a library that
+// torch took it from.
+bool kept_elsewhere(PyObject* result);
+// A result that no later call of the field can change. With gradients, tensors that are kept
+// elsewhere are mostly saved for them: those alone are copied that somebody wrote into, as a field
+// does that returns a buffer of its own.
 at::Tensor own(const at::Tensor& result, bool kept_elsewhere);
 
 class Field {

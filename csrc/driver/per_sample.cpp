@@ -41,6 +41,7 @@ PerSampleSolve::PerSampleSolve(py::object problem, const at::Tensor& y0, const a
       atol_(numbers(atol)),
       y_(y0.detach().clone(at::MemoryFormat::Contiguous)),
       k_(options_.tableau->stages.size()) {
+  options_.controller.resolution = resolution_of(dtype_);
   k_[0] = f0.detach().clone(at::MemoryFormat::Contiguous);
   const double* times = ts_.const_data_ptr<double>();
   for (int64_t b = 0; b < batch_; ++b) {

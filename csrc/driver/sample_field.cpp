@@ -51,16 +51,16 @@ void SampleField::operator()(const std::vector<double>& t, const std::vector<dou
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 
   const at::IntArrayRef shape = y.tensor().sizes();
-  bool alone = false;
+  bool kept = true;
   at::Tensor derivative;
   if (plainly_right(returned, like_, shape)) {
     derivative = THPVariable_Unpack(returned);
-    alone = Py_REFCNT(returned) == 1 && derivative.storage().use_count() == 1;
+    kept = kept_elsewhere(returned);
   } else {
     derivative = py::cast<at::Tensor>(field_.attr("checked")(result, shape[0]));
   }
   if (derivative.requires_grad() && at::GradMode::is_enabled()) throw NeedsGraph{};
-  k = own(derivative, !alone);
+  k = own(derivative, kept);
 }
 
 }  // namespace fastnode

@@ -24,10 +24,32 @@ struct PortablePower {
   FASTNODE_HD double operator()(double x, double y) const { return portable_power(x, y); }
 };
 
+// The distance from 1 to the next number of T.
+template <class T>
+struct Resolution;
+template <>
+struct Resolution<float> {
+  static constexpr double value = 0x1p-23;
+};
+template <>
+struct Resolution<double> {
+  static constexpr double value = 0x1p-52;
+};
+template <>
+struct Resolution<BFloat16> {
+  static constexpr double value = 0x1p-7;
+};
+template <>
+struct Resolution<Half> {
+  static constexpr double value = 0x1p-10;
+};
+
 struct Controller {
   double safety, ifactor, dfactor, smallest, min_step, max_step;
   double b1, b2, b3;
   int order;
+  // Resolution of the numbers of the state; 0 where nobody asks whether steps still change it.
+  double resolution = 0;
 
   FASTNODE_HD double clip(double h) const { return lesser(greater(h, min_step), max_step); }
 

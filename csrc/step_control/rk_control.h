@@ -21,10 +21,24 @@ struct Course {
   double t1 = 0, step = 0, taken = 0;
   // Errors of the last two accepted steps and of the last one tried; where the last accepted began.
   double before = 1, earlier = 1, ratio = 0, t_before = 0;
+  double longest = 0;  // of the steps tried
   // `attempts` counts as max_num_steps does, the others all along.
   int64_t attempts = 0, accepted = 0, rejected = 0;
   bool stuck = false;  // the step was rejected and cannot be made smaller
+  bool blown = false;  // an attempt since the last accepted step was not finite
+  // Accepted steps that followed such an attempt and were too short to change the state, since the
+  // last longer one.
+  int16_t futile = 0;
 };
+
+// Near overflow, and at a border beyond which the field is not defined, longer steps are not finite
+// and shorter ones round to y: without this rule the time creeps on in millions of steps while the
+// state stands still. A step of at most kShort resolutions of the longest step tried changes no
+// digit that counts, as the longest changes the state by a hundredth or more. Once kFutile such
+// steps have been accepted after attempts that were not finite, with no longer one between them,
+// the next attempt that is not finite is the last.
+constexpr double kShort = 64;
+constexpr int kFutile = 16;
 
 // The trial step of Controller::trial_step, from the norms of the state and of its derivative, in a
 // solve that ends at `end`. Where one of them is not finite, the course is stuck.
@@ -65,6 +79,7 @@ FASTNODE_HD void plan(Course& course, double limit) {
   ++course.attempts;
   const double room = std::abs(limit - course.t);
   course.taken = lesser(course.h, room);
+  course.longest = greater(course.longest, course.taken);
   course.t1 = course.h < room ? course.t + rounded_product(course.h, course.direction) : limit;
   course.step = course.t1 - course.t;
 }
@@ -79,12 +94,18 @@ FASTNODE_HD bool settle(Course& course, const Controller& controller, double rat
   course.ratio = ratio;
   if (!always && !controller.accepts(course.taken, ratio)) {
     ++course.rejected;
-    course.stuck = following >= course.taken;
+    course.blown = course.blown || !finite(ratio);
+    course.stuck = following >= course.taken || (course.futile >= kFutile && !finite(ratio));
     course.h = following;
     return false;
   }
   ++course.accepted;
-  course.stuck = false;
+  if (course.taken > kShort * controller.resolution * course.longest) {
+    course.futile = 0;
+  } else if (course.blown && course.futile < kFutile) {
+    ++course.futile;
+  }
+  course.stuck = course.blown = false;
   course.earlier = course.before;
   course.before = ratio;
   // A step that was cut short by the limit says little about the next one.

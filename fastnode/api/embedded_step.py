@@ -156,7 +156,7 @@ class Start:
         self.problem = make_problem(func, y, ends, args)
         self.tableau, self.field = tableau, self.problem.field
         self.t, self.span = _as_time(t), last - first
-        self.measure = ErrorNorm(self.problem.layout, self.problem.y0, rtol, atol)
+        self.measure = ErrorNorm(self.problem.layout, self.problem.y0, rtol, atol).for_steps()
 
     def derivative(self, constant: bool) -> Tensor:
         """The field at (t, y)."""

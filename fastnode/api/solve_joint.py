@@ -46,7 +46,8 @@ class JointSolve:
             return fused.solve(problem, request)
         if request.adaptive:
             # Checks the tolerances before any work is done.
-            self.norm = ErrorNorm(problem.layout, problem.y0, request.rtol, request.atol)
+            norm = ErrorNorm(problem.layout, problem.y0, request.rtol, request.atol)
+            self.norm = norm.for_steps()
         if len(problem.times) == 1 or request.adjoint in ("backprop", "none"):
             return self._backprop(problem).solution()
         params = find_params(problem.func, request.adjoint, request.adjoint_params)

@@ -1,4 +1,4 @@
-"""The command line: fastnode train | evaluate | predict | info.
+"""The command line: fastnode train | evaluate | predict | info | cache.
 
 Commands import what they need, so that help and wrong arguments take no longer than necessary.
 """
@@ -41,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
             "evaluate": _evaluate,
             "predict": _predict,
             "info": _info,
+            "cache": _cache,
         }[parsed.command](parsed)
     except expected as error:
         print(f"fastnode: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -154,6 +155,19 @@ def _info(arguments: argparse.Namespace) -> int:
 
     for name, value in describe().items():
         print(f"{name:<18} {value}")
+    return 0
+
+
+def _cache(arguments: argparse.Namespace) -> int:
+    from fastnode.fields import toolchain
+
+    folder = toolchain.cache_folder()
+    if arguments.clear:
+        print(f"{toolchain.clear_cache()} compiled fields removed from {folder}")
+        return 0
+    kept = list(folder.glob("*.so")) if folder.exists() else []
+    size = sum(each.stat().st_size for each in kept) / 1e6
+    print(f"{len(kept)} compiled fields in {folder}, {size:.1f} MB")
     return 0
 
 

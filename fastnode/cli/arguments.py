@@ -68,6 +68,8 @@ def make_parser() -> Parser:
     add("--device", help="cpu, cuda, ... (default cuda where there is one)")
 
     commands.add_parser("info", help="versions, and which implementations are active")
+    cache = commands.add_parser("cache", help="compiled fields that are kept")
+    cache.add_argument("--clear", action="store_true", help="remove them")
     return parser
 
 

@@ -26,6 +26,7 @@ def describe() -> dict[str, str]:
         "cuda device": _cuda_device(),
         "data folder": os.environ.get("FASTNODE_DATA") or "none (FASTNODE_DATA is not set)",
         "C++ kernels": _cpp(build),
+        "compiled fields": _compiled_fields(),
         "CUDA kernels": _cuda(build),
         "Triton kernels": _triton(),
         "reference": "active (plain PyTorch), wherever no kernel above is",
@@ -57,6 +58,19 @@ def _cpp(build: dict[str, str]) -> str:
     if not extension.AVAILABLE:
         return f"inactive ({extension.REASON})"
     return f"active on the CPU ({extension.REASON}; {build.get('instruction set', 'baseline')})"
+
+
+def _compiled_fields() -> str:
+    from fastnode.fields import toolchain
+
+    try:
+        compiler, version = toolchain.find_compiler()
+        toolchain.headers()
+    except ValueError as error:
+        return f"inactive ({error})"
+    if not extension.AVAILABLE:
+        return "inactive (the extension, which runs them, is not built)"
+    return f"active: {version.splitlines()[0]} ({compiler}), kept in {toolchain.cache_folder()}"
 
 
 def _cuda(build: dict[str, str]) -> str:

@@ -14,6 +14,14 @@ from fastnode.control.norms import ErrorNorm
 from fastnode.errors import not_finite_at_start
 from fastnode.ops.rk_stage import rk_stage
 
+#: Near overflow, and at a border beyond which the field is not defined, longer steps are not finite
+#: and shorter ones round to y: without this rule the time creeps on in millions of steps while the
+#: state stands still. A step is short if it is at most SHORT resolutions of the state's dtype times
+#: the longest step tried. Once FUTILE short steps have been accepted after attempts that were not
+#: finite, with no longer one between them, the next attempt that is not finite is the last. The
+#: same in C++: csrc/step_control/rk_control.h.
+SHORT, FUTILE = 64, 16
+
 
 @dataclass(frozen=True)
 class Controller:
@@ -64,8 +72,8 @@ class Controller:
                 "dfactor and ifactor must satisfy 0 < dfactor < 1 <= ifactor, "
                 f"got {self.dfactor} and {self.ifactor}"
             )
-        if not 0 < self.safety < math.inf:
-            raise ValueError(f"safety must be positive, got {self.safety}")
+        if not 0 < self.safety <= 1:
+            raise ValueError(f"safety must satisfy 0 < safety <= 1, got {self.safety}")
 
     @property
     def has_own_rules(self) -> bool:

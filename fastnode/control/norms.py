@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastnode.errors import InvalidValue
-from fastnode.ops.rk_error import rk_error, scaled_error
+from fastnode.ops.rk_error import check_positive, rk_error, scaled_error
 from fastnode.problem.ivp import Layout
 
 Tolerance = float | Tensor
@@ -48,6 +48,16 @@ class ErrorNorm:
         self.plain = norm is None and not any(
             isinstance(tolerance, Tensor) for tolerance in (*self.rtol, *self.atol)
         )
+
+    def for_steps(self) -> ErrorNorm:
+        """Itself, for a method that chooses its steps by it.
+
+        Raises:
+            ValueError: rtol and atol are both 0 somewhere: no step has so small an error.
+        """
+        for rtol, atol in zip(self.rtol, self.atol, strict=True):
+            check_positive(rtol, atol)
+        return self
 
     @torch.no_grad()
     def __call__(

@@ -88,7 +88,11 @@ class HeldValues:
         if isinstance(x, (list, tuple, dict)) and len(x) > LONG:
             self.numbers[path] = (id(x), len(x))
             return
-        for name, value, holder, _ in inside(x):
+        own = vars(x) if isinstance(x, nn.Module) else None
+        for name, value, holder, key in inside(x):
+            if holder is own is not None and str(key).startswith("_"):
+                # Memory of a module's own, which it writes to in each call.
+                continue
             by_name = isinstance(holder, dict) and holder is not x
             if not by_name or _searched(value):
                 self._visit(f"{path}{name}", value)

@@ -53,6 +53,10 @@ class Batch:
     pending: Tensor
     attempts: Tensor
     running: Tensor
+    #: See ``control.controllers.FUTILE``.
+    longest: Tensor
+    blown: Tensor
+    futile: Tensor
     tolerances: Tolerances
     args: tuple[Any, ...]
 

@@ -26,6 +26,7 @@ from fastnode.engines.native import joint as native
 from fastnode.engines.native import per_sample as per_sample_native
 from fastnode.engines.per_sample_trace import Trace, trace_without_steps
 from fastnode.engines.reference import adaptive, fixed, per_sample
+from fastnode.engines.reference.adams import AdamsSteps
 from fastnode.engines.reference.scipy_solver import integrate_scipy
 from fastnode.engines.reference.step import ExplicitSteps, StepFunction
 from fastnode.problem.batch import SampleProblem
@@ -152,7 +153,7 @@ def make_stepper(
     start, *_, last = problem.times
     end = last if end is None else end
     if norm is None:
-        norm = ErrorNorm(problem.layout, y, request.rtol, request.atol, request.norm)
+        norm = ErrorNorm(problem.layout, y, request.rtol, request.atol, request.norm).for_steps()
     options: dict[str, Any] = {
         "end": end,
         "controller": request.controller,
@@ -187,7 +188,7 @@ def integrate_fixed(
     problem: Problem, request: SolveRequest, step: StepFunction, callbacks: Callbacks
 ) -> Tensor:
     """The solution at the problem's times by fixed steps; the C++ loop knows explicit Runge-Kutta
-    methods, the others are run by the reference."""
+    and Adams methods, the implicit ones are run by the reference."""
     assert request.fixed is not None
     times = problem.times
     grid = times if request.fixed.steps_between_times else request.grid(problem)
@@ -196,9 +197,11 @@ def integrate_fixed(
         "perturb": request.fixed.perturb,
         "callbacks": callbacks,
     }
-    if isinstance(step, ExplicitSteps):
+    if isinstance(step, (ExplicitSteps, AdamsSteps)):
         engine = stepping_engine(request.engine, problem.y0, (*times, *grid))
         if engine == "native":
+            if isinstance(step, AdamsSteps):
+                return native.integrate_adams(problem.field, step, problem.y0, times, grid, **kept)
             return native.integrate_fixed(
                 problem.field, step.tableau, problem.y0, times, grid, **kept
             )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,28 +14,14 @@ from fastnode import extension
 from fastnode.engines.fused import request as fused_request
 from fastnode.engines.fused.mlp import read_layers
 from fastnode.engines.held_values import Place, changed
-from fastnode.fields import toolchain
-from fastnode.fields.emit_cpp import Target, emit
-from fastnode.fields.errors import NotCompilable, find_line
-from fastnode.fields.ir import (
-    PARAMETERS,
-    SAMPLE,
-    TIME,
-    Buffer,
-    Convolve,
-    Outer,
-    Product,
-    Program,
-    View,
-)
-from fastnode.fields.plan import place_results, plan
+from fastnode.errors import NotCompilable
+from fastnode.fields.errors import find_line
 
 if TYPE_CHECKING:
-    # Imported when a field is compiled: they take half the time of importing fastnode.
-    from fastnode.fields.lower import Lowering
+    # What makes code is imported when a field is compiled, as few programs do.
     from fastnode.fields.trace import Traced
 
-__all__ = ["CompiledField", "NotCompilable", "compile_field"]
+__all__ = ["CompiledField", "compile_field"]
 
 _REAL = (torch.float32, torch.float64)
 #: Batches below it are solved one sample after the other, its features side by side.
@@ -94,21 +78,28 @@ class CompiledField(nn.Module):
             codes = self._codes = _Codes.of(self.module)
         if read_layers([self, *codes.inside], []) is None:
             return None
-        target = _target(y0, per_sample)
-        key = (target, y0.shape[1:], gradients)
+        vectors = _vectors(y0)
+        key = vectors, y0.shape[1:], y0.dtype, gradients, per_sample, fused_request.INSTRUCTIONS
         number = codes.numbers.get(key)
         if number is None:
-            number = codes.numbers[key] = self._compile(codes, y0, target, gradients)
+            number = codes.numbers[key] = self._compile(codes, y0, vectors, per_sample, gradients)
         return codes.inputs, number
 
-    def _compile(self, codes: _Codes, y0: Tensor, target: Target, gradients: bool) -> int:
+    def _compile(
+        self, codes: _Codes, y0: Tensor, vectors: int, per_sample: bool, gradients: bool
+    ) -> int:
+        from fastnode.fields.code import Target, build
+
         shape = y0.shape[1:]
         try:
             traced = codes.traced.get((shape, y0.dtype))
             if traced is None:
                 traced = codes.traced[shape, y0.dtype] = _trace(self.module, codes, y0)
                 _check(self.module, codes, y0)
-            return _build(traced, codes, shape, target, gradients)
+            number = "float" if y0.dtype == torch.float32 else "double"
+            level = fused_request.INSTRUCTIONS
+            target = Target(number, _BYTES[level], vectors, per_sample)
+            return build(traced, codes.inputs, codes.differentiable, shape, target, gradients)
         except NotCompilable as error:
             if error.operation is None:
                 raise
@@ -208,17 +199,14 @@ def evaluate(module: nn.Module, y: Tensor, t: float) -> Tensor:
     return extension.native().generated_value(held, number, t, y, fused_request.INSTRUCTIONS)
 
 
-def _target(y0: Tensor, per_sample: bool) -> Target:
-    batch, level = y0.shape[0], fused_request.INSTRUCTIONS
-    number = "float" if y0.dtype == torch.float32 else "double"
-    target = Target(number, _BYTES[level], 1, per_sample)
-    lanes = target.lanes
+def _vectors(y0: Tensor) -> int:
+    """Vectors of samples in a tile; 0 for one sample at a time."""
+    batch = y0.shape[0]
     if batch < _FEW:
-        vectors = 0
-    else:
-        twos = 2 * _TWO_VECTORS * math.ceil(batch / (2 * lanes))
-        vectors = 2 if twos <= math.ceil(batch / lanes) else 1
-    return Target(number, _BYTES[level], vectors, per_sample)
+        return 0
+    lanes = _BYTES[fused_request.INSTRUCTIONS] // y0.element_size()
+    twos = 2 * _TWO_VECTORS * math.ceil(batch / (2 * lanes))
+    return 2 if twos <= math.ceil(batch / lanes) else 1
 
 
 def _trace(module: nn.Module, codes: _Codes, y0: Tensor) -> Traced:
@@ -277,85 +265,3 @@ def _check(module: nn.Module, codes: _Codes, y0: Tensor) -> None:
             "samples depend on each other (a mean over the batch, batch normalisation in training "
             "mode?): a batch gives other results than its samples one by one"
         )
-
-
-def _build(
-    traced: Traced, codes: _Codes, shape: torch.Size, target: Target, gradients: bool
-) -> int:
-    """The number of new code."""
-    programs = [_value(traced, codes, shape, target)]
-    work = _multiplications(programs[0])
-    if gradients:
-        programs.append(_vjp(traced, codes, shape, target))
-    best = fused_request.INSTRUCTIONS == extension.native().mlp_instruction_sets()[-1]
-    flags = toolchain.machine_flags(fused_request.INSTRUCTIONS, best)
-    sources = [emit(program, plan(program, []), target) for program in programs]
-    with ThreadPoolExecutor(2) as pool:
-        libraries = list(pool.map(lambda source: toolchain.build(source, flags), sources))
-    addresses = [toolchain.load(library) for library in libraries]
-    return extension.native().generated_field(
-        addresses[0],
-        addresses[1] if gradients else 0,
-        target.number == "double",
-        list(shape),
-        [x.numel() for x in codes.inputs],
-        codes.differentiable,
-        work,
-    )
-
-
-def _arguments(
-    codes: _Codes, shape: Sequence[int], target: Target, names: str
-) -> list[View | Tensor]:
-    numel = math.prod(shape)
-    level = SAMPLE if target.per_sample_times else TIME
-    found: dict[str, View] = {
-        "t": View.whole(Buffer(1, level, "t"), ()),
-        "y": View.whole(Buffer(numel, SAMPLE, "y"), shape),
-        "g": View.whole(Buffer(numel, SAMPLE, "g"), shape),
-    }
-    held: list[View | Tensor] = [
-        View.whole(Buffer(x.numel(), PARAMETERS, "input", i), x.shape)
-        if x.is_floating_point()
-        else x
-        for i, x in enumerate(codes.inputs)
-    ]
-    return [*(found[name] for name in names), *held]
-
-
-def _value(traced: Traced, codes: _Codes, shape: torch.Size, target: Target) -> Program:
-    from fastnode.fields.lower import Lowering
-
-    low = Lowering(traced.value, _arguments(codes, shape, target, "ty"), [None])
-    return _finished(low, shape)
-
-
-def _vjp(traced: Traced, codes: _Codes, shape: torch.Size, target: Target) -> Program:
-    from fastnode.fields.lower import Lowering
-
-    sinks: list[View | None] = [None, View.whole(Buffer(1, PARAMETERS, "sum", 0), ())]
-    for i, x in enumerate(codes.inputs[: codes.differentiable]):
-        sinks.append(View.whole(Buffer(x.numel(), PARAMETERS, "sum", i + 1), x.shape))
-    low = Lowering(traced.vjp, _arguments(codes, shape, target, "tyg"), sinks)
-    return _finished(low, shape)
-
-
-def _finished(low: Lowering, shape: torch.Size) -> Program:
-    (found, *_) = low.results()
-    value = low.view(low.spread(0.0 if found is None else found, shape), shape)
-    place_results(low.program, [value], ["out"])
-    return low.program
-
-
-def _multiplications(program: Program) -> int:
-    total = 0
-    for each in program.statements:
-        if isinstance(each, (Product, Outer)):
-            total += math.prod(each.a.sizes) * each.b.sizes[1]
-        elif isinstance(each, Convolve):
-            s = each.shape
-            total += s.groups * s.inputs * s.outputs * math.prod(s.kernel) * math.prod(s.result)
-        else:
-            # An activation costs about twenty.
-            total += 20 * each.out.numel
-    return total

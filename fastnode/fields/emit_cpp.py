@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from fastnode.errors import NotCompilable
 from fastnode.fields.ir import (
+    COMPARISONS,
     PARAMETERS,
     SAMPLE,
     TIME,
@@ -29,7 +30,6 @@ from fastnode.fields.ir import (
     level_of,
     strides_of,
 )
-from fastnode.fields.pointwise import COMPARISONS
 
 #: Infix operators.
 _OPERATORS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}

@@ -13,6 +13,7 @@ from fastnode.engines.held_values import changed
 from fastnode.fields.fuse_reading import Reading
 from fastnode.fields.fuse_trace import NotFusable
 from fastnode.nn.fields import MLPField
+from fastnode.torch_support.compile import constant_in_graphs
 
 __all__ = ["FusedField", "NotFusable", "fuse"]
 
@@ -49,7 +50,7 @@ class FusedField(nn.Module):
             return None
         return reading.scaled(layers) if reading.is_scaled else layers, reading.activation
 
-    @torch.compiler.assume_constant_result
+    @constant_in_graphs
     def _has_changed(self) -> bool:
         return changed(self._reading.places)
 

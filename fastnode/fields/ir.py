@@ -16,6 +16,9 @@ PARAMETERS, TIME, SAMPLE = range(3)
 
 Sizes: TypeAlias = tuple[int, ...]
 
+#: Operations that return a truth, 1 or 0.
+COMPARISONS = ("eq", "ge", "gt", "le", "lt", "ne")
+
 
 def strides_of(sizes: Sequence[int]) -> Sizes:
     """Of a contiguous tensor."""

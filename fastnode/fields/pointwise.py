@@ -22,7 +22,6 @@ BINARY = (
     "add", "atan2", "copysign", "div", "eq", "fmod", "ge", "gt", "hypot", "le", "logical_and",
     "logical_or", "logical_xor", "lt", "maximum", "minimum", "mul", "ne", "pow", "remainder", "sub",
 )  # fmt: skip
-COMPARISONS = ("eq", "ge", "gt", "le", "lt", "ne")
 
 
 def _plain(name: str) -> Callable[..., Any]:

@@ -30,6 +30,16 @@ def scaled_error(
     return error / (atol + rtol * torch.maximum(y0.to(wide).abs(), y1.to(wide).abs()))
 
 
+def check_positive(rtol: float | Tensor, atol: float | Tensor) -> None:
+    """Raises ValueError where both tolerances are 0, so that no error can be measured by them."""
+    if isinstance(rtol, Tensor) or isinstance(atol, Tensor):
+        positive = bool((torch.as_tensor(rtol) + torch.as_tensor(atol) > 0).all())
+    else:
+        positive = rtol > 0 or atol > 0
+    if not positive:
+        raise ValueError("rtol and atol must not both be 0: no step has an error within them")
+
+
 def rk_error_reference(
     y0: Tensor,
     y1: Tensor,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnode.ops.rk_error import check_positive
 from fastnode.ops.rk_rows import rk_error_rows
 from fastnode.problem.ivp import State, check_returned, check_times, clock_dtype, make_problem
 from fastnode.torch_support.warn import WarnOnce
@@ -195,6 +196,7 @@ def sample_tolerances(rtol: Any, atol: Any, y0: Tensor) -> Tolerances:
         if not bool((torch.as_tensor(checked) >= 0).all()):
             raise ValueError(f"{name} must not be negative or NaN, got {value}")
         values.append(checked)
+    check_positive(*values)
     return Tolerances(*values)
 
 

@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 
 from fastnode import extension
 from fastnode.errors import InvalidType, InvalidValue
+from fastnode.ops.dispatch import transformed
 from fastnode.torch_support.grad_mode import followed
 from fastnode.torch_support.warn import WarnOnce, warn
 
@@ -117,6 +118,18 @@ class VectorField:
         return (value + shift).to(self.device, non_blocking=True)
 
 
+def owned(value: Tensor) -> Tensor:
+    """What func returned, or a copy if its next call may write over it: a buffer of its own, that
+    is a tensor that somebody wrote into, or memory of another library."""
+    plain = type(value) in (Tensor, torch.nn.Parameter)
+    if not plain or transformed() or torch.compiler.is_compiling():
+        return value
+    fresh = not value.is_inference() and value._version == 0
+    if fresh and (value.requires_grad or value.untyped_storage().resizable()):
+        return value
+    return value.clone()
+
+
 def check_returned(
     result: Any,
     shapes: Sequence[tuple[int, ...]],
@@ -151,8 +164,8 @@ def check_returned(
                     f"{name} returns {value.dtype} for a state of {dtype}: it is cast to {dtype}; "
                     "one precision for both saves that"
                 )
-            value = value.to(dtype)
-        return value
+            return value.to(dtype)
+        return owned(value)
 
     if not is_tuple:
         return (check("func", result, shapes[0]),)

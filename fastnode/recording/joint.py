@@ -173,7 +173,7 @@ class Recording:
             found.update(zip(indices, self._at(place, [times[i] for i in indices]), strict=True))
         values = [found[i] for i in range(len(times))]
         packed = torch.stack(values) if values else self.problem.y0.new_empty(0, *self.shape)
-        return self.problem.layout.unpack(packed.reshape(*t.shape, *self.shape))
+        return self.problem.layout.unpack(packed.reshape(t.shape + self.shape))
 
     def _at(self, place: int, times: Sequence[Time]) -> list[Tensor]:
         """The solution at times inside one step."""

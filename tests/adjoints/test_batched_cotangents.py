@@ -85,10 +85,3 @@ def test_random_numbers_are_drawn_again_for_each():
 
     y0 = torch.ones(4, dtype=torch.float64)
     torch.testing.assert_close(jacobian(func, y0, vectorize=True), jacobian(func, y0))
-
-
-def test_an_empty_batch():
-    y0 = times(0.3, -0.5, grad=True)
-    ys = end(Field(), y0, "checkpoint")
-    (found,) = torch.autograd.grad(ys, y0, ys.new_zeros(0, *ys.shape), is_grads_batched=True)
-    assert found.shape == (0, 2)

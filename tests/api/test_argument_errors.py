@@ -79,9 +79,38 @@ def test_rk_ops_refuse_stages_on_another_device():
 
 
 def test_controller_refuses_bad_safety():
-    for safety in (0.0, -1.0, math.inf, math.nan):
-        with pytest.raises(ValueError, match="safety must be positive, got"):
+    for safety in (0.0, -1.0, 1.1, 2.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="safety must satisfy 0 < safety <= 1, got"):
             fastnode.Controller(safety=safety)
+    with pytest.raises(ValueError, match="safety must satisfy"):
+        fastnode.odeint(
+            lambda t, y: -y, torch.ones(2), torch.tensor([0.0, 1.0]), options={"safety": 2.0}
+        )
+
+
+@pytest.mark.parametrize("zero", [0, 0.0, torch.zeros(()), torch.tensor([0.0, 1.0])], ids=str)
+def test_tolerances_that_are_both_zero(zero):
+    def field(t, y):
+        calls.append(t)
+        return -y
+
+    calls = []
+    y0, ts = torch.ones(1, 2), torch.tensor([0.0, 1.0])
+    solves = [
+        lambda **options: fastnode.odeint(field, y0, ts, **options),
+        lambda **options: fastnode.odeint(fastnode.nn.MLPField(2, 4), y0, ts, **options),
+        lambda **options: fastnode.odeint_adjoint(field, y0, ts, adjoint_params=(), **options),
+        lambda **options: fastnode.odeint_dense(field, y0, 0.0, 1.0, **options),
+        lambda **options: fastnode.solve(field, y0, ts, **options),
+    ]
+    if torch.as_tensor(zero).numel() == 1:
+        solves.append(lambda **options: fastnode.solve(field, y0, ts, per_sample=True, **options))
+    for solve in solves:
+        with pytest.raises(ValueError, match="rtol and atol must not both be 0"):
+            solve(rtol=zero, atol=zero)
+    assert not calls
+    # Nothing chooses steps by them here.
+    fastnode.odeint(field, y0, ts, method="rk4", rtol=zero, atol=zero)
 
 
 def test_register_method_refuses_too_many_stages():

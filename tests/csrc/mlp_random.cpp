@@ -6,6 +6,7 @@
 
 #include "mlp/cpu/adjoint_joint.h"
 #include "mlp/cpu/adjoint_per_sample.h"
+#include "mlp/cpu/field.h"
 #include "mlp/cpu/solve_per_sample.h"
 
 using namespace fastnode;
@@ -96,7 +97,7 @@ double per_sample(const MlpField<T>& field, const MlpOptions& options, const std
     prepare(1);
     body(0, 1);
   };
-  samples.run(y0.data(), ys.data(), 1, alone);
+  if (!samples.run(y0.data(), ys.data(), 1, alone)) return NAN;
   std::vector<int64_t> accepted;
   std::vector<double> t1;
   std::vector<T> kept;
@@ -110,7 +111,7 @@ double per_sample(const MlpField<T>& field, const MlpOptions& options, const std
                            control.direction, accepted.data(), t1.data(), kept.data()};
   std::vector<T> gy0(y0.size());
   std::vector<std::vector<T>> parameters;
-  sample_gradient<T>(field, path, ys.data(), gy0.data(), &parameters, 1, alone);
+  if (!sample_gradient<T>(field, path, ys.data(), gy0.data(), &parameters, 1, alone)) return NAN;
   double total = sum_of(field, parameters[0]);
   for (T x : ys) total += double(x);
   for (T x : gy0) total += double(x);
@@ -161,17 +162,18 @@ bool solve(const MlpKernels<T>* kernels) {
   path.kept = whole.kept().data();
   path.errors = trace.error.data();
   path.rtol = path.atol = 1e-3;
-  mlp_gradient<T>(field, batch, path,
-                  {upstream.data(), options.adaptive ? of_errors.data() : nullptr},
-                  {gy0.data(), &parameters, options.adaptive ? rates.data() : nullptr}, 1, alone);
+  const MlpUpstream<T> from{upstream.data(), options.adaptive ? of_errors.data() : nullptr};
+  double* const times = options.adaptive ? rates.data() : nullptr;
+  bool done =
+      mlp_gradient<T>(field, batch, path, from, {gy0.data(), &parameters, times}, 1, alone);
   // The same without the states, some of which are found again.
   path.y0 = y0.data();
   path.kept = nullptr;
   path.slots = below(6);
   std::vector<T> again(y0.size());
-  mlp_gradient<T>(field, batch, path,
-                  {upstream.data(), options.adaptive ? of_errors.data() : nullptr},
-                  {again.data(), &parameters, options.adaptive ? rates.data() : nullptr}, 1, alone);
+  done = mlp_gradient<T>(field, batch, path, from, {again.data(), &parameters, times}, 1, alone) &&
+         done;
+  if (!done) return false;
   if (again != gy0) return false;
   double total = per_sample(field, options, y0);
   for (T x : gy0) total += double(x);

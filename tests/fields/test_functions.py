@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import fastnode
+from fastnode.fields.compile import evaluate
 from fastnode.fields.pointwise import UNARY
 
 pytestmark = pytest.mark.skipif(not fastnode.extension.AVAILABLE, reason="no C++ extension")
@@ -44,7 +45,7 @@ def test_functions_are_accurate_in_float32(batch):
             low, high = DOMAINS.get(name, (-9, 9))
             columns.append(low + (high - low) * torch.rand(batch, generator=generator))
         y = torch.stack(columns, 1)
-        found = fastnode.fields.compile.evaluate(field, y, 0.0)
+        found = evaluate(field, y, 0.0)
         wanted = field(torch.tensor(0.0), y.double())
         spacing = torch.finfo(torch.float32).eps * wanted.abs().clamp(min=1e-30)
         errors = ((found.double() - wanted).abs() / spacing).amax(0)
@@ -60,6 +61,6 @@ def test_special_numbers_are_those_of_torch():
     field = Pointwise(names)
     special = [float("inf"), -float("inf"), float("nan"), 0.0, -0.0, 1e-40, -1e-40, 1e38, -1e38]
     y = torch.tensor(special)[:, None].expand(len(special), len(names)).contiguous()
-    found = fastnode.fields.compile.evaluate(field, y, 0.0)
+    found = evaluate(field, y, 0.0)
     wanted = field(torch.tensor(0.0), y)
     torch.testing.assert_close(found, wanted, equal_nan=True, rtol=1e-6, atol=1e-38)

@@ -336,7 +336,15 @@ def test_copies_are_read_anew(copied):
     assert module.training
 
 
-@pytest.mark.parametrize("change", ["training", "attribute", "activation", "layer"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "training",
+        pytest.param("attribute", marks=pytest.mark.slow),
+        pytest.param("activation", marks=pytest.mark.slow),
+        pytest.param("layer", marks=pytest.mark.slow),
+    ],
+)
 def test_compiled_solves_see_changes(change):
     torch.compiler.reset()
     make, alter = CHANGES[change]

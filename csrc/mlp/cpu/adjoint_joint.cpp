@@ -30,10 +30,11 @@ struct Adjoint {
   const bool needs_derivatives;
   // States and, of adaptive steps, derivatives at which steps begin, where the solve kept none.
   std::vector<T*> slots;
+  InterruptPoll poll;
 
   Adjoint(const Field<T>& field, const Frame& largest, int64_t batch, const MlpPath<T>& path,
           const MlpUpstream<T>& upstream, T* gy0, std::vector<T>* parameters,
-          std::vector<double>* rates)
+          std::vector<double>* rates, const InterruptPoll& poll)
       : path(path),
         upstream(upstream),
         tableau(*path.tableau),
@@ -48,7 +49,8 @@ struct Adjoint {
         own_states(step.states),
         own_tapes(step.tapes),
         needs_derivatives(rates || upstream.errors || (all > stages && path.times.size() > 2)),
-        slots(size_t(2 * path.slot_count())) {
+        slots(size_t(2 * path.slot_count())),
+        poll(poll) {
     for (T*& each : slots) each = step.take_tile();
   }
 
@@ -71,7 +73,15 @@ struct Adjoint {
     arithmetic.combine(step.frame, to, &one, kFirst, factor, to);
   }
 
-  void record(size_t i, T time) { step.record(i, arithmetic.times(step.frame, time)); }
+  // After an evaluation, or a VJP of two evaluations' work.
+  void look_up(int64_t evaluations) {
+    poll.after(evaluations * step.field.multiplications() * step.frame.samples);
+  }
+
+  void record(size_t i, T time) {
+    step.record(i, arithmetic.times(step.frame, time));
+    look_up(1);
+  }
 
   T first_time(double t) const { return shifted<T>(t, path.perturb ? 1 : 0, direction); }
 
@@ -230,7 +240,10 @@ struct Adjoint {
     step.used_further = false;
     for (size_t i = stages; i < all; ++i)
       step.used_further = step.used_further || step.has_direct[i];
-    step.backward(path.adaptive, [&](size_t j) { return gather(j, h); });
+    step.backward(path.adaptive, [&](size_t j) {
+      look_up(2);
+      return gather(j, h);
+    });
   }
 
   void tile_backward(int64_t start, const Frame& shape) {
@@ -240,7 +253,7 @@ struct Adjoint {
     step.clear(step.carried);
     size_t next = path.times.size() - 1;
     if (path.kept) {
-      for (size_t n = size_t(path.steps()); n-- > 0;) {
+      for (size_t n = size_t(path.steps()); n-- > 0 && !poll.requested();) {
         find_stages(n);
         // The first state is needed after the first step.
         if (n == 0 || !is_taped(n)) load_step(n);
@@ -265,7 +278,7 @@ struct Adjoint {
 }  // namespace
 
 template <class T>
-void mlp_gradient(const Field<T>& field, int64_t batch, const MlpPath<T>& path,
+bool mlp_gradient(const Field<T>& field, int64_t batch, const MlpPath<T>& path,
                   const MlpUpstream<T>& upstream, const MlpGradients<T>& gradients, int threads,
                   const Parallel& parallel) {
   const int64_t width = field.tile(batch);
@@ -273,6 +286,7 @@ void mlp_gradient(const Field<T>& field, int64_t batch, const MlpPath<T>& path,
   const auto frame = [&](int64_t tile) {
     return field.frame(std::min(width, batch - tile * width));
   };
+  Interruption interruption;
   std::vector<std::vector<double>> all_rates;
   std::deque<Adjoint<T>> adjoints;
   std::vector<std::vector<T>>* const parameters = gradients.parameters;
@@ -280,19 +294,23 @@ void mlp_gradient(const Field<T>& field, int64_t batch, const MlpPath<T>& path,
     if (parameters) {
       parameters->assign(size_t(count), std::vector<T>(size_t(field.parameter_numbers())));
     }
+    interruption.begin(count);
     all_rates.assign(size_t(count), std::vector<double>(path.times.size()));
     // One after the other, as the workers of a solve are.
     for (size_t i = 0; i < size_t(count); ++i) {
       adjoints.emplace_back(field, frame(0), batch, path, upstream, gradients.y0,
                             parameters ? &(*parameters)[i] : nullptr,
-                            gradients.rates ? &all_rates[i] : nullptr);
+                            gradients.rates ? &all_rates[i] : nullptr,
+                            InterruptPoll(interruption, i == 0));
     }
   };
   const auto body = [&](int thread, int count) {
     Adjoint<T>& adjoint = adjoints[size_t(thread)];
-    for (int64_t i = tiles * thread / count; i < tiles * (thread + 1) / count; ++i) {
+    const int64_t end = tiles * (thread + 1) / count;
+    for (int64_t i = tiles * thread / count; i < end && !interruption.requested(); ++i) {
       adjoint.tile_backward(i * width, frame(i));
     }
+    adjoint.poll.finish();
   };
   threads = int(std::min<int64_t>(threads, tiles));
   if (threads <= 1) {
@@ -308,12 +326,13 @@ void mlp_gradient(const Field<T>& field, int64_t batch, const MlpPath<T>& path,
       for (size_t j = 0; j < part.size(); ++j) gradients.rates[j] += part[j];
     }
   }
+  return !interruption.requested();
 }
 
-template void mlp_gradient<float>(const Field<float>&, int64_t, const MlpPath<float>&,
+template bool mlp_gradient<float>(const Field<float>&, int64_t, const MlpPath<float>&,
                                   const MlpUpstream<float>&, const MlpGradients<float>&, int,
                                   const Parallel&);
-template void mlp_gradient<double>(const Field<double>&, int64_t, const MlpPath<double>&,
+template bool mlp_gradient<double>(const Field<double>&, int64_t, const MlpPath<double>&,
                                    const MlpUpstream<double>&, const MlpGradients<double>&, int,
                                    const Parallel&);
 

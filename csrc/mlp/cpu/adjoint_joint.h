@@ -47,9 +47,9 @@ struct MlpGradients {
   double* rates;
 };
 
-// `field` is made with gradients.
+// `field` is made with gradients. Whether it came to its end, and was not interrupted.
 template <class T>
-void mlp_gradient(const Field<T>& field, int64_t batch, const MlpPath<T>& path,
+[[nodiscard]] bool mlp_gradient(const Field<T>& field, int64_t batch, const MlpPath<T>& path,
                   const MlpUpstream<T>& upstream, const MlpGradients<T>& gradients, int threads,
                   const Parallel& parallel);
 

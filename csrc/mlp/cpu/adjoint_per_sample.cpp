@@ -34,10 +34,11 @@ struct PerSampleAdjoint {
   int64_t waiting, last;               // samples yet to come
   const int64_t* starts;   // the number of each sample's first step, and that of all steps
   std::vector<T> initial;  // gradients of the derivatives with which the thread's samples began
+  InterruptPoll poll;
 
   PerSampleAdjoint(const Field<T>& field, const Frame& largest, const SamplePath<T>& path,
                    const T* of_ys, T* gy0, std::vector<T>* parameters, const int64_t* starts,
-                   int64_t from, int64_t to)
+                   int64_t from, int64_t to, const InterruptPoll& poll)
       : path(path),
         of_ys(of_ys),
         tableau(*path.tableau),
@@ -49,7 +50,8 @@ struct PerSampleAdjoint {
         waiting(from),
         last(to),
         starts(starts),
-        initial(size_t((to - from) * field.dim())) {}
+        initial(size_t((to - from) * field.dim())),
+        poll(poll) {}
 
   int64_t dim() const { return step.dim(); }
   AdjointSample& at(int64_t s) { return samples[size_t(s)]; }
@@ -101,9 +103,11 @@ struct PerSampleAdjoint {
     int64_t held = 0;
     while (held < capacity && admit(held)) ++held;
     samples.resize(size_t(held));
-    while (held > 0) {
+    while (held > 0 && !poll.requested()) {
       shrink(held);
       step_backward();
+      // A VJP is two evaluations' work.
+      poll.after(3 * int64_t(stages) * held * step.field.multiplications());
       for (int64_t s = held; s-- > 0;) {
         if (at(s).step-- > at(s).begin) continue;
         const int64_t index = at(s).index;
@@ -271,7 +275,7 @@ struct PerSampleAdjoint {
 }  // namespace
 
 template <class T>
-void sample_gradient(const Field<T>& field, const SamplePath<T>& path, const T* of_ys, T* gy0,
+bool sample_gradient(const Field<T>& field, const SamplePath<T>& path, const T* of_ys, T* gy0,
                      std::vector<std::vector<T>>* parameters, int threads,
                      const Parallel& parallel) {
   const int64_t batch = path.batch, lanes = field.lanes;
@@ -279,7 +283,9 @@ void sample_gradient(const Field<T>& field, const SamplePath<T>& path, const T* 
   for (int64_t b = 0; b < batch; ++b) {
     starts[size_t(b) + 1] = starts[size_t(b)] + path.accepted[b];
   }
+  Interruption interruption;
   const auto prepare = [&](int count) {
+    interruption.begin(count);
     if (!parameters) return;
     parameters->assign(size_t(count), std::vector<T>(size_t(field.parameter_numbers())));
   };
@@ -293,12 +299,14 @@ void sample_gradient(const Field<T>& field, const SamplePath<T>& path, const T* 
   };
   const auto body = [&](int thread, int count) {
     const int64_t from = bound(thread, count), to = bound(thread + 1, count);
-    if (from == to) return;
+    InterruptPoll poll(interruption, thread == 0);
+    if (from == to) return poll.finish();
     const int64_t capacity = std::min(field.tile(to - from), to - from);
     PerSampleAdjoint<T> adjoint(field, field.frame(capacity), path, of_ys, gy0,
                                 parameters ? &(*parameters)[size_t(thread)] : nullptr,
-                                starts.data(), from, to);
+                                starts.data(), from, to, poll);
     adjoint.run(capacity);
+    adjoint.poll.finish();
   };
   threads = field.sample_major ? 1 : int(std::min<int64_t>(threads, (batch + lanes - 1) / lanes));
   if (threads <= 1) {
@@ -308,12 +316,13 @@ void sample_gradient(const Field<T>& field, const SamplePath<T>& path, const T* 
     parallel(threads, prepare, body);
   }
   if (parameters) sum_parts(*parameters);
+  return !interruption.requested();
 }
 
-template void sample_gradient<float>(const Field<float>&, const SamplePath<float>&, const float*,
+template bool sample_gradient<float>(const Field<float>&, const SamplePath<float>&, const float*,
                                      float*, std::vector<std::vector<float>>*, int,
                                      const Parallel&);
-template void sample_gradient<double>(const Field<double>&, const SamplePath<double>&,
+template bool sample_gradient<double>(const Field<double>&, const SamplePath<double>&,
                                       const double*, double*, std::vector<std::vector<double>>*,
                                       int, const Parallel&);
 

@@ -22,9 +22,9 @@ struct SamplePath {
 
 // of_ys [outputs, batch, dim] into gy0 [batch, dim] and the parameters' gradients, one part for
 // each thread with the sum in the first (see MlpGradients), where they are wanted. Steps keep their
-// sizes. `field` is made with gradients.
+// sizes. `field` is made with gradients. Whether it came to its end, and was not interrupted.
 template <class T>
-void sample_gradient(const Field<T>& field, const SamplePath<T>& path, const T* of_ys, T* gy0,
+[[nodiscard]] bool sample_gradient(const Field<T>& field, const SamplePath<T>& path, const T* of_ys, T* gy0,
                      std::vector<std::vector<T>>* parameters, int threads,
                      const Parallel& parallel);
 

@@ -45,6 +45,7 @@ struct Replay {
   void evaluate(double time, T* state, T* derivative) {
     of.step.field.value(of.step.frame, of.arithmetic.times(of.step.frame, T(time)), state,
                         of.step.scratch, derivative);
+    of.look_up(1);
   }
 
   void save(size_t slot) {
@@ -63,7 +64,7 @@ struct Replay {
   void advance(int64_t from, int64_t to) {
     const Tableau& tableau = of.tableau;
     auto &y = of.step.y, &output = of.step.output;
-    for (int64_t n = from; n < to; ++n) {
+    for (int64_t n = from; n < to && !of.poll.requested(); ++n) {
       const double t = of.path.edges[size_t(n)], t1 = of.path.edges[size_t(n) + 1];
       if (!of.path.adaptive) evaluate(of.first_time(t), y, of.step.k[0]);
       for (size_t i = 1; i < of.stages; ++i) {
@@ -83,7 +84,7 @@ struct Replay {
 
   // Steps from `to` back to `from`, whose beginning is in `slot`, with `free` slots after that.
   void reverse(int64_t from, int64_t to, size_t slot, int64_t free, size_t& next) {
-    while (to - from > 1) {
+    while (to - from > 1 && !of.poll.requested()) {
       const int64_t middle = from + revolve_split(to - from, free);
       restore(slot);
       advance(from, middle);

@@ -36,6 +36,8 @@ struct alignas(64) MlpSolve<T>::Worker {
   bool failed = false;
   bool accepted = false;  // the tiles still hold the beginning of the step accepted last
   int turn = 0;           // sums of squares that were computed so far, see next_sums
+  InterruptPoll poll;
+  const int64_t work;  // multiplications of an evaluation of a sample
 
   // Steps that memory is reserved for in the beginning, and now; steps kept so far.
   static constexpr int64_t kFirstCapacity = 16;
@@ -55,7 +57,9 @@ struct alignas(64) MlpSolve<T>::Worker {
         end(solve.tiles_.data() + solve.tiles() * (thread + 1) / threads),
         arithmetic(field, solve.tiles_.front().frame, tableau.stages.size() + 2),
         direction(options.direction()),
-        limit(options.times.back()) {
+        limit(options.times.back()),
+        poll(solve.interruption_, leads),
+        work(field.multiplications()) {
     course.t = course.t1 = options.times.front();
     course.direction = direction;
     const Frame& largest = solve.tiles_.front().frame;
@@ -85,6 +89,7 @@ struct alignas(64) MlpSolve<T>::Worker {
     } else {
       run_fixed();
     }
+    poll.finish();
   }
 
   void finish() {
@@ -106,6 +111,7 @@ struct alignas(64) MlpSolve<T>::Worker {
 
   void evaluate(Tile<T>& tile, T time, T* state, T* derivative) {
     field.value(tile.frame, arithmetic.times(tile.frame, time), state, scratch, derivative);
+    poll.after(work * tile.frame.samples);
   }
 
   // Memory of the tape for stage i of the step at hand; null if there is none.
@@ -121,6 +127,7 @@ struct alignas(64) MlpSolve<T>::Worker {
     if (!copy) return evaluate(tile, time, state, tile.k[i]);
     copy_tile(tile.frame.extent(dim()), state, copy);
     field.record(tile.frame, arithmetic.times(tile.frame, time), copy, record, scratch, tile.k[i]);
+    poll.after(work * tile.frame.samples);
   }
 
   // The stages of the step at hand. Those at its end are evaluated just before it, unless steps
@@ -151,7 +158,7 @@ struct alignas(64) MlpSolve<T>::Worker {
     const std::vector<double>&times = options.times, &grid = options.grid;
     for (Tile<T>* tile = begin; tile != end; ++tile) {
       size_t next = 1;
-      for (size_t i = 0; i + 1 < grid.size(); ++i) {
+      for (size_t i = 0; i + 1 < grid.size() && !poll.requested(); ++i) {
         const double t = course.t = grid[i], t1 = course.t1 = grid[i + 1];
         course.step = t1 - t;
         kept = int64_t(i);
@@ -268,6 +275,7 @@ struct alignas(64) MlpSolve<T>::Worker {
       if (failed) return false;
       plan(course, limit);
       const double* const sums = attempt();
+      if (sums == nullptr) return false;
       accepted =
           settle(course, options.controller, rms(sums), LibraryPower(), options.first_step_alone);
       if (!accepted) continue;
@@ -278,8 +286,9 @@ struct alignas(64) MlpSolve<T>::Worker {
   }
 
   // Takes the stages of the step at hand: the sums of squares of its error and, where there is an
-  // estimate of stiffness, of its two parts.
+  // estimate of stiffness, of its two parts; null if the solve is to end.
   const double* attempt() {
+    double* const to_end = solve.sums_.data() + 6 * solve.tiles() + turn % 2;
     double* const sums = next_sums();
     for (Tile<T>* tile = begin; tile != end; ++tile) {
       take_stages(*tile, true);
@@ -294,8 +303,10 @@ struct alignas(64) MlpSolve<T>::Worker {
       }
     }
     evaluations += int64_t(tableau.stages.size()) - 1;
+    // As with the sums, all threads must read the same: the other one is written after this turn.
+    if (leads && poll.requested()) *to_end = 1;
     barrier.wait();
-    return sums;
+    return *to_end == 0 ? sums : nullptr;
   }
 
   void record(const double* sums) {
@@ -361,6 +372,7 @@ struct alignas(64) MlpSolve<T>::Worker {
   // For the message of a solve that cannot go on: whether stage derivatives of the step tried last
   // are not finite, or k_0 where no step was rejected.
   void fail() {
+    if (poll.requested()) return;
     for (Tile<T>* tile = begin; tile != end; ++tile) {
       const bool rejected = course.t1 != course.t;
       // Stage derivatives of another tile may have been written over those of this one.
@@ -420,7 +432,8 @@ MlpSolve<T>::MlpSolve(const Field<T>& field, int64_t batch, MlpOptions options)
       if (owns(i)) tile.k[i] = memory_.take<T>(frame.size(dim_));
     }
   }
-  sums_.resize(6 * tiles_.size());
+  sums_.resize(6 * tiles_.size() + 2);
+  options_.controller.resolution = Resolution<T>::value;
 }
 
 template <class T>
@@ -452,10 +465,12 @@ MlpTrace MlpSolve<T>::run(const T* y0, T* ys, int threads, const Parallel& paral
     std::deque<Worker> workers;
     const auto prepare = [&](int count) {
       barrier.emplace(count);
+      interruption_.begin(count);
       for (int i = 0; i < count; ++i) workers.emplace_back(*this, *barrier, ys, trace, i, count);
     };
     parallel(threads, prepare, [&](int thread, int) { workers[size_t(thread)].run(y0); });
   }
+  if (interruption_.requested()) trace.ending = Ending::kInterrupted;
   trace.saw_nan = saw_nan_;
   trace.saw_infinity = saw_infinity_;
   return trace;

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/interrupt.h"
 #include "common/tableau.h"
 #include "fields/field.h"
 #include "mlp/cpu/arena.h"
@@ -42,7 +43,7 @@ struct MlpOptions {
   int64_t parts() const { return adaptive ? 2 : 1; }
 };
 
-enum class Ending : int { kFinished, kBadStart, kStuck };
+enum class Ending : int { kFinished, kBadStart, kStuck, kInterrupted };
 
 // What a solve leaves behind.
 struct MlpTrace {
@@ -123,9 +124,10 @@ class MlpSolve {
   int64_t batch_, dim_;
   std::vector<Tile<T>> tiles_;
   Arena memory_;
-  std::vector<double> sums_;  // [2, tiles, 3]
+  std::vector<double> sums_;  // [2, tiles, 3], and [2]: not zero where the solve is to end
   Kept<T> kept_;
   std::atomic<bool> saw_nan_{false}, saw_infinity_{false};
+  Interruption interruption_;
 };
 
 }  // namespace fastnode

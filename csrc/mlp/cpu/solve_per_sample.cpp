@@ -17,7 +17,9 @@ MlpSamples<T>::MlpSamples(const Field<T>& field, int64_t batch, SampleControl co
       control_(std::move(control)),
       records_(size_t(batch)),
       kept_(size_t(control_.keep_states ? batch : 0)),
-      initial_(size_t(batch * field.dim())) {}
+      initial_(size_t(batch * field.dim())) {
+  control_.controller.resolution = Resolution<T>::value;
+}
 
 // One thread of a solve.
 template <class T>
@@ -32,8 +34,10 @@ struct MlpSamples<T>::Worker {
   std::vector<TileSample> samples;  // those in the tile
   std::vector<double> norms, states;
   std::vector<T> row;
+  InterruptPoll poll;
+  const int64_t work;  // multiplications of an evaluation of a sample
 
-  Worker(MlpSamples& solve, const T* y0, T* ys, int64_t capacity)
+  Worker(MlpSamples& solve, const T* y0, T* ys, int64_t capacity, bool leads)
       : solve(solve),
         control(solve.control_),
         tableau(*control.tableau),
@@ -42,7 +46,9 @@ struct MlpSamples<T>::Worker {
         y0(y0),
         ys(ys),
         tile(*solve.field_, capacity, tableau),
-        row(size_t(dim)) {}
+        row(size_t(dim)),
+        poll(solve.interruption_, leads),
+        work(solve.field_->multiplications()) {}
 
   int64_t count() const { return int64_t(samples.size()); }
   TileSample& at(int64_t s) { return samples[size_t(s)]; }
@@ -55,6 +61,12 @@ struct MlpSamples<T>::Worker {
     out.course.h = solve.records_[size_t(index)].h;
     out.course.direction = control.direction[index];
     return out;
+  }
+
+  template <class F>
+  void evaluate(F time, T* state, T* derivative) {
+    tile.evaluate(count(), time, state, derivative);
+    poll.after(work * count());
   }
 
   auto tolerance() const {
@@ -73,13 +85,14 @@ struct MlpSamples<T>::Worker {
 
   // The initial derivatives and the first steps of all samples, a tile at a time.
   void begin() {
-    for (int64_t first; (first = solve.begun_.fetch_add(capacity)) < solve.batch_;) {
+    for (int64_t first;
+         !poll.requested() && (first = solve.begun_.fetch_add(capacity)) < solve.batch_;) {
       const int64_t part = std::min(capacity, solve.batch_ - first);
       tile.resize(part);
       samples.clear();
       for (int64_t s = 0; s < part; ++s) samples.push_back(make_sample(first + s));
       for (int64_t s = 0; s < part; ++s) tile.put(tile.y, s, y0 + (first + s) * dim);
-      tile.evaluate(part, [&](int64_t s) { return as_time<T>(at(s).course.t); }, tile.y, tile.k[0]);
+      evaluate([&](int64_t s) { return as_time<T>(at(s).course.t); }, tile.y, tile.k[0]);
       for (int64_t s = 0; s < part; ++s) {
         tile.get(tile.y, s, ys + (first + s) * dim);
         tile.get(tile.k[0], s, solve.initial_.data() + (first + s) * dim);
@@ -124,7 +137,7 @@ struct MlpSamples<T>::Worker {
     }
     tile.combine(count(), {0}, [&](int64_t s, size_t) { return at(s).course.step; }, tile.stage);
     const auto time = [&](int64_t s) { return as_time<T>(at(s).course.t + at(s).course.step); };
-    tile.evaluate(count(), time, tile.stage, tile.k[1]);
+    evaluate(time, tile.stage, tile.k[1]);
     tile.norms(count(), tile.y, {1, 0}, difference, tolerance(), d2);
     for (size_t i = 0; i < samples.size(); ++i) {
       Course& course = samples[i].course;
@@ -151,7 +164,7 @@ struct MlpSamples<T>::Worker {
     while (held < capacity && admit(held)) ++held;
     while (true) {
       samples.resize(size_t(held));
-      if (held == 0) return;
+      if (held == 0 || poll.requested()) return;
       tile.resize(held);
       attempt();
       for (int64_t s = held; s-- > 0;) {
@@ -197,7 +210,7 @@ struct MlpSamples<T>::Worker {
       combine(tableau.stages[i], tile.stage);
       const double c = tableau.times[i];
       const auto time = [&](int64_t s) { return stage_time<T>(at(s).course, c); };
-      tile.evaluate(count(), time, tile.stage, tile.k[i]);
+      evaluate(time, tile.stage, tile.k[i]);
     }
     if (!tableau.fsal) combine(tableau.solution, tile.y1);
     for (const TileSample& each : samples) record(each).evaluations += int64_t(stages) - 1;
@@ -291,7 +304,7 @@ struct MlpSamples<T>::Worker {
         const double t = at(s).accepted ? course.t_before : course.t;
         return as_time<T>(t + tableau.further_times[i] * course.step);
       };
-      tile.evaluate(count(), time, tile.further, tile.k[tableau.stages.size() + i]);
+      evaluate(time, tile.further, tile.k[tableau.stages.size() + i]);
     }
   }
 
@@ -336,19 +349,23 @@ struct MlpSamples<T>::Worker {
 };
 
 template <class T>
-void MlpSamples<T>::run(const T* y0, T* ys, int threads, const Parallel& parallel) {
+bool MlpSamples<T>::run(const T* y0, T* ys, int threads, const Parallel& parallel) {
   const int64_t lanes = field_->lanes;
   const auto capacity = [&](int count) {
     const int64_t share = round_up((batch_ + count - 1) / count, lanes);
     return field_->sample_major ? batch_ : std::min(field_->most, share);
   };
   std::optional<Barrier> barrier;
-  const auto prepare = [&](int count) { barrier.emplace(count); };
-  const auto body = [&](int, int count) {
-    Worker worker(*this, y0, ys, capacity(count));
+  const auto prepare = [&](int count) {
+    barrier.emplace(count);
+    interruption_.begin(count);
+  };
+  const auto body = [&](int thread, int count) {
+    Worker worker(*this, y0, ys, capacity(count), thread == 0);
     worker.begin();
     barrier->wait();
     worker.run();
+    worker.poll.finish();
   };
   threads =
       field_->sample_major ? 1 : int(std::min<int64_t>(threads, (batch_ + lanes - 1) / lanes));
@@ -358,6 +375,7 @@ void MlpSamples<T>::run(const T* y0, T* ys, int threads, const Parallel& paralle
   } else {
     parallel(threads, prepare, body);
   }
+  return !interruption_.requested();
 }
 
 template class MlpSamples<float>;

@@ -45,8 +45,8 @@ class MlpSamples {
   MlpSamples(const Field<T>& field, int64_t batch, SampleControl control);
 
   // y0 [batch, dim] into ys [outputs, batch, dim]; what a sample that failed did not reach stays as
-  // it is.
-  void run(const T* y0, T* ys, int threads, const Parallel& parallel);
+  // it is. Whether it came to its end, and was not interrupted.
+  [[nodiscard]] bool run(const T* y0, T* ys, int threads, const Parallel& parallel);
 
   const std::vector<SampleRecord>& records() const { return records_; }
   // Of each sample [steps, 2, dim]: of each accepted step the state and the derivative at its
@@ -58,11 +58,12 @@ class MlpSamples {
 
   const Field<T>* field_;
   const int64_t batch_;
-  const SampleControl control_;
+  SampleControl control_;
   std::vector<SampleRecord> records_;
   std::vector<std::vector<T>> kept_;
   std::vector<T> initial_;  // the field at y0, [batch, dim]
   std::atomic<int64_t> begun_{0}, next_{0};
+  Interruption interruption_;
 };
 
 }  // namespace fastnode

@@ -137,11 +137,13 @@ MlpGradientTensors mlp_solve_backward_on_cpu(const MlpSolved& solved, FieldTenso
     const bool needed = of_parameters || of_times;
     double of_start = 0;
     with_field<T>(of, dim, batch, true, request.instructions, [&](const Field<T>& field) {
-      mlp_gradient<T>(field, batch, path,
-                      {upstream.defined() ? upstream.const_data_ptr<T>() : nullptr,
-                       errors.defined() ? errors.const_data_ptr<double>() + count + 1 : nullptr},
-                      {gy0.mutable_data_ptr<T>(), needed ? &sums : nullptr, rates},
-                      thread_count(field.multiplications() * batch), parallel);
+      const bool done = mlp_gradient<T>(
+          field, batch, path,
+          {upstream.defined() ? upstream.const_data_ptr<T>() : nullptr,
+           errors.defined() ? errors.const_data_ptr<double>() + count + 1 : nullptr},
+          {gy0.mutable_data_ptr<T>(), needed ? &sums : nullptr, rates},
+          thread_count(field.multiplications() * batch), parallel);
+      if (!done) mlp_calls().interrupt();
       if (!needed) return;
       of_start = unpack_parameters<T>(field, of, sums[0].data(), kept.options(),
                                       of_parameters ? &gradients : nullptr);

@@ -51,10 +51,12 @@ bool mlp_pays(const std::vector<LayerTensors>& layers, const at::Tensor& y0, boo
 // [3, edges]: see MlpResult.
 at::Tensor step_records(const MlpTrace& trace);
 
-// What only Python can do: raise the error of a solve that cannot go on, and give gradients that
-// have gradients themselves. Set when the module is loaded.
+// What only Python can do: raise the error of a solve that cannot go on or what a signal's handler
+// raised during it, and give gradients that have gradients themselves. Set when the module is
+// loaded.
 struct MlpCalls {
   std::function<void(const MlpTrace&, const at::Tensor& y0, int64_t max_num_steps)> fail;
+  std::function<void()> interrupt;
   // Of y0, t and the parameters.
   std::function<std::vector<at::Tensor>(
       const at::Tensor& y0, const at::Tensor& t, at::TensorList parameters, at::IntArrayRef layout,

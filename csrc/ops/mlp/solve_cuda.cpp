@@ -62,6 +62,7 @@ Found solve_adaptive(MlpTask<T>& task, const MlpOptions& options, const Tensor& 
   task.f = task.y + y0.numel();
   task.partial = partial.mutable_data_ptr<double>();
   task.controller = options.controller;
+  task.controller.resolution = Resolution<T>::value;
   task.max_num_steps = options.max_num_steps;
   task.all_together = options.all_together;
   task.rtol = options.rtol;

@@ -89,6 +89,7 @@ SampleTensors solve(const std::vector<LayerTensors>& layers, Activation activati
   task.f = task.y + y0.numel();
   task.state = states.data();
   task.controller = control.controller;
+  task.controller.resolution = Resolution<T>::value;
   task.max_num_steps = control.max_num_steps;
   task.rtols = control.rtol;
   task.atols = control.atol;

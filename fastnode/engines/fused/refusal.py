@@ -88,6 +88,8 @@ def _fits(request: SolveRequest) -> bool:
         return False
     if not (rtol >= 0 and atol >= 0) or request.norm is not None:
         return False
+    if request.adaptive and rtol == 0 and atol == 0:
+        return False
     by_engine = ("backprop", "none", "checkpoint", "revolve")
     if request.adjoint not in by_engine or request.adjoint_params is not None:
         return False

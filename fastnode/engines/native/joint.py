@@ -12,12 +12,14 @@ from torch import Tensor
 from fastnode import extension
 from fastnode.ops.dispatch import transformed
 from fastnode.problem.ivp import NO_CALLBACKS, Callbacks, Time, VectorField, no_callback
-from fastnode.tableaus import Tableau
+from fastnode.tableaus import RK4, Tableau
+from fastnode.tableaus.adams import adams_bashforth, adams_moulton
 
 if TYPE_CHECKING:
     from fastnode.control.controllers import Controller
     from fastnode.control.norms import ErrorNorm
     from fastnode.control.options import Stop
+    from fastnode.engines.reference.adams import AdamsSteps
 
 
 def refusal(y: Tensor, times: Sequence[Time]) -> str | None:
@@ -85,12 +87,52 @@ def integrate_fixed(
     return solution
 
 
+def integrate_adams(
+    field: VectorField,
+    steps: AdamsSteps,
+    y: Tensor,
+    times: Sequence[Time],
+    grid: Sequence[Time],
+    *,
+    interp: str = "linear",
+    perturb: bool = False,
+    callbacks: Callbacks = NO_CALLBACKS,
+) -> Tensor:
+    """The same for Adams methods."""
+    solution, evaluations = extension.native().integrate_adams(
+        field,
+        compiled_adams(steps.kept),
+        y,
+        times,
+        grid,
+        interp == "cubic",
+        perturb,
+        _or_none(callbacks.step),
+        steps.corrector,
+        steps.max_iters,
+        steps.warn_unconverged,
+    )
+    field.evaluations += evaluations
+    return solution
+
+
 def control_numbers(c: Controller) -> tuple[float, ...]:
     return (c.safety, c.ifactor, c.dfactor, c.smallest, c.min_step, c.max_step, *c.exponents)
 
 
 def _or_none(callback: Any) -> Any:
     return None if callback is no_callback else callback
+
+
+@cache
+def compiled_adams(kept: int) -> Any:
+    """Adams methods that keep so many derivatives."""
+    counts = range(1, kept + 1)
+    return extension.native().AdamsMethod(
+        [[float(w) for w in adams_bashforth(n)] for n in counts],
+        [[float(w) for w in adams_moulton(n + 1)] for n in counts],
+        compiled(RK4),
+    )
 
 
 @cache

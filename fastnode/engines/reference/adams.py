@@ -37,7 +37,8 @@ class AdamsSteps:
 
     def __init__(self, max_order: int, corrector: ErrorNorm | None = None, max_iters: int = 4):
         self.corrector, self.max_iters = corrector, max_iters
-        self._past: deque[tuple[Time, Tensor]] = deque(maxlen=max(max_order - 1, 1))
+        self.kept = max(max_order - 1, 1)
+        self._past: deque[tuple[Time, Tensor]] = deque(maxlen=self.kept)
 
     def __call__(self, field: VectorField, t: Time, t1: Time, y: Tensor, perturb: bool) -> Step:
         f = field(t, y, int(perturb))
@@ -78,13 +79,16 @@ class AdamsSteps:
                 return rise
         if blind:
             return rise
+        self.warn_unconverged()
+        self._past.pop()
+        return rise
+
+    def warn_unconverged(self) -> None:
         # The same text at every step, so that Python shows it once.
         warn(
             f"the corrector did not converge in {self.max_iters} iterations (max_iters): the "
             "solution may be wrong; a smaller step or a larger tolerance helps"
         )
-        self._past.pop()
-        return rise
 
 
 def _weights(t: Time, h: Time, times: list[Time], implicit: bool) -> list[float] | list[Tensor]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from fastnode.control.controllers import Controller, initial_step
+from fastnode.control.controllers import FUTILE, SHORT, Controller, initial_step
 from fastnode.control.norms import ErrorNorm
 from fastnode.control.options import Stop
 from fastnode.engines.reference.step import Step, take_step
@@ -56,7 +57,9 @@ class AdaptiveStepper:
         self._stops = list(stops)
         self._history = (1.0, 1.0)
         self._ratio = 0.0
-        self._stuck = False
+        self._stuck = self._blown = False
+        self._longest, self._futile = 0.0, 0
+        self._short = SHORT * torch.finfo(field.time_dtype).eps
         self._derivatives: Sequence[Tensor] = ()
         self.f = field(t, y)
         if first_step is None:
@@ -80,6 +83,7 @@ class AdaptiveStepper:
             room = abs(to_float(limit) - to_float(self.t))
             # Not |t1 - t|: rounding of t can keep that constant while h shrinks.
             taken = min(self.h, room)
+            self._longest = max(self._longest, taken)
             t1 = self._end_of_step(limit, self.h < room)
             h = t1 - self.t
             self.callbacks.step(self.t, self.y, h)
@@ -92,7 +96,11 @@ class AdaptiveStepper:
             if self.controller.accepts(taken, ratio):
                 self.callbacks.accept(self.t, self.y, h)
                 self._history = (ratio, self._history[0])
-                self._stuck = False
+                if taken > self._short * self._longest:
+                    self._futile = 0
+                elif self._blown:
+                    self._futile += 1
+                self._stuck = self._blown = False
                 # A truncated step says little about the size of the next one.
                 self.h = max(following, self.h) if taken < self.h else following
                 self.t, self.y, self.f = t1, trial.y1, self._next_derivative(trial)
@@ -103,7 +111,9 @@ class AdaptiveStepper:
                 return trial
             self.callbacks.reject(self.t, self.y, h)
             self.rejected += 1
-            self._stuck = following >= taken
+            blown = not math.isfinite(ratio)
+            self._blown |= blown
+            self._stuck = following >= taken or (blown and self._futile >= FUTILE)
             self.h = following
 
     def _try(self, t1: Time) -> Step:

@@ -38,7 +38,8 @@ class GridStep:
             # Beside the value at the end the derivative with respect to t counts.
             if at_end:
                 return rk_stage(self.y1, [rise], [(t - self.t1) / h])
-            return self.y + (t - self.t) / h * rise
+            # Not y + x (...): a time with a gradient would give a scalar state its own dtype.
+            return rk_stage(self.y, [rise], [(t - self.t) / h])
         if self.derivative_at_end is None:
             self.derivative_at_end = self.field(self.t1, self.y1)
         if at_end:

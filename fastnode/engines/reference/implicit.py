@@ -21,6 +21,7 @@ from fastnode.tableaus import ImplicitTableau, Weights
 class ImplicitSteps:
     """Steps of an implicit method, for one solve: it keeps stage derivatives and Newton matrices.
 
+    As in torchdiffeq, each step evaluates the field at its beginning; Newton's method starts there.
     Methods whose stages do not depend on later ones are solved stage by stage, the others at once.
     Gradients are those of the exact solution of the stage equations (``ImplicitSlopes``), first
     derivatives only; so are those of torch.func transforms, where a step that Newton's method does
@@ -45,8 +46,6 @@ class ImplicitSteps:
             (group, NewtonSolver([[a[i][j] for j in group] for i in group], max_iters))
             for group in groups
         ]
-        self._guess: Tensor | None = None
-        self._differentiable = False
         self._last: tuple[list[tuple[Time, int]], list[Tensor]] = [], []
 
     def stages(self, h: Time, y: Tensor) -> list[tuple[float, Time, int, Tensor]]:
@@ -60,31 +59,29 @@ class ImplicitSteps:
         h = t1 - t
         points = [self._point(c, t, t1, perturb) for c in map(float, self.tableau.c)]
         k: list[Tensor] = []
+        f = guess = field(t, y, int(perturb))
+        # A time is a tensor only where it needs a gradient.
+        wanted = f.requires_grad or y.requires_grad or isinstance(t, torch.Tensor)
         for group, solver in self._groups:
-            bases = [combine(y, k, h, _nonzero(self._a[i][: len(k)])) for i in group]
             if group == [0] and self._a[0][0] == 0:
-                k.append(field(points[0][0], y, points[0][1]))
-                self._remember(k[0], t, y)
+                k.append(f)
                 continue
-            if self._guess is None:
-                self._remember(field(points[group[0]][0], y, points[group[0]][1]), t, y)
+            bases = [combine(y, k, h, _nonzero(self._a[i][: len(k)])) for i in group]
             chosen = [points[i] for i in group]
-            k += self._solve(field, solver, chosen, bases, t, h, y)
-            self._guess = k[-1].detach()
+            if y.numel() == 0:
+                pairs = zip(chosen, bases, strict=True)
+                k += [field(time, base, side) for (time, side), base in pairs]
+            else:
+                k += self._solve(field, solver, chosen, bases, t, h, y, guess.detach(), wanted)
+            guess = k[-1]
         y1 = combine(y, k, h, _nonzero([float(b) for b in self.tableau.b]))
         self._last = points, k
-        return Step(field, None, t, t1, y, y1, k[:1] if self.tableau.c[0] == 0 else [])
+        return Step(field, None, t, t1, y, y1, [f])
 
     def _point(self, c: float, t: Time, t1: Time, perturb: bool) -> tuple[Time, int]:
         if c == 0:
             return t, int(perturb)
         return (t1, -int(perturb)) if c == 1 else (t + c * (t1 - t), 0)
-
-    def _remember(self, derivative: Tensor, t: Time, y: Tensor) -> None:
-        # A time is a tensor only where it needs a gradient.
-        timed = isinstance(t, torch.Tensor)
-        self._differentiable = derivative.requires_grad or y.requires_grad or timed
-        self._guess = derivative.detach()
 
     def _solve(
         self,
@@ -95,11 +92,12 @@ class ImplicitSteps:
         t: Time,
         h: Time,
         y: Tensor,
+        guess: Tensor,
+        differentiable: bool,
     ) -> list[Tensor]:
-        assert self._guess is not None
         wide = torch.promote_types(field.time_dtype, torch.float32)
         real = [torch.view_as_real(base) if base.is_complex() else base for base in bases]
-        guess = torch.view_as_real(self._guess) if self._guess.is_complex() else self._guess
+        guess = torch.view_as_real(guess) if guess.is_complex() else guess
         if transformed():
             equations = StageEquations(field, points, real, h, solver.a)
             like = real[0].reshape(1, -1).to(wide).expand(len(points), -1)
@@ -132,7 +130,7 @@ class ImplicitSteps:
                 time=begin,
                 step=width,
             )
-        if self._differentiable and torch.is_grad_enabled():
+        if differentiable and torch.is_grad_enabled():
             leaf = k.clone().requires_grad_()
             image = StageEquations(field, points, real, h, solver.a)(leaf)
             # To autograd, a field that it cannot differentiate is a constant.

@@ -48,7 +48,9 @@ class StageEquations:
         total = self.bases[i]
         for weight, derivative in zip(self.a[i], k, strict=True):
             if weight:
-                total = total + self.h * weight * derivative.reshape(total.shape).to(total.dtype)
+                term = self.h * weight * derivative.reshape(total.shape).to(total.dtype)
+                # h is a float64 tensor where it has a gradient, and a scalar state follows it.
+                total = total + term.to(total.dtype)
         return total
 
     def derivative(self, i: int, state: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fastnode.control.controllers import FUTILE, SHORT
 from fastnode.control.request import SolveRequest
 from fastnode.control.stiffness import Stiffness
 from fastnode.engines.failures import Failure, raise_failure
@@ -74,6 +75,9 @@ class PerSampleSolve:
             pending=torch.ones_like(self.nfe),
             attempts=torch.zeros_like(self.nfe),
             running=(ts[:, -1] != ts[:, 0]).detach(),
+            longest=torch.zeros_like(problem.direction),
+            blown=torch.zeros_like(self.nfe, dtype=torch.bool),
+            futile=torch.zeros_like(self.nfe),
             tolerances=request.tolerances,
             args=problem.args,
         )
@@ -123,6 +127,9 @@ class PerSampleSolve:
             accepted = controller.accepted(taken, ratio) & batch.running
             rejected = batch.running & ~accepted
             batch.attempts = batch.attempts + batch.running
+            stuck = self._follow(taken, ratio, accepted, rejected) | (
+                rejected & (following >= taken)
+            )
             self.accepted[batch.index] += accepted
             self.rejected[batch.index] += rejected
         if y1.requires_grad and not bool(torch.stack([x[rejected] for x in k]).isfinite().all()):
@@ -133,7 +140,6 @@ class PerSampleSolve:
         k = self._further(accepted, due, t1, k)
         self._record(rows, t1, y1, k, ratio)
         self._interpolate(due, t1, y1, k)
-        stuck = rejected & (following >= taken)
         grown = torch.where(taken < batch.h, torch.maximum(following, batch.h), following)
         batch.h = torch.where(accepted, grown, following)
         batch.earlier = torch.where(accepted, batch.before, batch.earlier)
@@ -143,6 +149,18 @@ class PerSampleSolve:
         batch.f = torch.where(accepted[:, None], f1, batch.f)
         batch.running = batch.running & (batch.t.detach() != batch.end.detach())
         self._check_progress(stuck, ratio, k)
+
+    def _follow(self, taken: Tensor, ratio: Tensor, accepted: Tensor, rejected: Tensor) -> Tensor:
+        """Which samples have tried enough steps in vain (``control.controllers.FUTILE``)."""
+        batch = self.batch
+        batch.longest = torch.maximum(batch.longest, taken)
+        short = taken <= SHORT * torch.finfo(self.problem.field.time_dtype).eps * batch.longest
+        blown = rejected & ~ratio.isfinite()
+        stuck = blown & (batch.futile >= FUTILE)
+        counted = batch.futile + batch.blown
+        batch.futile = torch.where(accepted, torch.where(short, counted, 0), batch.futile)
+        batch.blown = (batch.blown | blown) & ~accepted
+        return stuck
 
     def stages(self, batch: Batch, t1: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The state after the step and all stage derivatives."""

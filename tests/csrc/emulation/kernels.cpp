@@ -172,6 +172,7 @@ int solve(int dtype, const Method* method, const Task* task, void* state, Found*
     const auto& n = task->control;
     Span span{};
     span.controller = {n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], method->order};
+    span.controller.resolution = Resolution<T>::value;
     span.outputs = task->outputs;
     span.limits = task->limits;
     span.output_count = task->output_count;

@@ -144,6 +144,7 @@ int solve(const Problem& p) {
   task.y0 = static_cast<const T*>(p.y0);
   task.ys = static_cast<T*>(p.ys);
   task.controller = {n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], p.order};
+  task.controller.resolution = Resolution<T>::value;
   task.max_num_steps = p.max_num_steps;
   task.all_together = p.all_together;
   task.rtol = p.rtol;

@@ -14,6 +14,7 @@ import fastnode
 from fastnode import extension
 from fastnode.control.controllers import Controller
 from fastnode.engines.fused.mlp import ACTIVATIONS
+from fastnode.nn import MLPField
 
 pytestmark = [
     pytest.mark.skipif(COMPILER is None, reason="no C++ compiler"),
@@ -144,6 +145,20 @@ def test_a_solve_that_needs_too_many_steps_stops_there(kind):
     found = run(field, y0, TIMES, kind=kind, max_num_steps=2, first_step=0.01)
     for accepted, rejected, *_ in found.counts:
         assert accepted + rejected == 2
+    assert found.ys[-1].isnan().all() and torch.equal(found.ys[0], y0)
+
+
+@pytest.mark.parametrize("kind", [0, PER_SAMPLE])
+def test_a_solve_that_overflows_ends(kind):
+    field = MLPField(1, 1, 2, "relu", "none", False)
+    with torch.no_grad():
+        for weight, value in zip(field.parameters(), (1.0, 20.0), strict=True):
+            weight.fill_(value)
+    y0 = torch.ones(10, 1)
+    found = run(field, y0, [0.0, 10.0], kind=kind, max_num_steps=2000, room=2000)
+    for accepted, rejected, _, failure, seen in found.counts:
+        assert accepted + rejected < 2000 and seen & 2
+        assert kind != PER_SAMPLE or failure == 1
     assert found.ys[-1].isnan().all() and torch.equal(found.ys[0], y0)
 
 
