@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -31,44 +32,26 @@ ROOT = Path(__file__).parents[1]
 GRACE, LAST = 10, 5
 #: Stages of fewer seconds are not begun.
 LEAST = 5
-MODULE = ("python", "-m")
-PYTEST = (
-    *MODULE,
-    "pytest",
-    "-q",
-    "-p",
-    "no:cacheprovider",
-    "-p",
-    "bench.gpu_failures",
-    "-m",
-    "gpu",
-)
-SMOKE, ROWS = (*MODULE, "bench.gpu_smoke"), (*MODULE, "bench.gpu_rows")
-GRAPH = "tests/engines/cuda_graph/test_cuda.py"
+PYTEST = "python -m pytest -q -p no:cacheprovider -p bench.gpu_failures -m gpu"
+SMOKE, ROWS = "python -m bench.gpu_smoke", "python -m bench.gpu_rows"
+GRAPH = "tests/engines/cuda_graph/test_cuda.py -k"
 #: A profiler on a CUDA graph with conditional nodes, and a backward pass inside a capture: they may
 #: break the process they are in.
 LAST_TESTS = "by_checkpoint or host_waits"
 #: Without torch's cache of memory, within whose blocks a kernel could write past a tensor unseen.
-SANITIZER = (
-    "env",
-    "PYTORCH_NO_CUDA_MEMORY_CACHING=1",
-    "compute-sanitizer",
-    "--error-exitcode",
-    "1",
-)
-SANITIZER += ("--tool",)
-COUNTERS = ("ncu", "--clock-control", "none", "--csv", "--log-file", "{out}/ncu.csv")
-COUNTERS += ("--kernel-name", "regex:mlp_joint|interpolant_fwd|flow_loss_fwd")
+SANITIZER = "env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1 --tool"
+COUNTERS = "ncu --clock-control none --csv --log-file {out}/ncu.csv"
+COUNTERS += " --kernel-name 'regex:mlp_joint|interpolant_fwd|flow_loss_fwd'"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """``command`` begins with "python", which stands for the Python at hand, or with a program's
-    name; ``file`` is where its lines of JSON go; ``native`` says that it needs the extension."""
+    """The word "python" of ``command`` stands for the Python at hand; ``file`` is where its lines
+    of JSON go; ``native`` says that it needs the extension."""
 
     name: str
     limit: float
-    command: tuple[str, ...]
+    command: str
     file: str = "rows.jsonl"
     native: bool = True
 
@@ -79,51 +62,45 @@ class Call:
     stages: tuple[Stage, ...]
 
 
-def smoke(name: str, limit: float, *arguments: str, **more: Any) -> Stage:
-    return Stage(name, limit, (*SMOKE, *arguments), "smoke.jsonl", **more)
+def smoke(name: str, limit: float, command: str, native: bool = True) -> Stage:
+    return Stage(name, limit, command, "smoke.jsonl", native)
 
 
-def sanitized(tool: str, limit: float) -> Stage:
-    command = (*SANITIZER, tool, *SMOKE, "--here", "rk", "fused")
-    return Stage(tool, limit, command, "smoke.jsonl")
+def tests(name: str, limit: float, arguments: str) -> Stage:
+    return Stage(name, limit, f"{PYTEST} {arguments}", "tests.jsonl")
 
 
-def tests(name: str, limit: float, *arguments: str) -> Stage:
-    return Stage(name, limit, (*PYTEST, *arguments), "tests.jsonl")
-
-
-BUILD = Stage("build", 150, ("python", "setup.py", "build_ext", "--inplace"), native=False)
+IMPORT = smoke("import", 20, f"{SMOKE} import", native=False)
+BUILD = Stage("build", 150, "python setup.py build_ext --inplace", native=False)
 CALLS = {
     "first": Call(
         440,
         (
             # With the extension that was carried along, where it loads.
-            smoke("import", 20, "import", native=False),
-            smoke("smoke", 90, native=False),
-            tests(
-                "tests", 60, "-n", "8", "tests/ops", "tests/engines/fused", "tests/engines/native"
-            ),
-            tests("triton tests", 35, "-n", "8", "tests/triton_kernels"),
-            tests("graph tests", 25, GRAPH, "-k", f"not ({LAST_TESTS})"),
-            Stage("ops", 40, (*ROWS, "ops", "tiles")),
-            Stage("odeint", 40, (*ROWS, "odeint")),
-            sanitized("memcheck", 20),
-            sanitized("racecheck", 20),
-            Stage("counters", 20, (*COUNTERS, *ROWS, "counted")),
-            Stage("training", 30, (*ROWS, "training")),
-            Stage("waits", 10, (*ROWS, "waits")),
-            tests("last tests", 15, GRAPH, "-k", LAST_TESTS),
+            IMPORT,
+            smoke("smoke", 90, SMOKE, native=False),
+            tests("tests", 60, "-n 8 tests/ops tests/engines/fused tests/engines/native"),
+            tests("triton tests", 35, "-n 8 tests/triton_kernels"),
+            tests("graph tests", 25, f"{GRAPH} 'not ({LAST_TESTS})'"),
+            Stage("ops", 40, f"{ROWS} ops tiles"),
+            Stage("odeint", 40, f"{ROWS} odeint"),
+            smoke("memcheck", 20, f"{SANITIZER} memcheck {SMOKE} --here rk fused"),
+            smoke("racecheck", 20, f"{SANITIZER} racecheck {SMOKE} --here rk fused"),
+            Stage("counters", 20, f"{COUNTERS} {ROWS} counted"),
+            Stage("training", 30, f"{ROWS} training"),
+            Stage("waits", 10, f"{ROWS} waits"),
+            tests("last tests", 15, f"{GRAPH} '{LAST_TESTS}'"),
         ),
     ),
     "second": Call(
         200,
         (
-            smoke("import", 20, "import", native=False),
-            smoke("smoke again", 30, "{groups}"),
-            tests("tests again", 35, "-n", "8", "{tests}"),
-            Stage("lorenz", 30, (*ROWS, "lorenz")),
-            Stage("samples", 25, (*ROWS, "samples")),
-            Stage("last layer", 40, (*ROWS, "last_layer")),
+            IMPORT,
+            smoke("smoke again", 30, f"{SMOKE} {{groups}}"),
+            tests("tests again", 35, "-n 8 {tests}"),
+            Stage("lorenz", 30, f"{ROWS} lorenz"),
+            Stage("samples", 25, f"{ROWS} samples"),
+            Stage("last layer", 40, f"{ROWS} last_layer"),
         ),
     ),
 }
@@ -209,7 +186,7 @@ class Run:
             failed = lines_of(self.again / "tests.jsonl")
             known["{tests}"] = [row["test"] for row in failed[:40]]
         words: list[str] = []
-        for word in stage.command:
+        for word in shlex.split(stage.command):
             if word in known and not known[word]:
                 return None
             words += known.get(word) or [word.replace("{out}", str(self.out))]
@@ -325,7 +302,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not os.environ.get("OUT"):
         parser.error("OUT must name a folder")
     environment()
-    return 0 if Run(CALLS[parsed.call], Path(os.environ["OUT"]), parsed.again).all() else 1
+    out = Path(os.environ["OUT"]).resolve()
+    return 0 if Run(CALLS[parsed.call], out, parsed.again).all() else 1
 
 
 if __name__ == "__main__":

@@ -292,9 +292,10 @@ def trajectories(check: Checks) -> None:
     import fastnode
     from bench.gpu_fields import lorenz, lorenz_in_torch
 
-    y0 = 1 + randn(70, 3, dtype=torch.float64).abs()
-    rho = torch.linspace(0, 21, 70, dtype=torch.float64, device=DEVICE)
-    options = {"rtol": 1e-6, "atol": 1e-6}
+    # More than one program has lanes.
+    y0 = 1 + randn(40, 3, dtype=torch.float64).abs()
+    rho = torch.linspace(0, 21, 40, dtype=torch.float64, device=DEVICE)
+    options = {"rtol": 1e-4, "atol": 1e-4}
     found = fastnode.solve_triton(lorenz, y0, TIMES.to(DEVICE), (rho,), **options).ys
     wanted = fastnode.solve(
         lorenz_in_torch, y0.cpu(), TIMES, args=(rho.cpu(),), per_sample=True, **options
