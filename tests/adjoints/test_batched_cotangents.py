@@ -85,3 +85,16 @@ def test_random_numbers_are_drawn_again_for_each():
 
     y0 = torch.ones(4, dtype=torch.float64)
     torch.testing.assert_close(jacobian(func, y0, vectorize=True), jacobian(func, y0))
+
+
+@pytest.mark.parametrize("adjoint", ["backprop", "checkpoint"])
+def test_fused_solves_take_batches_of_cotangents(adjoint):
+    torch.manual_seed(0)
+    field = fastnode.nn.MLPField(3, 8, 2, "tanh")
+    y0, ts = torch.randn(2, 3, requires_grad=True), torch.tensor([0.0, 0.4, 1.0])
+    ys = fastnode.solve(field, y0, ts, adjoint=adjoint, engine="fused").ys
+    cotangents, inputs = torch.randn(5, *ys.shape), [y0, *field.parameters()]
+    found = torch.autograd.grad(ys, inputs, cotangents, is_grads_batched=True, retain_graph=True)
+    for i, g in enumerate(cotangents):
+        wanted = torch.autograd.grad(ys, inputs, g, retain_graph=True)
+        assert all(torch.equal(each[i], one) for each, one in zip(found, wanted, strict=True))

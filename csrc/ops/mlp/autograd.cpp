@@ -1,6 +1,8 @@
 // Autograd of `mlp_solve`.
+#include <ATen/LegacyBatchedTensorImpl.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/stack.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
@@ -36,6 +38,48 @@ Pointer hold(Made*& made) {
 struct MlpSolveBackward : torch::autograd::Node {
   variable_list apply(variable_list&& upstream) override {
     const std::lock_guard<std::mutex> lock(mutex_);
+    for (const Tensor& each : upstream) {
+      if (each.defined() && at::isBatchedTensor(each)) return apply_batched(upstream);
+    }
+    return gradients(upstream);
+  }
+
+  // Of several cotangents at once, as torch.autograd.functional.jacobian(vectorize=True) gives
+  // them: one after the other.
+  variable_list apply_batched(const variable_list& upstream) {
+    std::vector<variable_list> parts;
+    int64_t level = 0, count = 0;
+    // The cotangents of such a batch have one dimension of it, whatever the caller vectorises.
+    const auto batched = [](const Tensor& x) {
+      return x.defined() ? at::maybeGetBatchedImpl(x) : nullptr;
+    };
+    for (const Tensor& each : upstream) {
+      const auto* const found = batched(each);
+      if (!found) continue;
+      TORCH_CHECK_VALUE(found->bdims().size() == 1, "cotangents in batches of batches");
+      level = found->bdims()[0].level();
+      count = found->value().size(found->bdims()[0].dim());
+    }
+    const c10::impl::ExcludeDispatchKeyGuard plain(c10::DispatchKey::VmapMode);
+    for (int64_t i = 0; i < count; ++i) {
+      variable_list one;
+      for (const Tensor& each : upstream) {
+        const auto* const found = batched(each);
+        one.push_back(found ? found->value().select(found->bdims()[0].dim(), i) : each);
+      }
+      parts.push_back(gradients(one));
+    }
+    variable_list out(num_outputs());
+    for (size_t k = 0; k < out.size() && count > 0; ++k) {
+      if (!parts[0][k].defined()) continue;
+      std::vector<Tensor> rows;
+      for (const variable_list& part : parts) rows.push_back(part[k]);
+      out[k] = at::makeBatched(at::stack(rows), {at::BatchDim(level, 0)});
+    }
+    return out;
+  }
+
+  variable_list gradients(const variable_list& upstream) {
     const size_t count = num_outputs();
     variable_list grads(count);
     if (!upstream[0].defined() && !upstream[1].defined()) return grads;
