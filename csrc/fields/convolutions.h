@@ -30,6 +30,98 @@ constexpr int last_place(int k, int size, int out, int stride, int padding, int 
   return most < 0 ? 0 : most / stride + 1 < out ? most / stride + 1 : out;
 }
 
+// One sample: outputs lie in vectors, image points are spread over them. `Weights`: [Groups][In]
+// [KH][KW][Out], so that the outputs of a tap lie side by side. Reads x[channel][row][column] of a
+// grid of `Rows` by `Columns` points in which taps never leave it, and writes to(channel, point, sum).
+template <int Groups, int In, int Out, int Rows, int Columns, int KH, int KW, int SH, int SW, int DH,
+          int DW, int HO, int WO, class F>
+INLINE void convolve_points(const Number* x, const Number* w, F to) {
+  constexpr int L = kLanes<Number>, kPoints = 8;
+  for (int group = 0; group < Groups; ++group) {
+    for (int o = 0; o < Out; o += L) {
+      const int count = Out - o < L ? Out - o : L;
+      for (int y = 0; y < HO; ++y) {
+        const auto block = [&]<int Points>(Size<Points>, int c) INLINE_LAMBDA {
+          V<Number> sum[Points] = {};
+          for (int i = 0; i < In; ++i) {
+            for (int ky = 0; ky < KH; ++ky) {
+              const Number* const row =
+                  x + ((group * In + i) * Rows + y * SH + ky * DH) * Columns + c * SW;
+              const Number* taps = w + (((group * In + i) * KH + ky) * KW) * Out + o;
+              for (int kx = 0; kx < KW; ++kx, taps += Out) {
+                V<Number> weights = {};
+                if (count == L) weights = load(taps);
+                else for (int j = 0; j < count; ++j) weights[j] = taps[j];
+#pragma GCC unroll 8
+                for (int p = 0; p < Points; ++p) sum[p] = sum[p] + weights * row[p * SW + kx * DW];
+              }
+            }
+          }
+          for (int p = 0; p < Points; ++p) {
+            for (int j = 0; j < count; ++j) to(group * Out + o + j, y * WO + c + p, sum[p][j]);
+          }
+        };
+        int c = 0;
+        for (; c + kPoints <= WO; c += kPoints) block(Size<kPoints>{}, c);
+        for (; c + 4 <= WO; c += 4) block(Size<4>{}, c);
+        for (; c < WO; ++c) block(Size<1>{}, c);
+      }
+    }
+  }
+}
+
+// The convolution of one sample, by packed weights.
+template <class S>
+__attribute__((noinline)) void convolve_packed(S, const Number* x, const Number* w,
+                                               const Number* bias, Number* out) {
+  constexpr int kRows = (S::HO - 1) * S::SH + (S::KH - 1) * S::DH + 1;
+  constexpr int kColumns = (S::WO - 1) * S::SW + (S::KW - 1) * S::DW + 1;
+  constexpr int kChannels = S::Groups * S::In;
+  // The image with a border of zeros, as far as taps reach.
+  alignas(64) Number padded[kChannels * kRows * kColumns] = {};
+  for (int i = 0; i < kChannels; ++i) {
+    for (int y = 0; y < kRows; ++y) {
+      const int row = y - S::PH;
+      if (row < 0 || row >= S::H) continue;
+      for (int c = 0; c < kColumns; ++c) {
+        const int column = c - S::PW;
+        if (column < 0 || column >= S::W) continue;
+        padded[(i * kRows + y) * kColumns + c] = x[(i * S::H + row) * S::W + column];
+      }
+    }
+  }
+  convolve_points<S::Groups, S::In, S::Out, kRows, kColumns, S::KH, S::KW, S::SH, S::SW, S::DH,
+                  S::DW, S::HO, S::WO>(padded, w, [&](int o, int p, Number sum) INLINE_LAMBDA {
+    out[o * S::HO * S::WO + p] = bias ? sum + bias[o] : sum;
+  });
+}
+
+// The transpose of one sample: a convolution of the results, spread apart by the stride, with taps
+// in reverse order. `w`: [Groups][Out][KH][KW][In].
+template <class S>
+__attribute__((noinline)) void convolve_input_packed(S, const Number* g, const Number* w,
+                                                     const Number* bias, Number* out) {
+  constexpr int kUp = (S::KH - 1) * S::DH - S::PH, kLeft = (S::KW - 1) * S::DW - S::PW;
+  constexpr int kRows = S::H + (S::KH - 1) * S::DH, kColumns = S::W + (S::KW - 1) * S::DW;
+  constexpr int kChannels = S::Groups * S::Out;
+  alignas(64) Number padded[kChannels * kRows * kColumns] = {};
+  for (int o = 0; o < kChannels; ++o) {
+    for (int y = 0; y < S::HO; ++y) {
+      const int row = y * S::SH + kUp;
+      if (row < 0 || row >= kRows) continue;
+      for (int c = 0; c < S::WO; ++c) {
+        const int column = c * S::SW + kLeft;
+        if (column < 0 || column >= kColumns) continue;
+        padded[(o * kRows + row) * kColumns + column] = g[(o * S::HO + y) * S::WO + c];
+      }
+    }
+  }
+  convolve_points<S::Groups, S::Out, S::In, kRows, kColumns, S::KH, S::KW, 1, 1, S::DH, S::DW, S::H,
+                  S::W>(padded, w, [&](int i, int p, Number sum) INLINE_LAMBDA {
+    out[i * S::H * S::W + p] = bias ? sum + bias[i] : sum;
+  });
+}
+
 template <class S, class P>
 __attribute__((noinline)) void convolve(S, const P* x, const Number* w, const Number* bias,
                                         P* out) {

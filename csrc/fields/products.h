@@ -3,6 +3,84 @@
 // with one lane, plain numbers; values for all samples are numbers.
 #pragma once
 
+// Lanes First, First + Step, ... of the vector that a and b make together.
+template <int First, int Step, size_t... J>
+INLINE V<Number> picked(V<Number> a, V<Number> b, std::index_sequence<J...>) {
+  return __builtin_shufflevector(a, b, (First + Step * int(J))...);
+}
+// a_0 b_0 a_1 b_1 ... of the lower or upper halves.
+template <int From, size_t... J>
+INLINE V<Number> interleaved(V<Number> a, V<Number> b, std::index_sequence<J...>) {
+  constexpr int L = kLanes<Number>;
+  return __builtin_shufflevector(a, b, (From + int(J) / 2 + (J % 2 ? L : 0))...);
+}
+
+// The sum of the lanes of each of L vectors, in the order of the vectors.
+INLINE V<Number> sums_of(V<Number> (&v)[kLanes<Number>]) {
+  constexpr int L = kLanes<Number>;
+  constexpr auto kAll = std::make_index_sequence<L>{};
+#pragma GCC unroll 8
+  for (int count = L; count > 1; count /= 2) {
+#pragma GCC unroll 16
+    for (int i = 0; i < count / 2; ++i) {
+      v[i] = picked<0, 2>(v[2 * i], v[2 * i + 1], kAll) + picked<1, 2>(v[2 * i], v[2 * i + 1], kAll);
+    }
+  }
+  return v[0];
+}
+
+// Rows become columns.
+INLINE void transpose(V<Number> (&v)[kLanes<Number>]) {
+  constexpr int L = kLanes<Number>;
+  constexpr auto kAll = std::make_index_sequence<L>{};
+#pragma GCC unroll 8
+  for (int round = 1; round < L; round *= 2) {
+    V<Number> next[L];
+#pragma GCC unroll 16
+    for (int i = 0; i < L / 2; ++i) {
+      next[2 * i] = interleaved<0>(v[i], v[i + L / 2], kAll);
+      next[2 * i + 1] = interleaved<L / 2>(v[i], v[i + L / 2], kAll);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) v[i] = next[i];
+  }
+}
+
+INLINE Number sum_of(V<Number> x) {
+  Number part[kLanes<Number>];
+  store<Number>(part, x);
+#pragma GCC unroll 8
+  for (int half = kLanes<Number> / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) part[i] += part[i + half];
+  }
+  return part[0];
+}
+template <int K>
+INLINE V<Number> vectors_of(X<Number, K> x) {
+  V<Number> total = x.v[0];
+  for (int i = 1; i < K; ++i) total = total + x.v[i];
+  return total;
+}
+template <int K>
+INLINE Number sum_lanes(X<Number, K> x) {
+  return sum_of(vectors_of(x));
+}
+INLINE Number sum_lanes(Number x) { return x; }
+
+// to[i] += the sum of the lanes of at(i) for N packs.
+template <int N, class F>
+INLINE void add_sums(Number* to, F at) {
+  constexpr int L = kLanes<Number>;
+  int i = 0;
+  for (; i + L <= N; i += L) {
+    V<Number> v[L];
+#pragma GCC unroll 16
+    for (int j = 0; j < L; ++j) v[j] = vectors_of(at(i + j));
+    store<Number>(to + i, load(to + i) + sums_of(v));
+  }
+  for (; i < N; ++i) to[i] += sum_lanes(at(i));
+}
+
 // Sums that fit the registers at a time.
 constexpr int kAccumulators = kBytes == 64 ? 24 : 12;
 
@@ -10,6 +88,13 @@ template <int M, int K, int N>
 struct Sizes {};
 template <int Rows, int Columns>
 struct Strides {};
+
+template <int Count>
+INLINE V<Number> load_part(const Number* from) {
+  V<Number> x = {};
+  __builtin_memcpy(&x, from, Count * sizeof(Number));
+  return x;
+}
 
 // Where there is no bias.
 struct NoBias {
@@ -104,26 +189,31 @@ __attribute__((noinline)) void product(Sizes<M, K, N>, const Number* __restrict 
       columns(Size<8>{});
       columns(Size<4>{});
       columns(Size<1>{});
-    } else if constexpr (BK == 1 && AK == 1 && K >= L) {
+    } else if constexpr (BK == 1 && AK == 1 && K >= L / 2) {
       const auto rows = [&]<int Rows>(Size<Rows>) INLINE_LAMBDA {
         for (; n + Rows <= N; n += Rows) {
-          X<Number, Rows> sum = all<Number, Rows>(0);
-          int k = 0;
-          for (; k + L <= K; k += L) {
+          V<Number> sum[L] = {};
+          constexpr int kWhole = K / L * L;
+          for (int k = 0; k < kWhole; k += L) {
             const V<Number> part = load(x + k);
+#pragma GCC unroll 16
+            for (int j = 0; j < Rows; ++j) sum[j] = sum[j] + part * load(b + (n + j) * BN + k);
+          }
+          if constexpr (K % L != 0) {
+            const V<Number> part = load_part<K % L>(x + kWhole);
+#pragma GCC unroll 16
             for (int j = 0; j < Rows; ++j) {
-              sum.v[j] = sum.v[j] + part * load(b + (n + j) * BN + k);
+              sum[j] = sum[j] + part * load_part<K % L>(b + (n + j) * BN + kWhole);
             }
           }
-          for (int j = 0; j < Rows; ++j) {
-            Number total = bias.at(m, n + j);
-            for (int i = 0; i < L; ++i) total += sum.v[j][i];
-            for (int i = K / L * L; i < K; ++i) total += x[i] * b[(n + j) * BN + i];
-            y[(n + j) * ON] = total;
-          }
+          Number found[L];
+          store<Number>(found, sums_of(sum));
+          for (int j = 0; j < Rows; ++j) y[(n + j) * ON] = found[j] + bias.at(m, n + j);
         }
       };
-      rows(Size<8>{});
+      rows(Size<L>{});
+      if constexpr (L > 8) rows(Size<8>{});
+      rows(Size<L / 2 < 4 ? L / 2 : 4>{});
       rows(Size<1>{});
     }
     for (; n < N; ++n) {
@@ -133,16 +223,6 @@ __attribute__((noinline)) void product(Sizes<M, K, N>, const Number* __restrict 
     }
   }
 }
-
-template <int K>
-INLINE Number sum_lanes(X<Number, K> x) {
-  V<Number> total = x.v[0];
-  for (int i = 1; i < K; ++i) total = total + x.v[i];
-  Number sum = 0;
-  for (int i = 0; i < kLanes<Number>; ++i) sum += total[i];
-  return sum;
-}
-INLINE Number sum_lanes(Number x) { return x; }
 
 // to[m, n] += sum over k and lanes of a[m, k] b[k, n]. `b` is turned so that its columns lie side
 // by side, a block of them at a time; then it is an ordinary product whose depth are the samples.
@@ -155,9 +235,18 @@ INLINE void outer_rows(const P* a, const P* b, Number* to) {
   const Number* const left = reinterpret_cast<const Number*>(a);
   for (int from = 0; from < N; from += kColumns) {
     const int count = N - from < kColumns ? N - from : kColumns;
-    for (int n = 0; n < count; ++n) {
-      const Number* const column = reinterpret_cast<const Number*>(b + (from + n) * BN);
-      for (int s = 0; s < kWidth; ++s) turned[s][n] = column[s];
+    int turned_to = 0;
+    for (; turned_to + L <= count; turned_to += L) {
+      for (int s = 0; s < kWidth; s += L) {
+        V<Number> v[L];
+#pragma GCC unroll 16
+        for (int j = 0; j < L; ++j) {
+          v[j] = load(reinterpret_cast<const Number*>(b + (from + turned_to + j) * BN) + s);
+        }
+        transpose(v);
+#pragma GCC unroll 16
+        for (int j = 0; j < L; ++j) store<Number>(&turned[s + j][turned_to], v[j]);
+      }
     }
     const auto block = [&]<int Rows>(Size<Rows>, int m) INLINE_LAMBDA {
       int n = 0;
@@ -183,6 +272,15 @@ INLINE void outer_rows(const P* a, const P* b, Number* to) {
   }
 }
 
+// to += factor x
+template <int N>
+INLINE void add_row(const Number* x, Number factor, Number* to) {
+  constexpr int L = kLanes<Number>;
+  int i = 0;
+  for (; i + L <= N; i += L) store<Number>(to + i, load(to + i) + load(x + i) * factor);
+  for (; i < N; ++i) to[i] += x[i] * factor;
+}
+
 template <int M, int K, int N, int AM, int AK, int BK, int BN, int ToM, int ToN, class P>
 __attribute__((noinline)) void outer(Sizes<M, K, N>, const P* a, Strides<AM, AK>, const P* b,
                                      Strides<BK, BN>, Number* to, Strides<ToM, ToN>) {
@@ -193,7 +291,11 @@ __attribute__((noinline)) void outer(Sizes<M, K, N>, const P* a, Strides<AM, AK>
       else if constexpr (ToM == 1)
         outer_rows<N, M, BN, AM, ToN>(b + k * BK, a + k * AK, to);
     }
-    if constexpr (kNumber<P> || (ToN != 1 && ToM != 1)) {
+    if constexpr (kNumber<P> && ToN == 1 && BN == 1) {
+      for (int m = 0; m < M; ++m) add_row<N>(b + k * BK, a[m * AM + k * AK], to + m * ToM);
+    } else if constexpr (kNumber<P> && ToM == 1 && AM == 1) {
+      for (int n = 0; n < N; ++n) add_row<M>(a + k * AK, b[k * BK + n * BN], to + n * ToN);
+    } else if constexpr (kNumber<P> || (ToN != 1 && ToM != 1)) {
       for (int m = 0; m < M; ++m) {
         const P x = a[m * AM + k * AK];
         for (int n = 0; n < N; ++n) to[m * ToM + n * ToN] += sum_lanes(x * b[k * BK + n * BN]);

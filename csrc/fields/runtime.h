@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "fields/code.h"
 #include "mlp/simd/simd_kernels.h"

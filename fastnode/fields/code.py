@@ -24,6 +24,7 @@ from fastnode.fields.ir import (
     Program,
     View,
 )
+from fastnode.fields.layout import arrange
 from fastnode.fields.lower import Lowering
 from fastnode.fields.plan import place_results, plan
 from fastnode.fields.trace import Traced
@@ -51,6 +52,8 @@ def build(
     work = _multiplications(programs[0])
     if gradients:
         programs.append(_vjp(traced, inputs, differentiable, shape, target))
+    for program in programs:
+        arrange(program, target.vectors)
     best = fused_request.INSTRUCTIONS == extension.native().mlp_instruction_sets()[-1]
     flags = toolchain.machine_flags(fused_request.INSTRUCTIONS, best)
     sources = [emit(program, plan(program, []), target) for program in programs]

@@ -302,9 +302,31 @@ class Emitter:
 
     def _accumulate(self, each: Accumulate) -> None:
         if self.packs:
-            self._loops(each.out, each.value, lambda place, code: f"{place} += sum_lanes({code});")
+            self._sums(each)
         else:
             self._loops(each.out, each.value, lambda place, code: f"{place} += {code};", add=True)
+
+    def _sums(self, each: Accumulate) -> None:
+        """Sums over lanes, as many at a time as a vector holds."""
+        shape, to, strides = self.walks(each.out.sizes, each.value, each.out)
+        if not shape or to[-1] != 1 or shape[-1] < self.target.numbers:
+            self._loops(each.out, each.value, lambda place, code: f"{place} += sum_lanes({code});")
+            return
+        names = [self.new_name() for _ in shape]
+
+        def load(view: View) -> str:
+            return f"{self.base(view)}[{_Walk(view, strides[id(view)]).at(names)}]"
+
+        code = self.spread(each.value, self.code(each.value, load))
+        heads = " ".join(
+            f"for (int {i} = 0; {i} < {n}; ++{i})"
+            for i, n in zip(names[:-1], shape[:-1], strict=True)
+        )
+        start = _Walk(each.out, to).at([*names[:-1], "0"])
+        self.lines.append(
+            f"  {heads} add_sums<{shape[-1]}>({self.base(each.out)} + {start}, "
+            f"[&](int {names[-1]}) INLINE_LAMBDA {{ return {code}; }});"
+        )
 
     def _reduce(self, each: Reduce) -> None:
         kept = [d for d, n in enumerate(each.out.sizes) if n != 1 or each.sizes[d] == 1]
@@ -448,6 +470,8 @@ class Emitter:
             return
         bias = "nullptr" if each.bias is None else self.pointer(each.bias)
         name = "convolve" if each.kind == "forward" else "convolve_input"
+        if each.packed:
+            name += "_packed"
         self.lines.append(f"  {name}({shape}, {x}, {other}, {bias}, {out});")
 
     # By place.

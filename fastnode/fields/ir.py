@@ -307,7 +307,8 @@ class Convolve(Statement):
     added up over samples, the gradient of its weights ("weight").
 
     ``x`` is contiguous: the image, for "input" the gradient of the result. ``other``: the weights,
-    or for "weight" the gradient of the result.
+    or for "weight" the gradient of the result. ``packed``: whether the weights are those of
+    ``arrange``.
     """
 
     kind: str
@@ -315,6 +316,7 @@ class Convolve(Statement):
     x: View
     other: View
     bias: View | None = None
+    packed: bool = False
 
     @property
     def level(self) -> int:
