@@ -193,6 +193,16 @@ def engines(results: Results) -> str:
 
 
 @source
+def adams(results: Results) -> str:
+    subjects = ("explicit_adams", "implicit_adams", "fixed_adams")
+    rows = [
+        [case, *(number(results.ratio("adams", name, case, "torchdiffeq")) for name in subjects)]
+        for case in results.cases("adams", subjects[0])
+    ]
+    return table(["(state, hidden, batch)", *subjects], rows)
+
+
+@source
 def fields(results: Results) -> str:
     rows = []
     for case in results.cases("fields", "compiled field, forward"):

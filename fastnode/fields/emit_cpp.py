@@ -212,10 +212,10 @@ class Emitter:
     # Expressions.
 
     def code(self, x: Value, load: Callable[[View], str]) -> str:
-        if isinstance(x, float):
-            return _number(x)
         if isinstance(x, View):
             return load(x)
+        if not isinstance(x, Expr):
+            return _number(x)
         name = x.name
         if name == "where" and isinstance(x.args[0], Expr) and x.args[0].name in COMPARISONS:
             condition = x.args[0]

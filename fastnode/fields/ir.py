@@ -196,7 +196,7 @@ Value: TypeAlias = "View | Expr | float"
 
 
 def level_of(x: Value) -> int:
-    return PARAMETERS if isinstance(x, float) else x.level
+    return x.level if isinstance(x, (View, Expr)) else PARAMETERS
 
 
 def views_in(x: Value) -> list[View]:

@@ -69,4 +69,3 @@ def _scattered(view: View) -> bool:
     """Whether it is a matrix of parameters whose columns do not lie side by side."""
     plain = view.level == PARAMETERS and view.numel >= _LEAST
     return plain and view.strides[1] != 1 and 0 not in view.strides
-

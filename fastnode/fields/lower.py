@@ -95,7 +95,7 @@ class Lowering:
 
     def _constant(self, node: fx.Node) -> Tensor:
         """A tensor that is neither parameter nor buffer: one that forward makes of numbers."""
-        value = getattr(self.module, node.target)
+        value = getattr(self.module, str(node.target))
         made = all(user.target is aten.lift_fresh_copy.default for user in node.users)
         if value.is_floating_point() and value.dim() and not made:
             raise NotCompilable(
@@ -610,7 +610,7 @@ def _any(low: Lowering, node: fx.Node, args: list[Any], sizes: Sizes) -> Value:
 def _variance(low: Lowering, node: fx.Node, args: list[Any], sizes: Sizes) -> Value:
     source = _sizes(node.args[0])
     dims = _dims(args, 1, source)
-    correction = node.kwargs.get("correction", args[2] if len(args) > 2 else 1)
+    correction: Any = node.kwargs.get("correction", args[2] if len(args) > 2 else 1)
     correction = 1 if correction is None else correction
     keep = bool(node.kwargs.get("keepdim", False))
     count = math.prod(source[d] for d in dims)

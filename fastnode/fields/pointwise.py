@@ -36,7 +36,7 @@ def _scaled(name: str) -> Callable[..., Any]:
 
     def make(low: Any, node: fx.Node, args: list[Any], sizes: Any) -> Any:
         first, second = args[:2]
-        factor = node.kwargs.get("alpha", args[2] if len(args) > 2 else 1)
+        factor: Any = node.kwargs.get("alpha", args[2] if len(args) > 2 else 1)
         if factor != 1:
             second = low.expr("mul", [second, float(factor)], sizes)
         return low.expr(name, [first, second], sizes)

@@ -28,7 +28,7 @@ class Runtime(Protocol):
         """A context in which waiting for the device raises RuntimeError."""
         ...
 
-    def capture(self, function: Callable[[], None]) -> Any:
+    def capture(self, function: Callable[[], Any]) -> Any:
         """What ``replay`` replays; ``function`` is called once."""
         ...
 
@@ -88,7 +88,7 @@ class CudaRuntime:
         finally:
             torch.cuda.set_sync_debug_mode(before)
 
-    def capture(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    def capture(self, function: Callable[[], Any]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph(keep_graph=True)
         # On a stream of the device at hand: torch's own is of the device that it captured on first.
         # Other threads may meanwhile do what a capture forbids, such as to pin memory.
