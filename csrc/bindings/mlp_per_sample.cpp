@@ -235,10 +235,10 @@ py::tuple backward(const py::list& layers, int activation, const Tensor& of_ys, 
                                  t1.const_data_ptr<double>(),
                                  kept.const_data_ptr<T>()};
         std::vector<std::vector<T>> sums;
-        const bool done = sample_gradient<T>(
-            field, path, upstream.const_data_ptr<T>(), gy0.mutable_data_ptr<T>(),
-            of_parameters ? &sums : nullptr, thread_count(field.multiplications() * batch),
-            parallel);
+        const bool done =
+            sample_gradient<T>(field, path, upstream.const_data_ptr<T>(), gy0.mutable_data_ptr<T>(),
+                               of_parameters ? &sums : nullptr,
+                               thread_count(field.multiplications() * batch), parallel);
         if (!done) mlp_calls().interrupt();
         if (of_parameters) {
           unpack_parameters<T>(field, of, sums[0].data(), gy0.options(), &gradients);

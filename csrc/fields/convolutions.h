@@ -32,9 +32,10 @@ constexpr int last_place(int k, int size, int out, int stride, int padding, int 
 
 // One sample: outputs lie in vectors, image points are spread over them. `Weights`: [Groups][In]
 // [KH][KW][Out], so that the outputs of a tap lie side by side. Reads x[channel][row][column] of a
-// grid of `Rows` by `Columns` points in which taps never leave it, and writes to(channel, point, sum).
-template <int Groups, int In, int Out, int Rows, int Columns, int KH, int KW, int SH, int SW, int DH,
-          int DW, int HO, int WO, class F>
+// grid of `Rows` by `Columns` points in which taps never leave it, and writes to(channel, point,
+// sum).
+template <int Groups, int In, int Out, int Rows, int Columns, int KH, int KW, int SH, int SW,
+          int DH, int DW, int HO, int WO, class F>
 INLINE void convolve_points(const Number* x, const Number* w, F to) {
   constexpr int L = kLanes<Number>, kPoints = 8;
   for (int group = 0; group < Groups; ++group) {
@@ -50,8 +51,10 @@ INLINE void convolve_points(const Number* x, const Number* w, F to) {
               const Number* taps = w + (((group * In + i) * KH + ky) * KW) * Out + o;
               for (int kx = 0; kx < KW; ++kx, taps += Out) {
                 V<Number> weights = {};
-                if (count == L) weights = load(taps);
-                else for (int j = 0; j < count; ++j) weights[j] = taps[j];
+                if (count == L)
+                  weights = load(taps);
+                else
+                  for (int j = 0; j < count; ++j) weights[j] = taps[j];
 #pragma GCC unroll 8
                 for (int p = 0; p < Points; ++p) sum[p] = sum[p] + weights * row[p * SW + kx * DW];
               }

@@ -23,7 +23,8 @@ INLINE V<Number> sums_of(V<Number> (&v)[kLanes<Number>]) {
   for (int count = L; count > 1; count /= 2) {
 #pragma GCC unroll 16
     for (int i = 0; i < count / 2; ++i) {
-      v[i] = picked<0, 2>(v[2 * i], v[2 * i + 1], kAll) + picked<1, 2>(v[2 * i], v[2 * i + 1], kAll);
+      v[i] =
+          picked<0, 2>(v[2 * i], v[2 * i + 1], kAll) + picked<1, 2>(v[2 * i], v[2 * i + 1], kAll);
     }
   }
   return v[0];

@@ -164,8 +164,7 @@ bool solve(const MlpKernels<T>* kernels) {
   path.rtol = path.atol = 1e-3;
   const MlpUpstream<T> from{upstream.data(), options.adaptive ? of_errors.data() : nullptr};
   double* const times = options.adaptive ? rates.data() : nullptr;
-  bool done =
-      mlp_gradient<T>(field, batch, path, from, {gy0.data(), &parameters, times}, 1, alone);
+  bool done = mlp_gradient<T>(field, batch, path, from, {gy0.data(), &parameters, times}, 1, alone);
   // The same without the states, some of which are found again.
   path.y0 = y0.data();
   path.kept = nullptr;

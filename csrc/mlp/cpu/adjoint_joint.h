@@ -50,7 +50,7 @@ struct MlpGradients {
 // `field` is made with gradients. Whether it came to its end, and was not interrupted.
 template <class T>
 [[nodiscard]] bool mlp_gradient(const Field<T>& field, int64_t batch, const MlpPath<T>& path,
-                  const MlpUpstream<T>& upstream, const MlpGradients<T>& gradients, int threads,
-                  const Parallel& parallel);
+                                const MlpUpstream<T>& upstream, const MlpGradients<T>& gradients,
+                                int threads, const Parallel& parallel);
 
 }  // namespace fastnode

@@ -24,8 +24,8 @@ struct SamplePath {
 // each thread with the sum in the first (see MlpGradients), where they are wanted. Steps keep their
 // sizes. `field` is made with gradients. Whether it came to its end, and was not interrupted.
 template <class T>
-[[nodiscard]] bool sample_gradient(const Field<T>& field, const SamplePath<T>& path, const T* of_ys, T* gy0,
-                     std::vector<std::vector<T>>* parameters, int threads,
-                     const Parallel& parallel);
+[[nodiscard]] bool sample_gradient(const Field<T>& field, const SamplePath<T>& path, const T* of_ys,
+                                   T* gy0, std::vector<std::vector<T>>* parameters, int threads,
+                                   const Parallel& parallel);
 
 }  // namespace fastnode
