@@ -109,6 +109,8 @@ class Path:
             ops.check_time_range(t)
         made = [f(t) for f in (self.alpha, self.beta, self.dalpha, self.dbeta)]
         rows = tuple(torch.as_tensor(row).to(t).expand_as(t) for row in made)
+        if apart and kind == Linear._kind:
+            return *rows[:2], *ops.LINEAR_VELOCITY
         return rows if apart else torch.stack(rows)
 
     def interpolate(

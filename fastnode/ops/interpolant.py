@@ -37,8 +37,10 @@ BUILT_IN: tuple[tuple[Callable[[Tensor], Tensor], ...], ...] = (
 )
 
 #: a, b, a', b' at B times: one tensor [4, B], or one [B] each in a graph that a compiler records,
-#: where a stacked tensor would be stored.
-Coefficients: TypeAlias = Tensor | tuple[Tensor, ...]
+#: where a stacked tensor would be stored; numbers there for what does not depend on the time.
+Coefficients: TypeAlias = Tensor | tuple[Tensor | float, ...]
+#: a' and b' of the linear path.
+LINEAR_VELOCITY = (-1.0, 1.0)
 
 _path_coefficients = dispatch.overload("path_coefficients")
 _interpolant = dispatch.overload("interpolant")
@@ -46,13 +48,20 @@ _interpolant = dispatch.overload("interpolant")
 
 def as_tensor(coef: Coefficients) -> Tensor:
     """[4, B]"""
-    return coef if isinstance(coef, Tensor) else torch.stack(coef)
+    if isinstance(coef, Tensor):
+        return coef
+    rows = [x for x in coef if isinstance(x, Tensor)]
+    return torch.stack([x if isinstance(x, Tensor) else torch.full_like(rows[0], x) for x in coef])
 
 
-def combine(z0: Tensor, z1: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """a z0 + b z1 with one coefficient a sample ([B]), in plain PyTorch."""
+def combine(z0: Tensor, z1: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
+    """a z0 + b z1 with one coefficient a sample ([B]) or for all, in plain PyTorch."""
+    if isinstance(a, float) and (a, b) == LINEAR_VELOCITY:
+        # A compiler would multiply by these.
+        return z1 - z0
     shape = (-1,) + (1,) * (z0.dim() - 1)
-    return (a.view(shape) * z0 + b.view(shape) * z1).to(z0.dtype)
+    first, second = (x.view(shape) if isinstance(x, Tensor) else x for x in (a, b))
+    return (first * z0 + second * z1).to(z0.dtype)
 
 
 def interpolant_reference(
