@@ -23,6 +23,7 @@ pytestmark = [
 ]
 #: Seconds of a solve in which a timer of a twentieth of a second is noticed more than once.
 LONG = 0.6
+MANY = 2**31 - 1
 
 
 def field():
@@ -44,14 +45,16 @@ def fixed(steps, y0):
 def adaptive(steps, y0):
     control = fastnode.Controller(max_step=1.0 / steps)
     ts = times(steps)[[0, -1]]
-    return lambda: fastnode.solve(field(), y0, ts, controller=control, engine="fused")
+    return lambda: fastnode.solve(
+        field(), y0, ts, controller=control, engine="fused", max_num_steps=MANY
+    )
 
 
 def per_sample(steps, y0):
     control = fastnode.Controller(max_step=1.0 / steps)
     ts = times(steps)[[0, -1]]
     return lambda: fastnode.solve(
-        field(), y0, ts, controller=control, engine="fused", per_sample=True
+        field(), y0, ts, controller=control, engine="fused", per_sample=True, max_num_steps=MANY
     )
 
 
@@ -68,6 +71,7 @@ def backward(adjoint, samples=False):
             adjoint=adjoint,
             per_sample=samples,
             engine="fused",
+            max_num_steps=MANY,
         )
         return lambda: torch.autograd.grad(found.ys.sum(), start, retain_graph=True)
 
