@@ -7,12 +7,17 @@ and `HYPOTHESIS_PROFILE=explore` looks for new ones.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 from hypothesis import settings
 
 # Before cuBLAS is loaded: tests that poison memory do it by torch's deterministic mode.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+# Not the user's own folder; kept like all that tests compile.
+KEPT = Path(__file__).parents[1] / "out" / "tests" / "fields"
+os.environ.setdefault("FASTNODE_CACHE_DIR", str(KEPT))
 
 REPEATED = settings(derandomize=True, database=None, deadline=None)
 settings.register_profile("fast", REPEATED, max_examples=5)
