@@ -16,7 +16,7 @@ from fastnode.fields.compile import CompiledField
 
 pytestmark = pytest.mark.skipif(not fastnode.extension.AVAILABLE, reason="no C++ extension")
 
-FAST = ("mlp", "exact trace", "hypernetwork", "attention", "convolutions", "message passing")
+FAST = ("exact trace", "attention", "convolutions")
 TIMES = torch.tensor([0.0, 0.3, 0.5], dtype=torch.float64)
 TIGHT = {"method": "dopri5", "rtol": 1e-7, "atol": 1e-9}
 
@@ -74,7 +74,7 @@ def test_what_cannot_be_compiled_is_refused(name):
         fastnode.compile_field(build(), torch.randn(6, *shape))
 
 
-@pytest.mark.parametrize("batch", [3, 40])
+@pytest.mark.parametrize("batch", [pytest.param(3, marks=pytest.mark.slow), 40])
 @pytest.mark.parametrize("method", ["euler", "rk4", "bosh3", "dopri8"])
 def test_methods_of_odeint_agree_in_float32(method, batch):
     module, y0 = make("mlp", batch, torch.float32)
@@ -92,7 +92,7 @@ def test_methods_of_odeint_agree_in_float32(method, batch):
         agree(g, w, 2e-4)
 
 
-@pytest.mark.parametrize("batch", [3, 21])
+@pytest.mark.parametrize("batch", [pytest.param(3, marks=pytest.mark.slow), 21])
 @pytest.mark.parametrize("name", ["residual", "gru-ode", "rows of times"])
 def test_per_sample_stepping(name, batch):
     module, y0 = make(name, batch)
