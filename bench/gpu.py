@@ -118,7 +118,7 @@ def take_lines(stream: IO[str], log: IO[str], rows: Path, last: list[str]) -> No
             last[:] = [*last[-2:], line.rstrip()[:200]]
 
 
-def _hear_interrupts() -> None:
+def _take_interrupts() -> None:
     """What a shell starts in the background ignores SIGINT, and so would all that it starts."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -139,7 +139,7 @@ def run(command: Sequence[str], limit: float, grace: float, log: Path, rows: Pat
                 text=True,
                 errors="replace",
                 start_new_session=True,
-                preexec_fn=_hear_interrupts,
+                preexec_fn=_take_interrupts,
             )
         except OSError as error:
             return {"status": f"not started: {error}", "seconds": 0.0}

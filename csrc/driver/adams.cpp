@@ -168,8 +168,8 @@ std::vector<double> AdamsSteps::weights(double h, bool implicit) const {
   return out;
 }
 
-at::Tensor AdamsSteps::sum(const at::Tensor& y, const Slopes& k, const std::vector<int>& stages,
-                           const double* c) const {
+at::Tensor AdamsSteps::sum(const at::Tensor& y, const StageDerivatives& k,
+                           const std::vector<int>& stages, const double* c) const {
   Handle out;
   arithmetic_.combine(y, k, stages, c, out);
   return out.tensor();
@@ -181,7 +181,7 @@ at::Tensor AdamsSteps::corrected(Field& field, double t1, double h, const at::Te
   const std::vector<double> c = weights(h, true);
   const at::Tensor known = sum(zero_, past_, rise_.stages, c.data() + 1);
   const double one = 1;
-  Slopes only(1);
+  StageDerivatives only(1);
   at::Tensor f;
   for (int i = 0; i < max_iters_; ++i) {
     const at::Tensor before = std::move(rise);

@@ -50,7 +50,7 @@ class AdamsSteps : public FixedSteps {
   // h times the weights for the derivatives in `past_`, behind that at the end of the step for an
   // implicit method.
   std::vector<double> weights(double h, bool implicit) const;
-  at::Tensor sum(const at::Tensor& y, const Slopes& k, const std::vector<int>& stages,
+  at::Tensor sum(const at::Tensor& y, const StageDerivatives& k, const std::vector<int>& stages,
                  const double* c) const;
   at::Tensor corrected(Field& field, double t1, double h, const at::Tensor& y, at::Tensor rise);
 
@@ -63,10 +63,10 @@ class AdamsSteps : public FixedSteps {
   RungeKuttaSteps start_;
   const at::Tensor zero_;
   // The latest first; `count_` of them are there, and the last is the place of Taken.
-  Slopes past_;
+  StageDerivatives past_;
   std::vector<double> times_;
   int count_ = 0;
-  Slopes corrected_;
+  StageDerivatives corrected_;
   Weights rise_;
   Handle stage_;
 };

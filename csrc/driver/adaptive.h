@@ -71,7 +71,7 @@ class AdaptiveStepper {
   double end_;
   Handle y_, y_before_, stage_;
   at::Tensor f_;
-  Slopes k_;
+  StageDerivatives k_;
   bool recording_ = false;
   std::optional<StiffnessPair> stiffness_pair_;
   std::vector<double> stiffness_;

@@ -34,7 +34,7 @@ double resolution_of(at::ScalarType dtype) {
 namespace {
 
 template <class T>
-Terms<T> terms_of(const Slopes& k, const std::vector<int>& stages, const double* c) {
+Terms<T> terms_of(const StageDerivatives& k, const std::vector<int>& stages, const double* c) {
   Terms<T> terms;
   terms.count = int(stages.size());
   for (int j = 0; j < terms.count; ++j) {
@@ -69,7 +69,8 @@ at::Tensor call_rk_error(const at::Tensor& y0, const at::Tensor& y1, at::TensorL
   return op.call(y0, y1, k, c, rtol, atol, false);
 }
 
-c10::SmallVector<at::Tensor, 16> chosen_of(const Slopes& k, const std::vector<int>& stages) {
+c10::SmallVector<at::Tensor, 16> chosen_of(const StageDerivatives& k,
+                                           const std::vector<int>& stages) {
   c10::SmallVector<at::Tensor, 16> chosen;
   for (int stage : stages) chosen.push_back(k[stage]);
   return chosen;
@@ -78,7 +79,8 @@ c10::SmallVector<at::Tensor, 16> chosen_of(const Slopes& k, const std::vector<in
 // Calls an op of (y, stages). They take real numbers; weights are real, so a complex state is two
 // real ones.
 template <class Op>
-at::Tensor by_op(const at::Tensor& y, const Slopes& k, const std::vector<int>& stages, Op op) {
+at::Tensor by_op(const at::Tensor& y, const StageDerivatives& k, const std::vector<int>& stages,
+                 Op op) {
   c10::SmallVector<at::Tensor, 16> chosen = chosen_of(k, stages);
   if (!y.is_complex()) return op(y, chosen);
   for (at::Tensor& each : chosen) each = at::view_as_real(each.resolve_conj());
@@ -89,7 +91,7 @@ constexpr size_t kMostWeights = kMaxTerms;
 
 }  // namespace
 
-double rms(const Slopes& k, const Weights& weights) {
+double rms(const StageDerivatives& k, const Weights& weights) {
   double norm = 0;
   dispatch_floating(k[0].scalar_type(), "rms", [&]<class T>(T*) {
     const Terms<T> terms = terms_of<T>(k, weights.stages, weights.values.data());
@@ -100,7 +102,7 @@ double rms(const Slopes& k, const Weights& weights) {
   return norm;
 }
 
-at::Tensor rms_on_gpu(const Slopes& k, const Weights& weights) {
+at::Tensor rms_on_gpu(const StageDerivatives& k, const Weights& weights) {
   const at::NoGradGuard no_grad;
   return call_rk_error(k[0], k[0], chosen_of(k, weights.stages), weights.values, 0.0, 1.0);
 }
@@ -117,7 +119,8 @@ Arithmetic::Arithmetic(const at::Tensor& like)
       dtype_(c10::toRealValueType(like.scalar_type())),
       numel_(like.numel() * (like.is_complex() ? 2 : 1)) {}
 
-bool Arithmetic::raw(const at::Tensor& y, const Slopes& k, const std::vector<int>& stages) const {
+bool Arithmetic::raw(const at::Tensor& y, const StageDerivatives& k,
+                     const std::vector<int>& stages) const {
   if (!on_memory_) return false;
   if (!at::GradMode::is_enabled()) return true;
   if (y.requires_grad()) return false;
@@ -127,8 +130,8 @@ bool Arithmetic::raw(const at::Tensor& y, const Slopes& k, const std::vector<int
   return true;
 }
 
-void Arithmetic::combine(const at::Tensor& y, const Slopes& k, const std::vector<int>& stages,
-                         const double* c, Handle& out) const {
+void Arithmetic::combine(const at::Tensor& y, const StageDerivatives& k,
+                         const std::vector<int>& stages, const double* c, Handle& out) const {
   if (raw(y, k, stages)) {
     combine_into(y, k, stages, c, out.writable(y).mutable_data_ptr());
   } else {
@@ -139,15 +142,15 @@ void Arithmetic::combine(const at::Tensor& y, const Slopes& k, const std::vector
   }
 }
 
-void Arithmetic::combine(const at::Tensor& y, const Slopes& k, const Weights& weights, double h,
-                         Handle& out) const {
+void Arithmetic::combine(const at::Tensor& y, const StageDerivatives& k, const Weights& weights,
+                         double h, Handle& out) const {
   double c[kMostWeights];
   for (size_t j = 0; j < weights.values.size(); ++j) c[j] = h * weights.values[j];
   combine(y, k, weights.stages, c, out);
 }
 
-void Arithmetic::combine_into(const at::Tensor& y, const Slopes& k, const std::vector<int>& stages,
-                              const double* c, void* out) const {
+void Arithmetic::combine_into(const at::Tensor& y, const StageDerivatives& k,
+                              const std::vector<int>& stages, const double* c, void* out) const {
   dispatch_floating(dtype_, "combine", [&]<class T>(T*) {
     const Terms<T> terms = terms_of<T>(k, stages, c);
     const T* from = data<T>(y);
@@ -158,7 +161,7 @@ void Arithmetic::combine_into(const at::Tensor& y, const Slopes& k, const std::v
   });
 }
 
-void Arithmetic::combine_rows_into(const at::Tensor& y, const Slopes& k,
+void Arithmetic::combine_rows_into(const at::Tensor& y, const StageDerivatives& k,
                                    const std::vector<int>& stages, const std::vector<double>& c,
                                    void* out) const {
   dispatch_floating(dtype_, "combine", [&]<class T>(T*) {
@@ -175,7 +178,7 @@ void Arithmetic::combine_rows_into(const at::Tensor& y, const Slopes& k,
   });
 }
 
-at::Tensor Arithmetic::combine_rows(const at::Tensor& y, const Slopes& k,
+at::Tensor Arithmetic::combine_rows(const at::Tensor& y, const StageDerivatives& k,
                                     const std::vector<int>& stages,
                                     const std::vector<double>& c) const {
   const int64_t columns = int64_t(stages.size());
@@ -202,7 +205,7 @@ ErrorNorm::ErrorNorm(py::object norm, const at::Tensor& like, const Layout& layo
   }
 }
 
-double ErrorNorm::on_memory(const at::Tensor& y0, const at::Tensor& y1, const Slopes& k,
+double ErrorNorm::on_memory(const at::Tensor& y0, const at::Tensor& y1, const StageDerivatives& k,
                             const std::vector<int>& stages, const double* c) const {
   double largest = 0;
   dispatch_floating(dtype_, "error norm", [&]<class T>(T*) {
@@ -222,7 +225,7 @@ double ErrorNorm::on_memory(const at::Tensor& y0, const at::Tensor& y1, const Sl
   return largest;
 }
 
-double ErrorNorm::on_gpu(const at::Tensor& y0, const at::Tensor& y1, const Slopes& k,
+double ErrorNorm::on_gpu(const at::Tensor& y0, const at::Tensor& y1, const StageDerivatives& k,
                          const std::vector<int>& stages, const double* c) const {
   const at::NoGradGuard no_grad;
   const c10::SmallVector<at::Tensor, 16> chosen = chosen_of(k, stages);
@@ -245,7 +248,7 @@ double ErrorNorm::on_gpu(const at::Tensor& y0, const at::Tensor& y1, const Slope
   return largest.item<double>();
 }
 
-double ErrorNorm::operator()(const at::Tensor& y0, const at::Tensor& y1, const Slopes& k,
+double ErrorNorm::operator()(const at::Tensor& y0, const at::Tensor& y1, const StageDerivatives& k,
                              const std::vector<int>& stages, const double* c) const {
   if (!on_memory_ && !on_gpu_) {
     py::list derivatives;

@@ -6,7 +6,7 @@
 
 namespace fastnode {
 
-using Slopes = std::vector<at::Tensor>;
+using StageDerivatives = std::vector<at::Tensor>;
 
 // Whether kernels compute on numbers of this dtype.
 bool kernels_take(at::ScalarType dtype);
@@ -19,22 +19,23 @@ class Arithmetic {
   explicit Arithmetic(const at::Tensor& like);
 
   // y + sum_j c_j k[stages_j] into `out`.
-  void combine(const at::Tensor& y, const Slopes& k, const std::vector<int>& stages,
+  void combine(const at::Tensor& y, const StageDerivatives& k, const std::vector<int>& stages,
                const double* c, Handle& out) const;
   // The same with c_j = h w_j.
-  void combine(const at::Tensor& y, const Slopes& k, const Weights& weights, double h,
+  void combine(const at::Tensor& y, const StageDerivatives& k, const Weights& weights, double h,
                Handle& out) const;
   // Row by row of c, [rows, stages]: y + sum_j c_ij k[stages_j] one after the other at `out`, for
   // states without a graph; for others as one tensor [rows, ...].
-  void combine_rows_into(const at::Tensor& y, const Slopes& k, const std::vector<int>& stages,
-                         const std::vector<double>& c, void* out) const;
-  at::Tensor combine_rows(const at::Tensor& y, const Slopes& k, const std::vector<int>& stages,
-                          const std::vector<double>& c) const;
+  void combine_rows_into(const at::Tensor& y, const StageDerivatives& k,
+                         const std::vector<int>& stages, const std::vector<double>& c,
+                         void* out) const;
+  at::Tensor combine_rows(const at::Tensor& y, const StageDerivatives& k,
+                          const std::vector<int>& stages, const std::vector<double>& c) const;
   // Whether these can be combined on memory alone.
-  bool raw(const at::Tensor& y, const Slopes& k, const std::vector<int>& stages) const;
+  bool raw(const at::Tensor& y, const StageDerivatives& k, const std::vector<int>& stages) const;
 
  private:
-  void combine_into(const at::Tensor& y, const Slopes& k, const std::vector<int>& stages,
+  void combine_into(const at::Tensor& y, const StageDerivatives& k, const std::vector<int>& stages,
                     const double* c, void* out) const;
 
   bool on_memory_;
@@ -51,13 +52,13 @@ class ErrorNorm {
   // that returns is measured too. A state on a GPU is waited for once.
   ErrorNorm(py::object norm, const at::Tensor& like, const Layout& layout);
 
-  double operator()(const at::Tensor& y0, const at::Tensor& y1, const Slopes& k,
+  double operator()(const at::Tensor& y0, const at::Tensor& y1, const StageDerivatives& k,
                     const std::vector<int>& stages, const double* c) const;
 
  private:
-  double on_memory(const at::Tensor& y0, const at::Tensor& y1, const Slopes& k,
+  double on_memory(const at::Tensor& y0, const at::Tensor& y1, const StageDerivatives& k,
                    const std::vector<int>& stages, const double* c) const;
-  double on_gpu(const at::Tensor& y0, const at::Tensor& y1, const Slopes& k,
+  double on_gpu(const at::Tensor& y0, const at::Tensor& y1, const StageDerivatives& k,
                 const std::vector<int>& stages, const double* c) const;
 
   py::object norm_, beside_;
@@ -69,8 +70,8 @@ class ErrorNorm {
 
 // sqrt(mean((sum_j w_j k_j)^2)) over the whole state, in this machine's memory; on a GPU as a
 // tensor.
-double rms(const Slopes& k, const Weights& weights);
-at::Tensor rms_on_gpu(const Slopes& k, const Weights& weights);
+double rms(const StageDerivatives& k, const Weights& weights);
+at::Tensor rms_on_gpu(const StageDerivatives& k, const Weights& weights);
 
 // Lets other Python threads run while a kernel works on many elements.
 class WithoutGil {

@@ -17,7 +17,7 @@
 namespace fastnode {
 
 template <class T>
-StepTerms<T> step_terms(const Slopes& k, const Weights& weights, const Control* control) {
+StepTerms<T> step_terms(const StageDerivatives& k, const Weights& weights, const Control* control) {
   StepTerms<T> terms;
   terms.count = int(weights.stages.size());
   terms.h = &control->course.step;
@@ -54,7 +54,7 @@ StageTimes<T> stage_times(const Tableau& tableau, const at::Tensor& out) {
 }
 
 template <class T>
-DenseTerms<T> dense_terms(const Tableau& tableau, const Slopes& k, bool wanted) {
+DenseTerms<T> dense_terms(const Tableau& tableau, const StageDerivatives& k, bool wanted) {
   DenseTerms<T> terms{};
   for (const Polynomial& row : tableau.dense) {
     if (!wanted) break;

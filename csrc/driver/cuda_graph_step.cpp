@@ -81,7 +81,7 @@ Span GraphStep::span() const {
           limits_.capacity};
 }
 
-at::Tensor GraphStep::combine(const at::Tensor& from, const Slopes& k,
+at::Tensor GraphStep::combine(const at::Tensor& from, const StageDerivatives& k,
                               const Weights& weights) const {
   at::Tensor out = at::empty_like(y);
   with_kernels(y, [&]<class K>(const K& kernels) {
@@ -92,8 +92,8 @@ at::Tensor GraphStep::combine(const at::Tensor& from, const Slopes& k,
   return out;
 }
 
-void GraphStep::measure(const at::Tensor& y1, const Slopes& k, const Weights& weights, bool of_step,
-                        const at::Tensor& out) const {
+void GraphStep::measure(const at::Tensor& y1, const StageDerivatives& k, const Weights& weights,
+                        bool of_step, const at::Tensor& out) const {
   with_kernels(y, [&]<class K>(const K& kernels) {
     using T = typename K::Scalar;
     StepTerms<T> terms = step_terms<T>(k, weights, control());
@@ -137,12 +137,14 @@ void GraphStep::begin() {
   });
 }
 
-at::Tensor GraphStep::stage(const Slopes& k, size_t i) const {
+at::Tensor GraphStep::stage(const StageDerivatives& k, size_t i) const {
   const size_t own = tableau_->stages.size();
   return combine(y, k, i < own ? tableau_->stages[i] : tableau_->further[i - own]);
 }
 
-at::Tensor GraphStep::solution(const Slopes& k) const { return combine(y, k, tableau_->solution); }
+at::Tensor GraphStep::solution(const StageDerivatives& k) const {
+  return combine(y, k, tableau_->solution);
+}
 
 void GraphStep::place(const at::Tensor& numbers) {
   with_kernels(y, [&]<class K>(const K& kernels) {
@@ -151,13 +153,14 @@ void GraphStep::place(const at::Tensor& numbers) {
   });
 }
 
-at::Tensor GraphStep::increment(const Slopes& x, const std::vector<double>& weights) const {
+at::Tensor GraphStep::increment(const StageDerivatives& x,
+                                const std::vector<double>& weights) const {
   std::vector<int> all(x.size());
   std::iota(all.begin(), all.end(), 0);
   return combine(zero_, x, {all, weights});
 }
 
-void GraphStep::conclude(const Slopes& k, const at::Tensor& y1) {
+void GraphStep::conclude(const StageDerivatives& k, const at::Tensor& y1) {
   const int64_t count = parts();
   measure(y1, k, tableau_->error, true, norms_);
   with_kernels(y, [&]<class K>(const K& kernels) {
@@ -176,7 +179,7 @@ void GraphStep::conclude(const Slopes& k, const at::Tensor& y1) {
   });
 }
 
-void GraphStep::commit(const Slopes& k, const at::Tensor& y1) {
+void GraphStep::commit(const StageDerivatives& k, const at::Tensor& y1) {
   with_kernels(y, [&]<class K>(const K& kernels) {
     using T = typename K::Scalar;
     const at::Tensor& f1 = k[tableau_->stages.size() - 1];

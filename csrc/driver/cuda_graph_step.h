@@ -42,19 +42,19 @@ class GraphStep {
 
   // State at which stage i is evaluated, at the time in times[i]; stages behind the method's own
   // are its further ones.
-  at::Tensor stage(const Slopes& k, size_t i) const;
+  at::Tensor stage(const StageDerivatives& k, size_t i) const;
   // State at the end of the step by a method whose last stage is not there.
-  at::Tensor solution(const Slopes& k) const;
+  at::Tensor solution(const StageDerivatives& k) const;
   // Decides over a step to y1 and plans the next one.
-  void conclude(const Slopes& k, const at::Tensor& y1);
+  void conclude(const StageDerivatives& k, const at::Tensor& y1);
   // Carries out what was decided: outputs, records, state and derivative.
-  void commit(const Slopes& k, const at::Tensor& y1);
+  void commit(const StageDerivatives& k, const at::Tensor& y1);
 
   // For a step that was planned elsewhere: numbers [3] on the device are its ends, and whether
   // its first stage is the solve's first and not the last one of the step before.
   void place(const at::Tensor& numbers);
   // h sum_j w_j x_j, with h of the step as it was planned last.
-  at::Tensor increment(const Slopes& x, const std::vector<double>& weights) const;
+  at::Tensor increment(const StageDerivatives& x, const std::vector<double>& weights) const;
 
   // Whether outputs inside of steps are possible, so that dense output is needed.
   bool inside() const { return limits_.output_count > 2; }
@@ -67,10 +67,11 @@ class GraphStep {
   Span span() const;
   int64_t parts() const { return int64_t(parts_.sizes.size()); }
   size_t stages() const { return size_t(times.numel()); }
-  at::Tensor combine(const at::Tensor& from, const Slopes& k, const Weights& weights) const;
+  at::Tensor combine(const at::Tensor& from, const StageDerivatives& k,
+                     const Weights& weights) const;
   // Norms of each part of sum_j w_j k_j into `out`, times the size of the step if `of_step`.
-  void measure(const at::Tensor& y1, const Slopes& k, const Weights& weights, bool of_step,
-               const at::Tensor& out) const;
+  void measure(const at::Tensor& y1, const StageDerivatives& k, const Weights& weights,
+               bool of_step, const at::Tensor& out) const;
 
   std::shared_ptr<const Tableau> tableau_;
   Controller controller_;

@@ -12,7 +12,7 @@ class FixedSteps {
   // k[rise.stages_j], k[0] is the derivative at its beginning, and the last of k is free for the
   // derivative at its end. All of it stays until the next step is taken.
   struct Taken {
-    Slopes& k;
+    StageDerivatives& k;
     const Weights& rise;
   };
 
@@ -35,7 +35,7 @@ class RungeKuttaSteps : public FixedSteps {
   const Tableau& tableau_;
   const Arithmetic arithmetic_;
   const bool perturb_;
-  Slopes k_;
+  StageDerivatives k_;
   Weights rise_;
   Handle stage_;
 };

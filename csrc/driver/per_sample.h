@@ -82,7 +82,7 @@ class PerSampleSolve {
   std::vector<SampleCourse> samples_;
   std::vector<double> direction_, rtol_, atol_;
   at::Tensor y_;
-  Slopes k_;  // k_[0] is the field at (t, y)
+  StageDerivatives k_;  // k_[0] is the field at (t, y)
   // Of the step that is tried.
   std::vector<double> step_, ratio_, stiffness_, times_, zero_, one_;
   Weights dense_;

@@ -21,7 +21,7 @@ void for_rows(const at::Tensor& y, F&& f) {
 
 }  // namespace
 
-void combine_rows(const at::Tensor& y, const Slopes& k, const Weights& weights,
+void combine_rows(const at::Tensor& y, const StageDerivatives& k, const Weights& weights,
                   const std::vector<double>& h, const at::Tensor& out) {
   dispatch_real(y.scalar_type(), [&]<class T>(T*) {
     const Terms<T> terms = row_terms<T>(k, weights);
@@ -32,9 +32,10 @@ void combine_rows(const at::Tensor& y, const Slopes& k, const Weights& weights,
   });
 }
 
-void norm_rows(const at::Tensor& y0, const at::Tensor& y1, const Slopes& k, const Weights& weights,
-               const std::vector<double>& h, const std::vector<double>& rtol,
-               const std::vector<double>& atol, std::vector<double>& out) {
+void norm_rows(const at::Tensor& y0, const at::Tensor& y1, const StageDerivatives& k,
+               const Weights& weights, const std::vector<double>& h,
+               const std::vector<double>& rtol, const std::vector<double>& atol,
+               std::vector<double>& out) {
   out.resize(y0.size(0));
   dispatch_real(y0.scalar_type(), [&]<class T>(T*) {
     const Terms<T> terms = row_terms<T>(k, weights);

@@ -11,7 +11,7 @@ namespace fastnode {
 
 // The stages that `weights` names, `offset` elements from their beginning.
 template <class T>
-Terms<T> row_terms(const Slopes& k, const Weights& weights, int64_t offset = 0) {
+Terms<T> row_terms(const StageDerivatives& k, const Weights& weights, int64_t offset = 0) {
   Terms<T> terms;
   terms.count = int(weights.stages.size());
   for (int j = 0; j < terms.count; ++j) {
@@ -22,13 +22,14 @@ Terms<T> row_terms(const Slopes& k, const Weights& weights, int64_t offset = 0) 
 }
 
 // out = y + h sum_j w_j k_j.
-void combine_rows(const at::Tensor& y, const Slopes& k, const Weights& weights,
+void combine_rows(const at::Tensor& y, const StageDerivatives& k, const Weights& weights,
                   const std::vector<double>& h, const at::Tensor& out);
 
 // sqrt(mean((h sum_j w_j k_j / (atol + rtol max(|y0|, |y1|)))^2)) for each row.
-void norm_rows(const at::Tensor& y0, const at::Tensor& y1, const Slopes& k, const Weights& weights,
-               const std::vector<double>& h, const std::vector<double>& rtol,
-               const std::vector<double>& atol, std::vector<double>& out);
+void norm_rows(const at::Tensor& y0, const at::Tensor& y1, const StageDerivatives& k,
+               const Weights& weights, const std::vector<double>& h,
+               const std::vector<double>& rtol, const std::vector<double>& atol,
+               std::vector<double>& out);
 
 // Copies of some rows.
 at::Tensor take_rows(const at::Tensor& x, const std::vector<int64_t>& rows);

@@ -24,7 +24,7 @@ void add_dense_weights(const Tableau& tableau, double t, double t1, double time,
 }
 
 void take_further_stages(Field& field, const Tableau& tableau, const Arithmetic& arithmetic,
-                         double t, double t1, const at::Tensor& y, Slopes& k) {
+                         double t, double t1, const at::Tensor& y, StageDerivatives& k) {
   const double h = t1 - t;
   Handle stage;
   for (size_t i = k.size() - tableau.stages.size(); i < tableau.further.size(); ++i) {
@@ -46,7 +46,7 @@ at::Tensor Step::at(double time) {
 }
 
 void take_stages(Field& field, const Tableau& tableau, const Arithmetic& arithmetic, double t,
-                 double t1, const at::Tensor& y, Slopes& k, Handle& stage, bool perturb) {
+                 double t1, const at::Tensor& y, StageDerivatives& k, Handle& stage, bool perturb) {
   const double h = t1 - t;
   for (size_t i = 1; i < tableau.stages.size(); ++i) {
     arithmetic.combine(y, k, tableau.stages[i], h, stage);
@@ -85,7 +85,7 @@ void Outputs::add(const at::Tensor& y) {
   }
 }
 
-void Outputs::add(const Arithmetic& arithmetic, const at::Tensor& y, const Slopes& k,
+void Outputs::add(const Arithmetic& arithmetic, const at::Tensor& y, const StageDerivatives& k,
                   const std::vector<int>& stages, const std::vector<double>& c) {
   if (nodes_.empty() && arithmetic.raw(y, k, stages)) {
     const int64_t rows = int64_t(c.size() / stages.size());

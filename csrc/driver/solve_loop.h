@@ -14,7 +14,7 @@ struct Step {
   std::shared_ptr<const Tableau> tableau;
   double t, t1;
   at::Tensor y, y1;
-  Slopes k;
+  StageDerivatives k;
   double error;
 
   // Dense output of the method itself at a time inside the step.
@@ -30,12 +30,12 @@ void add_dense_weights(const Tableau& tableau, double t, double t1, double time,
 // The stages after the first, k[0] being the field at (t, y). `stage` is the last state at which
 // the field was evaluated; `perturb` has stages at t1 evaluated just before it.
 void take_stages(Field& field, const Tableau& tableau, const Arithmetic& arithmetic, double t,
-                 double t1, const at::Tensor& y, Slopes& k, Handle& stage, bool perturb);
+                 double t1, const at::Tensor& y, StageDerivatives& k, Handle& stage, bool perturb);
 
 // The further stages of a step from t to t1, which dense output inside it needs, behind those in k;
 // once they are there they stay.
 void take_further_stages(Field& field, const Tableau& tableau, const Arithmetic& arithmetic,
-                         double t, double t1, const at::Tensor& y, Slopes& k);
+                         double t, double t1, const at::Tensor& y, StageDerivatives& k);
 
 // The result [T, ...]: one block of memory, or a stack of graph nodes once there is a graph.
 class Outputs {
@@ -44,7 +44,7 @@ class Outputs {
 
   void add(const at::Tensor& y);
   // y + sum_j c_ij k_j for each row of c, [rows, stages].
-  void add(const Arithmetic& arithmetic, const at::Tensor& y, const Slopes& k,
+  void add(const Arithmetic& arithmetic, const at::Tensor& y, const StageDerivatives& k,
            const std::vector<int>& stages, const std::vector<double>& c);
   int64_t size() const { return filled_ + int64_t(nodes_.size()); }
   // What has been added so far.

@@ -58,7 +58,7 @@ def odeint_counted(
     """The states at t, and the evaluations of the field."""
     if hasattr(type(field), "perceptron"):
         # The fused engine must see the field itself, and counts by itself.
-        found = _solve_fused(field, y0, t, rtol, atol, method, options)
+        found = _solve_fused(field, y0, t, (method, rtol, atol, options, "auto"))
         if found is not None:
             return found
     counted = _CountedField(field)
@@ -67,17 +67,11 @@ def odeint_counted(
 
 
 def _solve_fused(
-    field: Callable[..., Any],
-    y0: Tensor,
-    t: Tensor,
-    rtol: Any,
-    atol: Any,
-    method: str,
-    options: Mapping[str, Any] | None,
+    field: Callable[..., Any], y0: Tensor, t: Tensor, asked: tuple[Any, ...]
 ) -> tuple[Tensor, int] | None:
     """None where another engine is to run."""
     problem = make_problem(field, y0, t, ())
-    request = odeint_request(method, rtol, atol, options, "auto").with_(record=True)
+    request = odeint_request(*asked).with_(record=True)
     if select.choose(problem, request) != "fused":
         return None
     solution = fused.solve(problem, request)

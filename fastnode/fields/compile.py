@@ -39,9 +39,9 @@ class CompiledField(nn.Module):
     #: Engines look for it: see engines/fused/mlp.py.
     perceptron = None
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module, time: float):
         super().__init__()
-        self.module = module
+        self.module, self._time = module, time
         self._codes = _Codes()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -74,16 +74,23 @@ class CompiledField(nn.Module):
         if y0.dtype not in _REAL or y0.dim() < 2 or y0.numel() == 0 or y0.device.type != "cpu":
             return None
         codes = self._codes
-        if not codes.inside or changed(codes.places):
+        if not codes.inside or changed(codes.places) or codes.misses_gradients():
             codes = self._codes = _Codes.of(self.module)
         if read_layers([self, *codes.inside], []) is None:
             return None
         vectors = _vectors(y0)
         key = vectors, y0.shape[1:], y0.dtype, gradients, per_sample, fused_request.INSTRUCTIONS
-        number = codes.numbers.get(key)
-        if number is None:
-            number = codes.numbers[key] = self._compile(codes, y0, vectors, per_sample, gradients)
-        return codes.inputs, number
+        found = codes.numbers.get(key)
+        if found is None:
+            try:
+                found = self._compile(codes, y0, vectors, per_sample, gradients)
+            except NotCompilable as error:
+                # Kept as well: it takes as long to find out each time.
+                found = error
+            codes.numbers[key] = found
+        if isinstance(found, NotCompilable):
+            raise found
+        return codes.inputs, found
 
     def _compile(
         self, codes: _Codes, y0: Tensor, vectors: int, per_sample: bool, gradients: bool
@@ -94,8 +101,9 @@ class CompiledField(nn.Module):
         try:
             traced = codes.traced.get((shape, y0.dtype))
             if traced is None:
-                traced = codes.traced[shape, y0.dtype] = _trace(self.module, codes, y0)
-                _check(self.module, codes, y0)
+                traced = _trace(self.module, codes, y0)
+                _check(self.module, codes, y0, self._time)
+                codes.traced[shape, y0.dtype] = traced
             number = "float" if y0.dtype == torch.float32 else "double"
             level = fused_request.INSTRUCTIONS
             target = Target(number, _BYTES[level], vectors, per_sample)
@@ -103,7 +111,7 @@ class CompiledField(nn.Module):
         except NotCompilable as error:
             if error.operation is None:
                 raise
-            line = find_line(error.operation, self.module, y0)
+            line = find_line(error.operation, self.module, y0, self._time)
             raise NotCompilable(f"{error.reason}{line}") from error
 
 
@@ -111,8 +119,8 @@ class CompiledField(nn.Module):
 class _Codes:
     """What was compiled of a module as it was, and what that depends on."""
 
-    #: Of (target, shape of a sample, whether with gradients) the number of the code.
-    numbers: dict[Any, int] = field(default_factory=dict)
+    #: The number of the code, or why there is none, by what it was made for.
+    numbers: dict[Any, int | NotCompilable] = field(default_factory=dict)
     traced: dict[Any, Traced] = field(default_factory=dict)
     inside: list[nn.Module] = field(default_factory=list)
     #: Where modules, tensors and plain values stood: others in their place ask for new code.
@@ -124,10 +132,14 @@ class _Codes:
     inputs: list[Tensor] = field(default_factory=list)
     differentiable: int = 0
 
+    def misses_gradients(self) -> bool:
+        """Whether a tensor that had no gradient when it was looked at has one now."""
+        return any(x.requires_grad for x in self.inputs[self.differentiable :])
+
     @classmethod
     def of(cls, module: nn.Module) -> _Codes:
         held = [*module.named_parameters(), *module.named_buffers()]
-        first = [(n, x) for n, x in held if isinstance(x, nn.Parameter) and x.dtype in _REAL]
+        first = [(n, x) for n, x in held if _may_have_gradient(x)]
         rest = [(n, x) for n, x in held if not any(x is y for _, y in first)]
         places: list[Place] = []
         for each in module.modules():
@@ -139,6 +151,12 @@ class _Codes:
                 for name, value in own.items()
                 if isinstance(value, _PLAIN) and not name.startswith("_")
             ]
+        # Indices are part of the code.
+        places += [
+            (x, None, x._version)
+            for _, x in rest
+            if not (x.is_floating_point() or x.is_inference())
+        ]
         return cls(
             inside=list(module.modules()),
             places=places,
@@ -184,7 +202,8 @@ def compile_field(module: nn.Module, y0: Tensor, t: Tensor | float | None = None
         raise ValueError(f"y0 must be on the CPU, got {y0.device}; on a GPU use engine='graph'")
     if not extension.AVAILABLE:
         raise NotCompilable("fastnode was installed without its native extension")
-    compiled = CompiledField(module)
+    time = 0.37 if t is None else float(t)
+    compiled = CompiledField(module, time)
     needs = torch.is_grad_enabled() and any(x.requires_grad for x in (y0, *module.parameters()))
     if compiled.native_field(y0, needs, False) is None:
         raise NotCompilable("a module inside has hooks")
@@ -197,6 +216,11 @@ def evaluate(module: nn.Module, y: Tensor, t: float) -> Tensor:
     assert found is not None
     held, number = found
     return extension.native().generated_value(held, number, t, y, fused_request.INSTRUCTIONS)
+
+
+def _may_have_gradient(x: Tensor) -> bool:
+    # Under torch.func.functional_call plain tensors stand where parameters do.
+    return x.dtype in _REAL and (isinstance(x, nn.Parameter) or x.requires_grad)
 
 
 def _vectors(y0: Tensor) -> int:
@@ -235,14 +259,14 @@ def _trace(module: nn.Module, codes: _Codes, y0: Tensor) -> Traced:
 
 
 @torch.no_grad()
-def _check(module: nn.Module, codes: _Codes, y0: Tensor) -> None:
+def _check(module: nn.Module, codes: _Codes, y0: Tensor, time: float) -> None:
     """Whether the module treats samples alone, and calling it changes nothing."""
     # Near the samples that were given, where the field is defined, but no two alike.
     rows = y0.detach()[torch.arange(5) % len(y0)]
     noise = torch.randn(rows.shape, dtype=rows.dtype, generator=torch.Generator().manual_seed(0))
     y = rows * (1 + 0.1 * noise) + 0.01 * noise
-    t = torch.tensor(0.37, dtype=y0.dtype)
-    versions = [x._version for x in codes.inputs]
+    t = torch.tensor(time, dtype=y0.dtype)
+    versions = [0 if x.is_inference() else x._version for x in codes.inputs]
     given = y.clone()
     together, again = module(t, given), module(t, given)
     alone = torch.cat([module(t, row[None]) for row in y])
@@ -256,7 +280,7 @@ def _check(module: nn.Module, codes: _Codes, y0: Tensor) -> None:
     if name is not None:
         raise NotCompilable(f"a call changes its attribute {name!r}, which native code cannot do")
     for name, x, version in zip(codes.names, codes.inputs, versions, strict=True):
-        if x._version != version:
+        if not x.is_inference() and x._version != version:
             raise NotCompilable(f"a call changes {name}, a tensor that it holds")
     close = 1e-4 if y0.dtype == torch.float32 else 1e-10
     scale = together.nan_to_num().abs().max().clamp(min=1)

@@ -13,7 +13,7 @@ from fastnode.errors import NotCompilable
 __all__ = ["NotCompilable", "find_line"]
 
 
-def find_line(operation: Any, module: nn.Module, y0: Tensor) -> str:
+def find_line(operation: Any, module: nn.Module, y0: Tensor, time: float) -> str:
     """Where the module calls an operation: ``" (file:line)"``, or "" if it is never called."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -28,7 +28,7 @@ def find_line(operation: Any, module: nn.Module, y0: Tensor) -> str:
 
     try:
         with torch.no_grad(), Watch():
-            module(torch.zeros((), dtype=y0.dtype), y0.detach().clone())
+            module(torch.tensor(time, dtype=y0.dtype), y0.detach().clone())
     except Exception:
         return ""
     return f" ({found[0]})" if found and found[0] else ""

@@ -261,7 +261,6 @@ class Outer(Statement):
 
     a: View
     b: View
-    level_: int = SAMPLE
 
     @property
     def level(self) -> int:

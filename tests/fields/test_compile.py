@@ -206,6 +206,70 @@ def test_changes_of_the_module_are_noticed(change):
     changed(change)
 
 
+def test_functional_call_gives_gradients_of_its_tensors():
+    torch.manual_seed(0)
+    module, y0 = Plain(), torch.randn(5, 4)
+    compiled = fastnode.compile_field(module, y0)
+
+    def gradients(func, prefix):
+        held = {name: (2 * x.detach()).requires_grad_() for name, x in module.named_parameters()}
+
+        class Loss(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.field = func
+
+            def forward(self):
+                return fastnode.odeint(self.field, y0, TIMES)[-1].square().sum()
+
+        named = {prefix + name: x for name, x in held.items()}
+        loss = torch.func.functional_call(Loss(), named, ())
+        return torch.autograd.grad(loss, list(held.values()))
+
+    ours, wanted = gradients(compiled, "field.module."), gradients(module, "field.")
+    for g, w in zip(ours, wanted, strict=True):
+        assert w.abs().max() > 0
+        agree(g, w, 1e-4)
+
+
+def test_a_buffer_that_gets_a_gradient_later():
+    module, y0 = Plain(), torch.randn(5, 4)
+    del module.scale
+    module.register_buffer("scale", torch.ones(4))
+    compiled = fastnode.compile_field(module, y0)
+    module.scale.requires_grad_()
+    found = [
+        torch.autograd.grad(fastnode.odeint(func, y0, TIMES)[-1].sum(), module.scale)[0]
+        for func in (compiled, module)
+    ]
+    assert found[1].abs().max() > 0
+    agree(*found, 1e-4)
+
+
+def test_indices_that_change_in_place_are_noticed():
+    module, y0 = make("message passing", 5)
+    compiled = fastnode.compile_field(module, y0)
+    module.source.copy_(module.source.flip(0))
+    with torch.no_grad():
+        ours = fastnode.solve(compiled, y0, TIMES, engine="fused", **TIGHT).ys
+        agree(ours, fastnode.solve(module, y0, TIMES, **TIGHT).ys, 1e-7)
+
+
+def test_what_was_refused_stays_refused():
+    """Samples that depend on each other for one shape of the state alone."""
+
+    class Sometimes(nn.Module):
+        def forward(self, t, y):
+            return y - y.mean(0) if y.shape[1] == 3 else -y
+
+    compiled = fastnode.compile_field(Sometimes(), torch.randn(5, 4))
+    y0 = torch.randn(5, 3)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="depend on each other"):
+            ours = fastnode.odeint(compiled, y0, TIMES)
+        torch.testing.assert_close(ours, fastnode.odeint(Sometimes(), y0, TIMES))
+
+
 def test_other_dtypes_and_shapes_are_compiled_anew():
     module, y0 = make("convolutions", 5, torch.float32)
     compiled = fastnode.compile_field(module, y0)

@@ -45,11 +45,11 @@ def test_odeint_casts_with_one_warning(state, field, method, engine):
     func, y0, known = Other(field), torch.ones(3, dtype=state), {"rtol": 1e-4, "atol": 1e-4}
     if engine == "native" and method.startswith("implicit"):
         engine = "auto"
-    ours, told = recorded(
+    ours, warned = recorded(
         lambda: fastnode.odeint(func, y0, T, method=method, engine=engine, **known)
     )
     assert ours.dtype == state
-    assert told == [
+    assert warned == [
         f"func returns {field} for a state of {state}: it is cast to {state}; one precision for "
         "both saves that"
     ]
@@ -68,8 +68,8 @@ def test_solve_casts_with_one_warning_backward_too(adjoint):
         ys = fastnode.solve(func, y0, T, rtol=1e-5, atol=1e-5, adjoint=adjoint).ys
         return torch.autograd.grad(ys[-1].sum(), (y0, func.w))
 
-    (by_y0, by_w), told = recorded(gradients)
-    assert len(told) == 1
+    (by_y0, by_w), warned = recorded(gradients)
+    assert len(warned) == 1
     end = torch.exp(torch.tensor(-1.0))
     torch.testing.assert_close(by_y0, end.expand(3), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(by_w, -3 * end.double(), rtol=1e-3, atol=1e-3)
@@ -77,10 +77,10 @@ def test_solve_casts_with_one_warning_backward_too(adjoint):
 
 def test_odeint_adjoint_casts_with_one_warning():
     func, y0 = Other(torch.float64), torch.ones(3, requires_grad=True)
-    (gradient,), told = recorded(
+    (gradient,), warned = recorded(
         lambda: torch.autograd.grad(fastnode.odeint_adjoint(func, y0, T)[-1].sum(), func.w)
     )
-    assert len(told) == 1
+    assert len(warned) == 1
     torch.testing.assert_close(gradient.item(), -3 * 0.36788, rtol=1e-3, atol=1e-3)
 
 
@@ -94,15 +94,15 @@ def test_per_sample_solves_cast_with_one_warning(adjoint):
             ys.sum().backward()
         return ys
 
-    ys, told = recorded(run)
-    assert len(told) == 1 and ys.dtype == torch.float32
+    ys, warned = recorded(run)
+    assert len(warned) == 1 and ys.dtype == torch.float32
 
 
 def test_tuples_complex_numbers_and_autocast():
     y0 = (torch.ones(2), torch.ones(3))
-    result, told = recorded(lambda: fastnode.odeint(lambda t, y: (-y[0].double(), -y[1]), y0, T))
+    result, warned = recorded(lambda: fastnode.odeint(lambda t, y: (-y[0].double(), -y[1]), y0, T))
     assert [x.dtype for x in result] == [torch.float32] * 2
-    assert len(told) == 1 and told[0].startswith("func, element 0,")
+    assert len(warned) == 1 and warned[0].startswith("func, element 0,")
     # A real derivative of a complex state, and whole numbers, lose nothing.
     for func in (lambda t, y: -y.real, lambda t, y: torch.ones(2, dtype=torch.int64)):
         assert not recorded(lambda f=func: fastnode.odeint(f, torch.ones(2) * 1j, T))[1]

@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 
 #include <deque>
+#include <mutex>
 
 #include "ops/mlp/solve.h"
 
@@ -101,10 +102,16 @@ bool mlp_pays(const std::vector<LayerTensors>& layers, const Tensor& y0, bool gr
 
 namespace {
 
-std::deque<GeneratedCode>& all_generated() {
-  static std::deque<GeneratedCode>* const all = new std::deque<GeneratedCode>();
-  return *all;
-}
+// Backward passes look fields up on threads of their own, while others are registered.
+struct Registry {
+  std::mutex mutex;
+  std::deque<GeneratedCode> codes;  // which stay where they are
+
+  static Registry& instance() {
+    static Registry* const registry = new Registry();
+    return *registry;
+  }
+};
 
 template <class T>
 double unpack_inputs(const FieldTensors& of, const T* total, std::vector<Tensor>* out) {
@@ -126,9 +133,10 @@ double unpack_inputs(const FieldTensors& of, const T* total, std::vector<Tensor>
 }  // namespace
 
 int64_t register_generated(GeneratedCode code) {
-  // Under the interpreter's lock.
-  all_generated().push_back(std::move(code));
-  return kFirstGenerated + int64_t(all_generated().size()) - 1;
+  Registry& registry = Registry::instance();
+  const std::lock_guard<std::mutex> lock(registry.mutex);
+  registry.codes.push_back(std::move(code));
+  return kFirstGenerated + int64_t(registry.codes.size()) - 1;
 }
 
 FieldTensors FieldTensors::from(at::TensorList parameters, at::IntArrayRef layout, int64_t number) {
@@ -138,9 +146,11 @@ FieldTensors FieldTensors::from(at::TensorList parameters, at::IntArrayRef layou
     out.layers = mlp_layers(parameters, layout);
     return out;
   }
-  TORCH_CHECK_VALUE(number - kFirstGenerated < int64_t(all_generated().size()), "unknown field ",
-                    number);
-  out.generated = &all_generated()[size_t(number - kFirstGenerated)];
+  Registry& registry = Registry::instance();
+  const std::lock_guard<std::mutex> lock(registry.mutex);
+  const size_t place = size_t(number - kFirstGenerated);
+  TORCH_CHECK_VALUE(place < registry.codes.size(), "unknown field ", number);
+  out.generated = &registry.codes[place];
   out.inputs = parameters.vec();
   return out;
 }

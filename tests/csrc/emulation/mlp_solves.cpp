@@ -188,9 +188,9 @@ int solve(const Problem& p) {
   for (int64_t i = 0; i < rows; ++i) {
     const MlpState& state = states[i];
     const Course& course = state.control.course;
-    const bool told = per_sample ? p.first_steps != nullptr : p.first_step != 0;
+    const bool warned = per_sample ? p.first_steps != nullptr : p.first_step != 0;
     const int64_t counts[] = {course.accepted, course.rejected,
-                              evaluations(state, task.tableau, told), int64_t(state.failure),
+                              evaluations(state, task.tableau, warned), int64_t(state.failure),
                               state.seen};
     std::copy_n(counts, 5, p.counts + 5 * i);
     const double ended[] = {course.t, course.h * course.direction, course.ratio};
