@@ -1,4 +1,4 @@
-// Errors of the CUDA runtime that are returned to whoever reports them.
+// Errors of the CUDA runtime that are returned to the caller, which reports them.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -115,7 +115,7 @@ FASTNODE_HD bool settle(Course& course, const Controller& controller, double rat
   return true;
 }
 
-// What stays as it is during a solve. Its pointers are to the memory of whoever decides.
+// What stays as it is during a solve. Its pointers are to memory of the caller.
 struct Span {
   Controller controller;
   // Times of outputs, of which the solve starts at the first, and times at which a step must end,

@@ -29,6 +29,7 @@ from fastnode.fields.ir import (
     View,
     level_of,
     strides_of,
+    views_in,
 )
 
 #: Infix operators.
@@ -234,20 +235,9 @@ class Emitter:
 
     def walks(self, sizes: Sizes, value: Value, out: View) -> tuple[Sizes, Sizes, dict[int, Sizes]]:
         """The loop's sizes, and for each view its strides in it."""
-        views: list[View] = []
-        seen: dict[int, int] = {}
-
-        def visit(x: Value) -> None:
-            if isinstance(x, View) and id(x) not in seen:
-                seen[id(x)] = len(views)
-                views.append(x)
-            elif isinstance(x, Expr):
-                for each in x.args:
-                    visit(each)
-
-        visit(value)
-        shape, strides = _collapsed(sizes, [out, *views])
-        return shape, strides[0], {key: strides[1 + i] for key, i in seen.items()}
+        views = {id(v): v for v in views_in(value)}
+        shape, strides = _collapsed(sizes, [out, *views.values()])
+        return shape, strides[0], dict(zip(views, strides[1:], strict=True))
 
     def _loops(
         self, out: View, value: Value, write: Callable[[str, str], str], add: bool = False
@@ -332,7 +322,7 @@ class Emitter:
         kept = [d for d, n in enumerate(each.out.sizes) if n != 1 or each.sizes[d] == 1]
         gone = [d for d in range(len(each.sizes)) if d not in kept]
         order = [*kept, *gone]
-        views = {id(v): v for v in _leaves(each.value)}
+        views = {id(v): v for v in views_in(each.value)}
         outer = {d: self.new_name() for d in kept if each.sizes[d] != 1}
         sizes = tuple(each.sizes[d] for d in gone)
         inner, strides = _collapsed(
@@ -508,9 +498,3 @@ class Emitter:
             f"  {heads} {{ {kind} sum = {zero}; for (int {i} = 0; {i} < {sizes[dim]}; ++{i}) "
             f"{{ sum = sum + {read}; {write} = sum; }} }}"
         )
-
-
-def _leaves(x: Value) -> list[View]:
-    if isinstance(x, View):
-        return [x]
-    return [leaf for each in x.args for leaf in _leaves(each)] if isinstance(x, Expr) else []

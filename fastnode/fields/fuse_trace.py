@@ -70,7 +70,7 @@ DROPOUTS = (nn.Dropout, nn.AlphaDropout, nn.FeatureAlphaDropout)
 DROPOUT_FUNCTIONS = (F.dropout, F.alpha_dropout, F.feature_alpha_dropout)
 #: Operations that move a time or a column of ones about without changing a number in it.
 SHAPES = ("expand", "expand_as", "view", "reshape", "unsqueeze", "repeat", "to", "type_as", "float")
-#: What makes tensors, of sizes that a trace knows by name only.
+#: Functions that make tensors; in a trace, their sizes are proxies, not numbers.
 FACTORIES = (torch.ones, torch.zeros, torch.full, torch.as_tensor)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from fastnode.fields.build import Builder
+
 aten, prims = torch.ops.aten, torch.ops.prims
 
 #: Functions of one number, by the names of PyTorch's core operations.
@@ -25,8 +27,8 @@ BINARY = (
 
 
 def _plain(name: str) -> Callable[..., Any]:
-    def make(low: Any, node: fx.Node, args: list[Any], sizes: Any) -> Any:
-        return low.expr(name, args, sizes)
+    def make(build: Builder, node: fx.Node, args: list[Any], sizes: Any) -> Any:
+        return build.expr(name, args, sizes)
 
     return make
 
@@ -34,58 +36,58 @@ def _plain(name: str) -> Callable[..., Any]:
 def _scaled(name: str) -> Callable[..., Any]:
     """add and sub, whose second term may have a factor."""
 
-    def make(low: Any, node: fx.Node, args: list[Any], sizes: Any) -> Any:
+    def make(build: Builder, node: fx.Node, args: list[Any], sizes: Any) -> Any:
         first, second = args[:2]
         factor: Any = node.kwargs.get("alpha", args[2] if len(args) > 2 else 1)
         if factor != 1:
-            second = low.expr("mul", [second, float(factor)], sizes)
-        return low.expr(name, [first, second], sizes)
+            second = build.expr("mul", [second, float(factor)], sizes)
+        return build.expr(name, [first, second], sizes)
 
     return make
 
 
-def _same(low: Any, node: fx.Node, args: list[Any], sizes: Any) -> Any:
-    return low.spread(args[0], sizes)
+def same(build: Builder, node: fx.Node, args: list[Any], sizes: Any) -> Any:
+    return build.spread(args[0], sizes)
 
 
-def _copied(low: Any, node: fx.Node, args: list[Any], sizes: Any) -> Any:
-    return low.spread(args[1], sizes)
+def _copied(build: Builder, node: fx.Node, args: list[Any], sizes: Any) -> Any:
+    return build.spread(args[1], sizes)
 
 
-def _converted(low: Any, node: fx.Node, args: list[Any], sizes: Any) -> Any:
+def _converted(build: Builder, node: fx.Node, args: list[Any], sizes: Any) -> Any:
     """To another dtype: numbers stay numbers; truth of a number is asked for by bool."""
     to, came = node.meta["val"].dtype, node.args[0].meta["val"].dtype  # pyright: ignore
     if to == torch.bool and came != torch.bool:
-        return low.expr("ne", [args[0], 0.0], sizes)
-    return low.spread(args[0], sizes)
+        return build.expr("ne", [args[0], 0.0], sizes)
+    return build.spread(args[0], sizes)
 
 
-def _pow(low: Any, node: fx.Node, args: list[Any], sizes: Any) -> Any:
+def _pow(build: Builder, node: fx.Node, args: list[Any], sizes: Any) -> Any:
     base, exponent = args[:2]
     if isinstance(exponent, (int, float)):
         if exponent == 1:
-            return low.spread(base, sizes)
+            return build.spread(base, sizes)
         simple = {2: "square", 3: "cube", 0.5: "sqrt", -1: "reciprocal", -0.5: "rsqrt"}
         if exponent in simple:
-            return low.expr(simple[exponent], [base], sizes)
-    return low.expr("pow", [base, exponent], sizes)
+            return build.expr(simple[exponent], [base], sizes)
+    return build.expr("pow", [base, exponent], sizes)
 
 
-def _clamp(low: Any, node: fx.Node, args: list[Any], sizes: Any) -> Any:
+def _clamp(build: Builder, node: fx.Node, args: list[Any], sizes: Any) -> Any:
     x = args[0]
     low_end = args[1] if len(args) > 1 else node.kwargs.get("min")
     high_end = args[2] if len(args) > 2 else node.kwargs.get("max")
     if low_end is not None:
-        x = low.expr("maximum", [x, low_end], sizes)
+        x = build.expr("maximum", [x, low_end], sizes)
     if high_end is not None:
-        x = low.expr("minimum", [x, high_end], sizes)
+        x = build.expr("minimum", [x, high_end], sizes)
     return x
 
 
-def _div_mode(low: Any, node: fx.Node, args: list[Any], sizes: Any) -> Any:
-    quotient = low.expr("div", args[:2], sizes)
+def _div_mode(build: Builder, node: fx.Node, args: list[Any], sizes: Any) -> Any:
+    quotient = build.expr("div", args[:2], sizes)
     mode = node.kwargs.get("rounding_mode")
-    return quotient if mode is None else low.expr(mode, [quotient], sizes)
+    return quotient if mode is None else build.expr(str(mode), [quotient], sizes)
 
 
 def _table() -> dict[Any, Callable[..., Any]]:
@@ -114,7 +116,7 @@ def _table() -> dict[Any, Callable[..., Any]]:
     add("bitwise_xor", _plain("logical_xor"), ("Tensor", "Scalar"))
     add("div", _div_mode, ("Tensor_mode", "Scalar_mode"))
     for name in ("clone", "alias", "contiguous"):
-        add(name, _same, ("default",))
+        add(name, same, ("default",))
     add("copy", _copied, ("default",))
     add("_to_copy", _converted, ("default",))
     for name, make in (
@@ -126,5 +128,5 @@ def _table() -> dict[Any, Callable[..., Any]]:
     return table
 
 
-#: From an operation to what makes its expression: (lowering, node, arguments, sizes) -> Expr.
+#: From an operation to what makes its expression: (builder, node, arguments, sizes) -> Expr.
 POINTWISE = _table()

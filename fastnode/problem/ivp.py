@@ -250,7 +250,7 @@ class Problem:
     @property
     def times(self) -> list[Time]:
         """Floats, or 0-dim tensors where derivatives with respect to them are wanted: the same ones
-        each time, so that a step that ends at an output time can be told by its end."""
+        each time, so that a step that ends at an output time is recognised by its end."""
         if self._times is None or self.t.requires_grad or forward_ad._current_level >= 0:
             times = as_times(self.t)
             if not isinstance(times[0], Tensor):

@@ -249,7 +249,7 @@ def test_a_second_run_into_a_new_folder_is_refused(tmp_path):
 
 
 def write_flowers(path):
-    """Sixty rows of two measures, by which three kinds are told apart."""
+    """Sixty rows of two measures, which distinguish three kinds."""
     lines = ["length,width,kind"]
     for i in range(60):
         kind = i % 3

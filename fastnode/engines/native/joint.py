@@ -55,9 +55,9 @@ def make_stepper(
 ) -> Any:
     """A stepper with the arguments, attributes and steps of engines.adaptive.AdaptiveStepper."""
     numbers = control_numbers(controller)
-    told = [_or_none(each) for each in (callbacks.step, callbacks.accept, callbacks.reject)]
+    hooks = [_or_none(each) for each in (callbacks.step, callbacks.accept, callbacks.reject)]
     return extension.native().AdaptiveStepper(
-        field, compiled(tableau), t, y, end, numbers, norm, first_step, max_num_steps, stops, *told
+        field, compiled(tableau), t, y, end, numbers, norm, first_step, max_num_steps, stops, *hooks
     )
 
 

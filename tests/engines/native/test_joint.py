@@ -176,15 +176,15 @@ def test_solve_is_unchanged_after_a_field_exception(stage):
 
 
 def test_callbacks_are_told_what_the_reference_tells():
-    told = []
+    seen_by = []
     for engine in ("reference", "native"):
         seen = []
         callbacks = Callbacks(
             *(lambda t, y, h, n=n, s=seen: s.append((n, t, h, y.tolist())) for n in "sar")
         )
         record(stepper(engine, wave, start(), first_step=2.0, callbacks=callbacks), 2.0)
-        told.append(seen)
-    assert told[0] == told[1] and {name for name, *_ in told[0]} == set("sar")
+        seen_by.append(seen)
+    assert seen_by[0] == seen_by[1] and {name for name, *_ in seen_by[0]} == set("sar")
 
 
 @pytest.mark.parametrize(
