@@ -10,7 +10,6 @@ from selection import slow
 from torch import nn
 
 import fastnode
-from fastnode.fields.compile import CompiledField
 from fastnode.nn import NeuralODE, ODEBlock
 
 
@@ -41,9 +40,9 @@ def test_compiled_forward_counts_evaluations():
 
 def test_a_compiled_field_is_plain_formulas_in_a_graph():
     torch.manual_seed(0)
-    model = NeuralODE(CompiledField(field("plain")), "rk4")
-    graph, names = compiled(model)
     x = torch.randn(3, 4)
+    model = NeuralODE(fastnode.compile_field(field("plain"), x), "rk4")
+    graph, names = compiled(model)
     found = graph(x)
     assert names and not own_ops(names)
     torch.testing.assert_close(found, NeuralODE(model.field.module, "rk4")(x))
