@@ -46,21 +46,50 @@ bool is_plain_call(py::handle module, const Names& names) {
   return !entry(own, names.forward);
 }
 
-py::object read_layers(const py::list& inside, const py::list& layers) {
+// What the linear layer `module` holds, (weight, bias, column of the time); None if it is not
+// plain.
+py::object read_layer(py::handle module, py::handle time, const Names& names) {
+  const py::object own = attributes(module);
+  const py::handle held = entry(own, names.parameters);
+  const py::handle weight = entry(held, names.weight), bias = entry(held, names.bias);
+  if (!weight || weight.is_none() || !bias) return py::none();
+  int64_t column = py::cast<int64_t>(time);
+  if (column == kLast) column = THPVariable_Unpack(weight.ptr()).size(1) - 1;
+  return py::make_tuple(weight, bias, column);
+}
+
+const Names& the_names() {
   static const Names* const names = new Names();
+  return *names;
+}
+
+py::object read_layers(const py::list& inside, const py::list& layers) {
+  const Names& names = the_names();
   for (const py::handle module : inside) {
-    if (!is_plain_call(module, *names)) return py::none();
+    if (!is_plain_call(module, names)) return py::none();
   }
   py::list found;
   for (const py::handle each : layers) {
     const auto layer = py::cast<py::tuple>(each);
-    const py::object own = attributes(layer[0]);
-    const py::handle held = entry(own, names->parameters);
-    const py::handle weight = entry(held, names->weight), bias = entry(held, names->bias);
-    if (!weight || weight.is_none() || !bias) return py::none();
-    int64_t column = py::cast<int64_t>(layer[1]);
-    if (column == kLast) column = THPVariable_Unpack(weight.ptr()).size(1) - 1;
-    found.append(py::make_tuple(weight, bias, column));
+    const py::object held = read_layer(layer[0], layer[1], names);
+    if (held.is_none()) return held;
+    found.append(held);
+  }
+  return found;
+}
+
+// The same of a field and its layers, whose columns a dict gives by their class; None if it does
+// not know one.
+py::object read_chain(py::handle field, const py::dict& layers, const py::dict& columns) {
+  const Names& names = the_names();
+  if (!is_plain_call(field, names)) return py::none();
+  py::list found;
+  for (const auto& [name, module] : layers) {
+    const py::handle column = entry(columns, reinterpret_cast<PyObject*>(Py_TYPE(module.ptr())));
+    if (!column || !is_plain_call(module, names)) return py::none();
+    const py::object held = read_layer(module, column, names);
+    if (held.is_none()) return held;
+    found.append(held);
   }
   return found;
 }
@@ -102,6 +131,7 @@ bool changed(const py::list& places) {
 
 void bind_layers(py::module_& m) {
   m.def("read_layers", &read_layers);
+  m.def("read_chain", &read_chain);
   m.def("changed", &changed);
 }
 

@@ -80,10 +80,11 @@ def odeint(
         StepSizeUnderflow, MaxStepsExceeded, NonFiniteState, StagesNotSolved: the solve cannot go
             on.
     """
-    asked = method, rtol, atol, options, engine
     if torch.compiler.is_compiling():
+        asked = method, rtol, atol, options, engine
         return _traced(func, y0, t, asked, event_fn, args)
-    return _solve(func, y0, t, odeint_request(*asked), event_fn, args)
+    request = odeint_request(method, rtol, atol, options, engine)
+    return _solve(func, y0, t, request, event_fn, args)
 
 
 def _solve(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastnode.engines.fused.mlp import ACTIVATION_NUMBERS, ACTIVATIONS, LAST, TIMELESS, read_layers
+from fastnode.engines.fused.mlp import ACTIVATION_NUMBERS, ACTIVATIONS, LAST, TIMELESS, read_chain
 
 TIME_MODES = ("every", "once", "none")
 MAX_DEPTH = 8
@@ -81,6 +81,10 @@ class TimeConv2d(nn.Conv2d):
         if isinstance(t, Tensor) and t.ndim:
             t = t.to(image.dtype).reshape(-1, 1, 1, 1)
         return F.conv2d(z, weight, self.bias, padding=1) + t * image
+
+
+#: The column of the time in the weight of a layer, by its class.
+_COLUMNS = {nn.Linear: TIMELESS, TimeLinear: LAST}
 
 
 class MLPField(nn.Module):
@@ -164,14 +168,8 @@ class MLPField(nn.Module):
         if type(self) is not MLPField:
             return None
         # self.layers would go through nn.Module.__getattr__, at every solve.
-        layer_list: Any = self._modules["layers"]
-        parts = layer_list._modules.values()
-        layers = []
-        for layer in parts:
-            if type(layer) not in (TimeLinear, nn.Linear):
-                return None
-            layers.append((layer, LAST if type(layer) is TimeLinear else TIMELESS))
-        found = read_layers([self, *parts], layers)
+        layers: Any = self._modules["layers"]
+        found = read_chain(self, layers._modules, _COLUMNS)
         return None if found is None else (found, ACTIVATION_NUMBERS[self.activation])
 
     def extra_repr(self) -> str:

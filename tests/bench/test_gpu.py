@@ -104,6 +104,7 @@ def test_a_stage_that_breaks_or_hangs_does_not_lose_the_others(
 HANGS = """sh -c "trap '' INT; sleep 60 & wait; sleep 60" """
 
 
+@pytest.mark.slow
 def test_stages_beyond_the_budget_are_skipped(dry_run, monkeypatch):
     stages = [gpu.Stage(str(n), 20, HANGS) for n in range(3)]
     monkeypatch.setitem(gpu.CALLS, "first", gpu.Call(60, (gpu.IMPORT, *stages)))
@@ -111,6 +112,7 @@ def test_stages_beyond_the_budget_are_skipped(dry_run, monkeypatch):
     assert list(dry_run("#!/bin/sh\n").values()) == ["passed", "killed", "killed", "skipped"]
 
 
+@pytest.mark.slow
 def test_an_import_that_hangs_leaves_time_for_a_build(dry_run, monkeypatch):
     monkeypatch.setitem(gpu.CALLS, "first", gpu.Call(440, gpu.CALLS["first"].stages[:3]))
     monkeypatch.setattr(gpu, "BUILD", replace(gpu.BUILD, limit=20))

@@ -63,6 +63,19 @@ def read_layers(inside: list[nn.Module], layers: list[tuple[nn.Module, int]]) ->
     return found
 
 
+def read_chain(
+    field: nn.Module, layers: dict[str, nn.Module], columns: dict[type[nn.Module], int]
+) -> Layers | None:
+    """The same of ``field`` and its layers, whose column is that of their class; None if a layer is
+    of another class."""
+    if extension.AVAILABLE and not torch.compiler.is_compiling():
+        return extension.native().read_chain(field, layers, columns)
+    parts = list(layers.values())
+    if any(type(part) not in columns for part in parts):
+        return None
+    return read_layers([field, *parts], [(part, columns[type(part)]) for part in parts])
+
+
 def why_not(func: Any, limits: str) -> str:
     """Why a field that declares itself a perceptron is none, or the limits of its engine."""
     return getattr(func, "why_not_fused", None) or limits

@@ -46,7 +46,8 @@ def refusal(problem: Problem, request: SolveRequest) -> str | None:
     if problem.y0.is_cuda and hasattr(request.on_step, "take_errors"):
         return LIMITS
     func = problem.func
-    if hasattr(type(func), "native_field"):
+    if type(func).perceptron is None:
+        # A compiled field.
         if problem.traced:
             # A graph can hold no code of this process; its compiler has the field's formulas.
             return LIMITS
