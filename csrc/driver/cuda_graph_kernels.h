@@ -196,7 +196,7 @@ class CudaKernels {
 
   void control(Control* control, const Span& span, const A* norms, int parts,
                const StageTimes<T>& times) const {
-    check(rk_control_cuda(control, span, norms, parts, times, 0, stream_));
+    check(rk_control_cuda(control, span, norms, parts, times, stream_));
   }
 
   void place(Control* control, const double* numbers, const StageTimes<T>& times) const {

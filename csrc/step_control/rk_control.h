@@ -249,9 +249,7 @@ struct Places {
 //
 // Norms are those of `parts` parts of the state, of which the worst counts. rk_trial and rk_first
 // are for solves without a first step given; a state that is not finite leaves course.h NaN and the
-// solve not running. A step is: stages, error, rk_control, rk_commit. A nonzero `conditional` is
-// the handle of a graph's conditional node (cudaGraphConditionalHandle), which rk_control sets to
-// control.running.
+// solve not running. A step is: stages, error, rk_control, rk_commit.
 #define FASTNODE_DECLARE_RK_CONTROL(T)                                                       \
   int rk_trial_cuda(Control* control, const acc_t<T>* d0, const acc_t<T>* d1, int parts,     \
                     const double* end, T* time, void* cuda_stream);                          \
@@ -263,7 +261,7 @@ struct Places {
                          acc_t<T> atol, int64_t numel, acc_t<T>* norm, double* partial,      \
                          void* cuda_stream);                                                 \
   int rk_control_cuda(Control* control, const Span& span, const acc_t<T>* norms, int parts,  \
-                      const StageTimes<T>& times, uint64_t conditional, void* cuda_stream);  \
+                      const StageTimes<T>& times, void* cuda_stream);                        \
   int rk_commit_cuda(const Control* control, const Span& span, const DenseTerms<T>& dense,   \
                      const Places<T>& places, void* cuda_stream);
 FASTNODE_DECLARE_RK_CONTROL(float)

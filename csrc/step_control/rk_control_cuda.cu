@@ -44,18 +44,14 @@ __global__ void __launch_bounds__(kWarp)
   set_times(control->course, times);
 }
 
-template <class T, bool Conditional>
+template <class T>
 __global__ void __launch_bounds__(kWarp)
     rk_control_kernel(Control* control, const __grid_constant__ Span span, const acc_t<T>* norms,
-                      int parts, const __grid_constant__ StageTimes<T> times,
-                      uint64_t conditional) {
+                      int parts, const __grid_constant__ StageTimes<T> times) {
   if (threadIdx.x == 0) {
     Control here = *control;
     conclude(here, span, worst(norms, parts), PortablePower());
     *control = here;
-#if CUDART_VERSION >= 12040
-    if constexpr (Conditional) cudaGraphSetConditional(conditional, here.running ? 1 : 0);
-#endif
   }
   __syncwarp();
   set_times(control->course, times);
@@ -132,23 +128,6 @@ __global__ void __launch_bounds__(kThreads, kResident)
 cudaStream_t stream_of(void* cuda_stream) { return static_cast<cudaStream_t>(cuda_stream); }
 
 template <class T>
-int control_step(Control* control, const Span& span, const acc_t<T>* norms, int parts,
-                 const StageTimes<T>& times, uint64_t conditional, void* cuda_stream) {
-  if (conditional == 0) {
-    rk_control_kernel<T, false>
-        <<<1, kWarp, 0, stream_of(cuda_stream)>>>(control, span, norms, parts, times, 0);
-    return cudaGetLastError();
-  }
-#if CUDART_VERSION >= 12040
-  rk_control_kernel<T, true>
-      <<<1, kWarp, 0, stream_of(cuda_stream)>>>(control, span, norms, parts, times, conditional);
-  return cudaGetLastError();
-#else
-  return cudaErrorNotSupported;
-#endif
-}
-
-template <class T>
 int commit(const Control* control, const Span& span, const DenseTerms<T>& dense,
            const Places<T>& places, void* cuda_stream) {
   constexpr int kSize = kPack<T>;
@@ -185,8 +164,10 @@ int commit(const Control* control, const Span& span, const DenseTerms<T>& dense,
     return cudaGetLastError();                                                               \
   }                                                                                          \
   int rk_control_cuda(Control* control, const Span& span, const acc_t<T>* norms, int parts,  \
-                      const StageTimes<T>& times, uint64_t conditional, void* cuda_stream) { \
-    return control_step(control, span, norms, parts, times, conditional, cuda_stream);       \
+                      const StageTimes<T>& times, void* cuda_stream) {                       \
+    rk_control_kernel<T>                                                                     \
+        <<<1, kWarp, 0, stream_of(cuda_stream)>>>(control, span, norms, parts, times);       \
+    return cudaGetLastError();                                                               \
   }                                                                                          \
   int rk_commit_cuda(const Control* control, const Span& span, const DenseTerms<T>& dense,   \
                      const Places<T>& places, void* cuda_stream) {                           \

@@ -101,17 +101,29 @@ def odeint_request(
     Raises:
         ValueError, TypeError: the method or an option is wrong.
     """
+    size = None if options is None else _only_step_size(options)
     plain = type(rtol) is float and type(atol) is float and type(engine) is str
-    if options is None and plain and (method is None or type(method) is str):
+    if plain and (options is None or size is not None) and (method is None or type(method) is str):
         # The smallest solves take a few microseconds: so equal arguments share a request.
-        key = method, rtol, atol, engine
+        key = method, rtol, atol, engine, size
         known = _REQUESTS.get(key)
         if known is None:
             if len(_REQUESTS) >= 64:
                 _REQUESTS.clear()
-            known = _REQUESTS[key] = new_odeint_request(method, rtol, atol, None, engine)
+            known = new_odeint_request(method, rtol, atol, options, engine)
+            if size is None or known.fixed is not None:
+                # Else a warning is due each time.
+                _REQUESTS[key] = known
         return known
     return new_odeint_request(method, rtol, atol, options, engine)
+
+
+def _only_step_size(options: Mapping[str, Any]) -> float | None:
+    """The step size, if it is all that the options hold."""
+    if type(options) is not dict or len(options) != 1:
+        return None
+    size = options.get("step_size")
+    return size if type(size) is float else None
 
 
 _REQUESTS: dict[Any, SolveRequest] = {}

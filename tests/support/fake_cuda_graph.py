@@ -53,6 +53,7 @@ class FakeRuntime:
             self.launches += 1
             if first is not None:
                 first()
+            body()
             while running.item():
                 body()
 

@@ -18,29 +18,32 @@ __global__ void set_condition_kernel(cudaGraphConditionalHandle handle, const bo
   cudaGraphSetConditional(handle, *running ? 1u : 0u);
 }
 
-cudaError_t add_condition(cudaGraph_t graph, const cudaGraphNode_t* after,
-                          cudaGraphConditionalHandle handle, const bool* running,
-                          cudaGraphNode_t* node) {
+// After the body, which torch captured before the handle was there.
+cudaError_t add_condition(cudaGraph_t graph, cudaGraphNode_t after,
+                          cudaGraphConditionalHandle handle, const bool* running) {
   void* arguments[] = {&handle, &running};
   cudaKernelNodeParams kernel = {};
   kernel.func = reinterpret_cast<void*>(set_condition_kernel);
   kernel.gridDim = dim3(1);
   kernel.blockDim = dim3(1);
   kernel.kernelParams = arguments;
-  return cudaGraphAddKernelNode(node, graph, after, after == nullptr ? 0 : 1, &kernel);
+  cudaGraphNode_t node;
+  return cudaGraphAddKernelNode(&node, graph, &after, 1, &kernel);
 }
 
-cudaError_t add_while(cudaGraph_t graph, cudaGraphNode_t after, cudaGraphConditionalHandle handle,
-                      cudaGraph_t* body) {
+// `after` may be null.
+cudaError_t add_while(cudaGraph_t graph, const cudaGraphNode_t* after,
+                      cudaGraphConditionalHandle handle, cudaGraph_t* body) {
+  const size_t count = after == nullptr ? 0 : 1;
   cudaGraphNodeParams loop = {cudaGraphNodeTypeConditional};
   loop.conditional.handle = handle;
   loop.conditional.type = cudaGraphCondTypeWhile;
   loop.conditional.size = 1;
   cudaGraphNode_t node;
 #if CUDART_VERSION >= 13000
-  const cudaError_t error = cudaGraphAddNode(&node, graph, &after, nullptr, 1, &loop);
+  const cudaError_t error = cudaGraphAddNode(&node, graph, after, nullptr, count, &loop);
 #else
-  const cudaError_t error = cudaGraphAddNode(&node, graph, &after, 1, &loop);
+  const cudaError_t error = cudaGraphAddNode(&node, graph, after, count, &loop);
 #endif
   if (error == cudaSuccess) *body = loop.conditional.phGraph_out[0];
   return error;
@@ -50,20 +53,17 @@ cudaError_t build(cudaGraph_t graph, cudaGraph_t first, cudaGraph_t body, const 
   cudaGraphConditionalHandle handle;
   cudaGraphNode_t node;
   cudaGraph_t inside;
-  cudaError_t error = cudaGraphConditionalHandleCreate(&handle, graph, 0, 0);
+  // True at each launch: a step of a solve that has ended changes nothing, and few end without one.
+  cudaError_t error =
+      cudaGraphConditionalHandleCreate(&handle, graph, 1, cudaGraphCondAssignDefault);
   if (error == cudaSuccess && first != nullptr) {
     error = cudaGraphAddChildGraphNode(&node, graph, nullptr, 0, first);
   }
   if (error == cudaSuccess) {
-    const cudaGraphNode_t before = node;
-    error = add_condition(graph, first == nullptr ? nullptr : &before, handle, running, &node);
+    error = add_while(graph, first == nullptr ? nullptr : &node, handle, &inside);
   }
-  if (error == cudaSuccess) error = add_while(graph, node, handle, &inside);
   if (error == cudaSuccess) error = cudaGraphAddChildGraphNode(&node, inside, nullptr, 0, body);
-  if (error == cudaSuccess) {
-    const cudaGraphNode_t before = node;
-    error = add_condition(inside, &before, handle, running, &node);
-  }
+  if (error == cudaSuccess) error = add_condition(inside, node, handle, running);
   return error;
 }
 

@@ -11,9 +11,9 @@ struct GraphLoop;
 bool graph_loop_available();
 
 // `first` and `body` are graphs of the CUDA runtime (cudaGraph_t), which are copied; `first` may be
-// null. `running` is in device memory, read before the body first runs and after each time that it
-// has. What the body holds must be what conditional nodes allow: kernels, copies, memsets. The loop
-// is uploaded on the stream. Gives a cudaError_t.
+// null. `running` is in device memory, read after each time that the body has run: it runs at least
+// once. What the body holds must be what conditional nodes allow: kernels, copies, memsets. The
+// loop is uploaded on the stream. Gives a cudaError_t.
 int graph_loop_create(void* first, void* body, const bool* running, void* cuda_stream,
                       GraphLoop** loop);
 int graph_loop_launch(GraphLoop* loop, void* cuda_stream);

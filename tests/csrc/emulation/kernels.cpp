@@ -250,7 +250,7 @@ int solve(int dtype, const Method* method, const Task* task, void* state, Found*
       A norm;
       rk_step_error_cuda(y, stage.data(), step_terms(k, method->e, stages, h), rtol, atol, numel,
                          &norm, partial.data(), nullptr);
-      rk_control_cuda(&control, span, &norm, 1, stage_times, 0, nullptr);
+      rk_control_cuda(&control, span, &norm, 1, stage_times, nullptr);
       rk_commit_cuda(&control, span, dense, places, nullptr);
     }
     const Course& course = control.course;

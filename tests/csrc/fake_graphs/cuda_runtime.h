@@ -34,7 +34,8 @@ struct FakeNode {
 };
 using cudaGraphNode_t = FakeNode*;
 
-inline std::map<cudaGraphConditionalHandle, unsigned> conditions;
+// By their handles: what they are, and what each launch sets them to.
+inline std::map<cudaGraphConditionalHandle, unsigned> conditions, defaults;
 inline int driver_version = FAKE_CUDART_VERSION;
 inline int graphs_alive = 0, uploads = 0;
 // Calls until one fails, none if it is negative, and the error that the runtime keeps then.
@@ -95,10 +96,13 @@ inline cudaError_t cudaGraphAddChildGraphNode(cudaGraphNode_t* node, cudaGraph_t
   return add(node, graph, after, count, [copy = *child] { copy.run(); });
 }
 
+constexpr unsigned cudaGraphCondAssignDefault = 1;
 inline cudaError_t cudaGraphConditionalHandleCreate(cudaGraphConditionalHandle* handle, cudaGraph_t,
-                                                    unsigned value, unsigned) {
+                                                    unsigned value, unsigned flags) {
   *handle = conditions.size() + 7;
-  conditions[*handle] = value;
+  // Without the flag a launch finds what the last one left; here that is an error.
+  if (flags != cudaGraphCondAssignDefault) return cudaErrorInvalidValue;
+  conditions[*handle] = defaults[*handle] = value;
   return cudaSuccess;
 }
 
@@ -172,8 +176,7 @@ inline cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t stream) {
 inline cudaError_t cudaGraphLaunch(cudaGraphExec_t made, cudaStream_t stream) {
   if (fails()) return last_error;
   if (stream == nullptr) return cudaErrorInvalidValue;
-  // A launch starts with the values that handles were made with.
-  for (auto& [handle, value] : conditions) value = 0;
+  conditions = defaults;
   made->run();
   return cudaSuccess;
 }
