@@ -58,14 +58,15 @@ class CompiledField(nn.Module):
         return {**self.__dict__, "_codes": _Codes()}
 
     def native_field(
-        self, y0: Tensor, gradients: bool, per_sample: bool
+        self, y0: Tensor, gradients: bool | None, per_sample: bool
     ) -> tuple[list[Tensor], int] | None:
         """The tensors that the module holds, and the number of its code for such a state; None
         where calling the module is more than calling its forward.
 
         Args:
             y0: [B, *shape of a sample].
-            gradients: whether a VJP is needed.
+            gradients: whether a VJP is needed; None if it is where a tensor that the module holds
+                has a gradient.
             per_sample: whether each sample has a time of its own.
 
         Raises:
@@ -78,6 +79,8 @@ class CompiledField(nn.Module):
             codes = self._codes = _Codes.of(self.module)
         if read_layers([self, *codes.inside], []) is None:
             return None
+        if gradients is None:
+            gradients = any(x.requires_grad for x in codes.inputs[: codes.differentiable])
         vectors = _vectors(y0)
         key = vectors, y0.shape[1:], y0.dtype, gradients, per_sample, fused_request.INSTRUCTIONS
         found = codes.numbers.get(key)
@@ -204,8 +207,8 @@ def compile_field(module: nn.Module, y0: Tensor, t: Tensor | float | None = None
         raise NotCompilable("fastnode was installed without its native extension")
     time = 0.37 if t is None else float(t)
     compiled = CompiledField(module, time)
-    needs = torch.is_grad_enabled() and any(x.requires_grad for x in (y0, *module.parameters()))
-    if compiled.native_field(y0, needs, False) is None:
+    gradients = (y0.requires_grad or None) if torch.is_grad_enabled() else False
+    if compiled.native_field(y0, gradients, False) is None:
         raise NotCompilable("a module inside has hooks")
     return compiled
 

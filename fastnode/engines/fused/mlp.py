@@ -88,8 +88,11 @@ FIRST_GENERATED = 1 << 16
 NativeField = tuple[Any, int]
 
 
-def native_field(func: Any, y0: Tensor, gradients: bool, per_sample: bool) -> NativeField | None:
-    """What the engine solves in place of func, or None."""
+def native_field(
+    func: Any, y0: Tensor, gradients: bool | None, per_sample: bool
+) -> NativeField | None:
+    """What the engine solves in place of func, or None. ``gradients``: whether it makes them; None
+    if it does where a tensor that func holds has one."""
     generated = getattr(type(func), "native_field", None)
     if generated is None:
         return perceptron(func)

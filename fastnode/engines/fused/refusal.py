@@ -51,7 +51,7 @@ def refusal(problem: Problem, request: SolveRequest) -> str | None:
         if problem.traced:
             # A graph can hold no code of this process; its compiler has the field's formulas.
             return LIMITS
-        gradients = _may_need_gradients(problem, request)
+        gradients = _needs_gradients(problem, request)
         problem.mlp = found = named_or_none(
             lambda: native_field(func, problem.y0, gradients, per_sample=False), request.engine
         )
@@ -70,14 +70,11 @@ def refusal(problem: Problem, request: SolveRequest) -> str | None:
     return None if takes else LIMITS
 
 
-def _may_need_gradients(problem: Problem, request: SolveRequest) -> bool:
+def _needs_gradients(problem: Problem, request: SolveRequest) -> bool | None:
+    """Whether the solve makes gradients; None if that is up to what the field holds."""
     if not torch.is_grad_enabled() or request.adjoint == "none":
         return False
-    return (
-        problem.y0.requires_grad
-        or problem.t.requires_grad
-        or any(x.requires_grad for x in problem.func.parameters())
-    )
+    return True if problem.y0.requires_grad or problem.t.requires_grad else None
 
 
 def _fits(request: SolveRequest) -> bool:
