@@ -73,28 +73,38 @@ INLINE void convolve_points(const Number* x, const Number* w, F to) {
   }
 }
 
+// The grid of points that the taps of one sample's convolution reach: the image, and zeros around
+// it.
+template <class S>
+struct Padded {
+  static constexpr int kRows = (S::HO - 1) * S::SH + (S::KH - 1) * S::DH + 1;
+  static constexpr int kColumns = (S::WO - 1) * S::SW + (S::KW - 1) * S::DW + 1;
+  static constexpr int kChannels = S::Groups * S::In;
+  alignas(64) Number at[kChannels * kRows * kColumns] = {};
+
+  explicit Padded(const Number* x) {
+    for (int i = 0; i < kChannels; ++i) {
+      for (int y = 0; y < kRows; ++y) {
+        const int row = y - S::PH;
+        if (row < 0 || row >= S::H) continue;
+        for (int c = 0; c < kColumns; ++c) {
+          const int column = c - S::PW;
+          if (column < 0 || column >= S::W) continue;
+          at[(i * kRows + y) * kColumns + c] = x[(i * S::H + row) * S::W + column];
+        }
+      }
+    }
+  }
+};
+
 // The convolution of one sample, by packed weights.
 template <class S>
 __attribute__((noinline)) void convolve_packed(S, const Number* x, const Number* w,
                                                const Number* bias, Number* out) {
-  constexpr int kRows = (S::HO - 1) * S::SH + (S::KH - 1) * S::DH + 1;
-  constexpr int kColumns = (S::WO - 1) * S::SW + (S::KW - 1) * S::DW + 1;
-  constexpr int kChannels = S::Groups * S::In;
-  // The image with a border of zeros, as far as taps reach.
-  alignas(64) Number padded[kChannels * kRows * kColumns] = {};
-  for (int i = 0; i < kChannels; ++i) {
-    for (int y = 0; y < kRows; ++y) {
-      const int row = y - S::PH;
-      if (row < 0 || row >= S::H) continue;
-      for (int c = 0; c < kColumns; ++c) {
-        const int column = c - S::PW;
-        if (column < 0 || column >= S::W) continue;
-        padded[(i * kRows + y) * kColumns + c] = x[(i * S::H + row) * S::W + column];
-      }
-    }
-  }
+  constexpr int kRows = Padded<S>::kRows, kColumns = Padded<S>::kColumns;
+  const Padded<S> padded(x);
   convolve_points<S::Groups, S::In, S::Out, kRows, kColumns, S::KH, S::KW, S::SH, S::SW, S::DH,
-                  S::DW, S::HO, S::WO>(padded, w, [&](int o, int p, Number sum) INLINE_LAMBDA {
+                  S::DW, S::HO, S::WO>(padded.at, w, [&](int o, int p, Number sum) INLINE_LAMBDA {
     out[o * S::HO * S::WO + p] = bias ? sum + bias[o] : sum;
   });
 }
@@ -249,9 +259,58 @@ __attribute__((noinline)) void convolve_input(S, const P* g, const Number* w, co
   }
 }
 
+// Of one sample: outputs lie in vectors, as in convolve_points, and its points are added up.
+template <class S>
+void convolve_weight_of_one(S, const Number* x, const Number* g, Number* to) {
+  constexpr int L = kLanes<Number>, kPoints = S::HO * S::WO;
+  constexpr int kRows = Padded<S>::kRows, kColumns = Padded<S>::kColumns;
+  // Sums that the registers hold.
+  constexpr auto fits = [](int n) { return S::In % n == 0 && n * S::KW <= 12; };
+  constexpr int kIn = fits(8) ? 8 : fits(4) ? 4 : fits(2) ? 2 : 1;
+  const Padded<S> padded(x);
+  alignas(64) Number results[kPoints * L];
+  for (int group = 0; group < S::Groups; ++group) {
+    for (int o = 0; o < S::Out; o += L) {
+      const int count = S::Out - o < L ? S::Out - o : L, first = group * S::Out + o;
+      for (int p = 0; p < kPoints; ++p) {
+        for (int j = 0; j < L; ++j) {
+          results[p * L + j] = j < count ? g[(first + j) * kPoints + p] : Number(0);
+        }
+      }
+      for (int i = 0; i < S::In; i += kIn) {
+        for (int ky = 0; ky < S::KH; ++ky) {
+          V<Number> sum[kIn][S::KW] = {};
+          for (int y = 0; y < S::HO; ++y) {
+            const Number* const row =
+                padded.at + ((group * S::In + i) * kRows + y * S::SH + ky * S::DH) * kColumns;
+            for (int c = 0; c < S::WO; ++c) {
+              const V<Number> result = load(results + (y * S::WO + c) * L);
+#pragma GCC unroll 8
+              for (int b = 0; b < kIn; ++b) {
+#pragma GCC unroll 12
+                for (int kx = 0; kx < S::KW; ++kx) {
+                  sum[b][kx] =
+                      sum[b][kx] + result * row[b * kRows * kColumns + c * S::SW + kx * S::DW];
+                }
+              }
+            }
+          }
+          for (int j = 0; j < count; ++j) {
+            for (int b = 0; b < kIn; ++b) {
+              Number* const taps = to + (((first + j) * S::In + i + b) * S::KH + ky) * S::KW;
+              for (int kx = 0; kx < S::KW; ++kx) taps[kx] += sum[b][kx][j];
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
 // to [Groups * Out, In, KH, KW] += the gradient of the weights, added up over the lanes.
 template <class S, class P>
 __attribute__((noinline)) void convolve_weight(S, const P* x, const P* g, Number* to) {
+  if constexpr (kNumber<P>) return convolve_weight_of_one(S{}, x, g, to);
   constexpr int kOut = S::Out % 4 == 0 ? 4 : 1;
   constexpr int kIn = (S::In % 4 == 0 && sizeof(P) <= kBytes) ? 4 : S::In % 2 == 0 ? 2 : 1;
   for (int group = 0; group < S::Groups; ++group) {
