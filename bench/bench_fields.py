@@ -1,12 +1,17 @@
-"""Compiled fields against the same modules on the native engine and in torchdiffeq."""
+"""Compiled fields against the same modules on the native engine, in torchdiffeq and in diffrax."""
 
 from __future__ import annotations
 
+import os
+from itertools import product
+
+import jax_fields
 import pytest
 import torch
 import torch.nn.functional as F
 import torchdiffeq
 from ratio import compare
+from rivals import absent, by_diffrax
 from torch import nn
 
 import fastnode
@@ -134,18 +139,8 @@ BATCHES = (1, 32, 128, 1024)
 CASES = [(name, b) for name in FIELDS for b in BATCHES if (name, b) != ("convolutions", 1024)]
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("part", ["forward", "forward + backward"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}")
-def test_compiled_fields(benchmark, one_thread, case, part):
-    name, batch = case
+def scaled(name, batch):
+    """The field, and a state."""
     make, scale = FIELDS[name]
     torch.manual_seed(1)
     field = make()
@@ -153,43 +148,95 @@ def test_compiled_fields(benchmark, one_thread, case, part):
         for x in field.parameters():
             if x.dim() >= 2:
                 x.mul_(scale)
-    y0 = torch.randn(batch, *make.shape)
+    return field, torch.randn(batch, *make.shape)
+
+
+def with_diffrax(name, field, y0, gradient):
+    """Its solve, on one thread, and the number of evaluations of the value."""
+    import jax
+
+    # XLA has as many threads as cores when it begins.
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    jax.devices()
+    os.sched_setaffinity(0, cores)
+    evaluations = []
+    function, weights = jax_fields.FIELDS[name], jax_fields.weights(field)
+    by_diffrax(function, weights, y0, count=lambda: evaluations.append(1))()
+    solve = by_diffrax(function, weights, y0, gradient=gradient, max_steps=64)
+    return solve, len(evaluations)
+
+
+def solved_with(solver, func, y0, gradient, parameters, **options):
+    """Function that solves and returns the end, with gradients of the state and the parameters."""
+
+    def end(y):
+        found = solver(func, y, TIMES, **SOLVER, **options)
+        return getattr(found, "ys", found)[-1]
+
+    def solve():
+        if not gradient:
+            with torch.no_grad():
+                return [end(y0)]
+        y = y0.clone().requires_grad_()
+        y1 = end(y)
+        found = torch.autograd.grad(y1.sum(), [y, *parameters], allow_unused=True)
+        return [y1.detach(), *(x for x in found if x is not None)]
+
+    return solve
+
+
+def difference(a, b):
+    return float((a - b).norm() / (b.norm() + 1e-6))
+
+
+@pytest.mark.parametrize("part", ["forward", "forward + backward"])
+@pytest.mark.parametrize(
+    ("threads", "case"),
+    [*product([1], CASES), *product([2], [case for case in CASES if case[1] >= 128])],
+    indirect=["threads"],
+    ids=lambda x: f"{x[0]}-{x[1]}" if isinstance(x, tuple) else f"{x} threads",
+)
+def test_compiled_fields(benchmark, threads, case, part):
+    name, batch = case
+    field, y0 = scaled(name, batch)
     compiled = fastnode.compile_field(field, y0)
+    gradient = part != "forward"
     parameters = list(field.parameters())
-    evaluations: dict[str, int] = {}
-
-    def call(solver, func):
-        def solve():
-            if part == "forward":
-                with torch.no_grad():
-                    return [solver(func, y0, TIMES, **SOLVER)[-1]]
-            y = y0.clone().requires_grad_()
-            y1 = solver(func, y, TIMES, **SOLVER)[-1]
-            found = torch.autograd.grad(y1.sum(), [y, *parameters], allow_unused=True)
-            return [y1.detach(), *(x for x in found if x is not None)]
-
-        return solve
-
-    ours = call(fastnode.odeint, compiled)
+    ours = solved_with(fastnode.odeint, compiled, y0, gradient, parameters)
     references = {
-        "native": call(fastnode.odeint, field),
-        "torchdiffeq": call(torchdiffeq.odeint, field),
+        "native": solved_with(fastnode.odeint, field, y0, gradient, parameters),
+        "torchdiffeq": solved_with(torchdiffeq.odeint, field, y0, gradient, parameters),
     }
+    if gradient:
+        references["native, checkpoint"] = solved_with(
+            fastnode.solve, field, y0, True, parameters, adjoint="checkpoint"
+        )
     if name == "mlp":
-        references["fuse"] = call(fastnode.odeint, fastnode.fuse(field))
+        fused = fastnode.fuse(field)
+        references["fuse"] = solved_with(fastnode.odeint, fused, y0, gradient, parameters)
     found, distance = ours(), {}
     for reference, solve in references.items():
         pairs = zip(found, solve(), strict=True)
-        distance[reference] = max(float((a - b).norm() / (b.norm() + 1e-6)) for a, b in pairs)
-    # Where the signs of ReLU's arguments differ so do gradients.
-    assert max(distance.values()) < (2e-2 if name == "convolutions" else 2e-3)
+        distance[reference] = max(difference(a, b) for a, b in pairs)
+    evaluations: dict[str, int] = {}
     with torch.no_grad():
         for engine, func in (("fused", compiled), ("native", field)):
             solution = fastnode.solve(func, y0, TIMES, engine=engine, **SOLVER)
             evaluations[engine] = int(solution.nfe)
+    if not absent("diffrax") and threads == 1:
+        solve, evaluations["diffrax"] = with_diffrax(name, field, y0, gradient)
+        references["diffrax"] = solve
+        # Its steps are its own, and so are its errors.
+        theirs = torch.tensor((solve()[0] if gradient else solve()).tolist())
+        distance["diffrax"] = difference(found[1] if gradient else found[0], theirs)
+    # Where the signs of ReLU's arguments differ so do gradients.
+    kinks = gradient and name == "convolutions"
+    assert max(distance.values()) < (5e-2 if kinks else 2e-3)
+    suffix = "" if threads == 1 else f", {threads} threads"
     compare(
         benchmark,
-        f"compiled field, {part}",
+        f"compiled field, {part}{suffix}",
         f"{name}, {batch}",
         ours,
         references,

@@ -32,14 +32,6 @@ PARTS = ["forward", "forward + backward"]
 pytestmark = pytest.mark.skipif(not extension.AVAILABLE, reason=extension.REASON)
 
 
-@pytest.fixture
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(autouse=True)
 def with_gradients():
     """Whatever the test before has set."""

@@ -22,6 +22,15 @@ def pytest_collection_modifyitems(config, items) -> None:
                 item.add_marker(pytest.mark.skip(reason="only with --full"))
 
 
+@pytest.fixture
+def threads(request):
+    """So many for torch and for us."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
 def pytest_benchmark_update_machine_info(config, machine_info) -> None:
     machine_info.pop("node", None)
     machine_info["fastnode"] = fastnode.__version__

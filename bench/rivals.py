@@ -72,7 +72,6 @@ def with_diffrax(
 ) -> Callable[[], Any]:
     """Function that solves and returns the end, or with ``gradient`` the gradients of its sum: of
     y0, and of the weights. Differentiating costs by ``max_steps``."""
-    import diffrax
     import jax
     import jax.numpy as jnp
 
@@ -83,14 +82,34 @@ def with_diffrax(
     activation = jnp.tanh if isinstance(field.net[1], torch.nn.Tanh) else jax.nn.silu
 
     def f(t, y, args):
-        if count is not None:
-            jax.debug.callback(count)
         (a, b), (c, d) = args
         return activation(y @ a.T + b) @ c.T + d
 
+    return by_diffrax(f, weights, y0, gradient=gradient, max_steps=max_steps, count=count)
+
+
+def by_diffrax(
+    f: Callable[..., Any],
+    weights: Any,
+    y0: torch.Tensor,
+    *,
+    gradient: bool = False,
+    max_steps: int = 4096,
+    count: Count = None,
+) -> Callable[[], Any]:
+    """The same for a field ``f(t, y, weights)`` in JAX."""
+    import diffrax
+    import jax
+    import jax.numpy as jnp
+
+    def field(t, y, args):
+        if count is not None:
+            jax.debug.callback(count)
+        return f(t, y, args)
+
     def solve(y, args):
         return diffrax.diffeqsolve(
-            diffrax.ODETerm(f),
+            diffrax.ODETerm(field),
             diffrax.Dopri5(),
             t0=0.0,
             t1=1.0,

@@ -205,13 +205,29 @@ def adams(results: Results) -> str:
 @source
 def fields(results: Results) -> str:
     rows = []
-    for case in results.cases("fields", "compiled field, forward"):
-        row = [case]
-        for part in ("forward", "forward + backward"):
-            ratios = results.row("fields", f"compiled field, {part}", case)["ratios"]
-            row += [number(ratios[name]) for name in ("native", "torchdiffeq")]
-        rows.append(row)
-    head = ["field, batch", "native", "torchdiffeq", "with gradients: native", "torchdiffeq"]
+    for threads in ("", ", 2 threads"):
+        for case in results.cases("fields", f"compiled field, forward{threads}"):
+            row = [case + threads]
+            for part in ("forward", "forward + backward"):
+                found = results.row("fields", f"compiled field, {part}{threads}", case)
+                ratios, count = found["ratios"], found["evaluations"]
+                names = ["native", "native, checkpoint", "torchdiffeq"]
+                if part == "forward":
+                    names.remove("native, checkpoint")
+                row += [number(ratios[name]) if name in ratios else "" for name in names]
+                # Its controller takes other steps: time for each evaluation.
+                each = ratios.get("diffrax", 0) * count["fused"] / count.get("diffrax", 1)
+                row.append(number(each) if each else "")
+            rows.append(row)
+    names = ["torchdiffeq", "diffrax, each evaluation"]
+    head = [
+        "field, batch",
+        "native",
+        *names,
+        "with gradients: native",
+        "native, checkpoint",
+        *names,
+    ]
     return table(head, rows)
 
 
