@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from fastnode import extension
 from fastnode.control.request import SolveRequest, no_stops
-from fastnode.engines.fused.mlp import named_or_none, native_field, perceptron, why_not
+from fastnode.engines.fused.generated import joint_form, rows
+from fastnode.engines.fused.mlp import generated_field, perceptron, why_not
 from fastnode.engines.fused.request import native_request
 from fastnode.ops.dispatch import transformed
 from fastnode.ops.mlp_solve import takes_in_graph
@@ -17,9 +19,10 @@ from fastnode.tableaus import METHODS
 
 LIMITS = (
     "it takes an MLPField or what fastnode.fuse or compile_field returns, without hooks or "
-    "callbacks, one tensor of float32 or float64 whose last dimension is the field's, numbers as "
-    "tolerances and explicit "
-    "Runge-Kutta methods, and knows no args, events, stops, norms or controllers of the caller's "
+    "callbacks, one tensor of float32 or float64 whose last dimension is the field's (of a "
+    "compiled field also tuples of one batch, and args that are numbers or tensors that all "
+    "samples share), numbers as tolerances and explicit "
+    "Runge-Kutta methods, and knows no events, stops, norms or controllers of the caller's "
     "making, adjoints but backprop, checkpoint and revolve, torch.func transforms, or with fixed "
     "steps times inside of a step; on a GPU no gradients of local errors, no revolve, and no "
     "states of which eight samples, or with shared steps all of them at once, do not fit into its "
@@ -36,7 +39,11 @@ def runs_here() -> bool:
 def refusal(problem: Problem, request: SolveRequest) -> str | None:
     """Why this engine does not run a solve; None if it does. It also refuses, unless it was named,
     where another engine is faster."""
-    if not hasattr(type(problem.func), "perceptron") or problem.args or problem.layout is not LONE:
+    func = problem.func
+    kind = type(func)
+    if not hasattr(kind, "perceptron"):
+        return LIMITS
+    if (problem.args or problem.layout is not LONE) and kind.perceptron is not None:
         return LIMITS
     fits = request.derived.get("mlp_fits")
     if fits is None:
@@ -45,20 +52,11 @@ def refusal(problem: Problem, request: SolveRequest) -> str | None:
         return LIMITS
     if problem.y0.is_cuda and hasattr(request.on_step, "take_errors"):
         return LIMITS
-    func = problem.func
-    if type(func).perceptron is None:
-        # A compiled field.
-        if problem.traced:
-            # A graph can hold no code of this process; its compiler has the field's formulas.
-            return LIMITS
-        gradients = _may_need_gradients(problem, request)
-        problem.mlp = found = named_or_none(
-            lambda: native_field(func, problem.y0, gradients, per_sample=False), request.engine
-        )
-    else:
-        problem.mlp = found = perceptron(func)
+    if kind.perceptron is None:
+        return _generated_refusal(problem, request)
+    problem.mlp = found = perceptron(func)
     if found is None:
-        return why_not(problem.func, LIMITS)
+        return why_not(func, LIMITS)
     if request.fixed is not None and not _grid_fits(problem, request):
         return LIMITS
     if problem.traced:
@@ -70,13 +68,39 @@ def refusal(problem: Problem, request: SolveRequest) -> str | None:
     return None if takes else LIMITS
 
 
+def _generated_refusal(problem: Problem, request: SolveRequest) -> str | None:
+    """The same of a compiled field."""
+    if problem.traced:
+        # A graph can hold no code of this process; its compiler has the field's formulas.
+        return LIMITS
+    form = joint_form(problem)
+    if form is None:
+        return LIMITS
+    one = problem.layout is LONE
+    if not one and hasattr(request.on_step, "take_errors"):
+        # The largest of several norms has no gradient here.
+        return LIMITS
+    y0 = problem.y0 if one else rows(problem, form)
+    gradients = _may_need_gradients(problem, request)
+    problem.mlp = found = generated_field(problem.func, request.engine, y0, gradients, False, form)
+    if found is None:
+        return why_not(problem.func, LIMITS)
+    if request.fixed is not None and not _grid_fits(problem, request):
+        return LIMITS
+    takes = extension.native().mlp_takes(
+        *found, y0, problem.t, native_request(request), request.engine == "fused"
+    )
+    return None if takes else LIMITS
+
+
 def _may_need_gradients(problem: Problem, request: SolveRequest) -> bool:
     if not torch.is_grad_enabled() or request.adjoint == "none":
         return False
+    held = (*problem.func.parameters(), *problem.args)
     return (
         problem.y0.requires_grad
         or problem.t.requires_grad
-        or any(x.requires_grad for x in problem.func.parameters())
+        or any(isinstance(x, Tensor) and x.requires_grad for x in held)
     )
 
 
