@@ -108,10 +108,12 @@ class HeldPlaces:
     Args:
         module: the module or function.
         without: what is not searched.
+        most: places from which on objects that are no modules are not searched.
     """
 
-    def __init__(self, module: Any, without: list[Any]):
+    def __init__(self, module: Any, without: list[Any], most: int = LONG):
         self.places: list[Place] = []
+        self._most = most
         self._seen = {id(x) for x in without}
         self._visit(module)
 
@@ -126,7 +128,7 @@ class HeldPlaces:
             if not isinstance(x, nn.Parameter) and not x.is_inference():
                 self.places.append((x, None, x._version))
             return
-        if len(self.places) > LONG and not isinstance(x, nn.Module):
+        if len(self.places) > self._most and not isinstance(x, nn.Module):
             return
         self.places += ((holder, None, len(holder)) for holder in _growing(x))
         if isinstance(x, nn.Module):

@@ -65,6 +65,9 @@ class CompiledField(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
+            # Python's own, as ``__deepcopy__``, would make a module of what is its compiled form.
+            if name.startswith("__"):
+                raise
             return getattr(super().__getattr__("module"), name)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -74,7 +77,7 @@ class CompiledField(nn.Module):
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """Those of the module; of a function the tensors it reads that require a gradient."""
         if isinstance(self.module, FunctionField):
-            found: list[Any] = list(self.module.held().tensors.values())
+            found: list[Any] = self._current().inputs
             return iter([x for x in found if x.requires_grad])
         return super().parameters(recurse)
 
@@ -91,18 +94,23 @@ class CompiledField(nn.Module):
                 f"{y0.dtype}"
             )
         # What is found is kept: a solve then looks it up.
-        self.native_field(y0, _any_gradient(y0, *self.parameters()), False)
+        self.native_field(y0, _any_gradient(y0, *self._current().inputs), False)
 
     def may_be_captured(self) -> bool:
         """Whether no CUDA graph failed to capture the module as it is."""
-        codes = self._current()
-        return codes.capturable
+        return self._known().capturable
 
     def cannot_be_captured(self) -> None:
         """One failed."""
-        self._current().capturable = False
+        self._known().capturable = False
 
-    def _current(self) -> _Codes:
+    def _current(self) -> Held:
+        """What the module holds now."""
+        held = self._known().held
+        assert held is not None
+        return held
+
+    def _known(self) -> _Codes:
         """What is known of the module as it is."""
         codes = self._codes
         if codes.held is None or codes.held.is_outdated():
@@ -126,7 +134,7 @@ class CompiledField(nn.Module):
         """
         if y0.dtype not in REAL or y0.dim() < 2 or y0.numel() == 0 or y0.device.type != "cpu":
             return None
-        codes = self._current()
+        codes = self._known()
         held = codes.held
         assert held is not None
         if read_layers([self, *held.inside], []) is None:

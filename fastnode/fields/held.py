@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,8 @@ from fastnode.engines.held_values import HeldPlaces, HeldValues, Place, changed
 
 REAL = (torch.float32, torch.float64)
 _PLAIN = (bool, int, float, str, type(None))
+#: Places that are watched of a function.
+_MOST = 1 << 16
 
 
 class FunctionField(nn.Module):
@@ -32,6 +35,10 @@ class FunctionField(nn.Module):
 
     def forward(self, *args: Any) -> Any:
         return self.function(*args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FunctionField:
+        # A function's copy is itself, and reads the same tensors.
+        return FunctionField(copy.deepcopy(self.function, memo), self.declared)
 
     def held(self) -> HeldValues:
         """What the function closes over, and what is inside of that."""
@@ -125,7 +132,7 @@ class Held:
         # Numbers of tensors are read at each solve, but for indices.
         places = [
             (holder, key, value)
-            for holder, key, value in HeldPlaces(module.function, []).places
+            for holder, key, value in HeldPlaces(module.function, [], _MOST).places
             if not (isinstance(holder, Tensor) and holder.is_floating_point())
         ]
         inside = [module, *(part for each in found.modules for part in each.modules())]

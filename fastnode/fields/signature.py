@@ -159,7 +159,11 @@ class Signature:
         return self.layout.pack(tuple(found) if self.layout.is_tuple else found[0])
 
     def _state(self, y: Tensor) -> Any:
-        return y if self.layout is None else self.layout.unpack(y)
+        if self.layout is None:
+            return y
+        state = self.layout.unpack(y)
+        # As the tensors of a packed state are, of which a field may take views.
+        return state if isinstance(state, Tensor) else tuple(x.contiguous() for x in state)
 
     def _arguments(self, tensors: Sequence[Tensor]) -> list[Any]:
         return [tensors[x.index] if isinstance(x, _Given) else x for x in self.args]

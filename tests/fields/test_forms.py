@@ -209,6 +209,17 @@ def test_regularised_solves_of_tuples():
     agree(*found)
 
 
+def test_states_drawn_from_solves_of_tuples():
+    module, state = flow(4)
+    compiled, found = fastnode.compile_field(module, state), []
+    for func in (compiled, module):
+        generator = torch.Generator().manual_seed(3)
+        regularizer = fastnode.regularize.Local("biased", generator=generator)
+        _, penalty = regularizer.solve(func, state, TIMES, method="dopri5", rtol=1e-5, atol=1e-5)
+        found.append([penalty, *torch.autograd.grad(penalty, list(module.parameters()))])
+    agree(*found)
+
+
 def extra():
     torch.manual_seed(1)
     module = Scaled().double()

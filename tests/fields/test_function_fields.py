@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import pytest
@@ -141,6 +142,18 @@ def test_adjoint_params_name_what_cannot_be_found(by_code):
         fastnode.compile_field(field, y0, adjoint_params=[1.0])
     with pytest.raises(ValueError, match="go together with a function"):
         fastnode.compile_field(nn.Linear(3, 3), y0, adjoint_params=[w])
+
+
+def test_copies_of_functions_read_the_same_tensors():
+    w, b, y0 = tensors()
+
+    def field(t, y):
+        return torch.tanh(y @ w + b)
+
+    compiled = fastnode.compile_field(field, y0, adjoint_params=[b])
+    other = copy.deepcopy(compiled)
+    assert {id(x) for x in other.parameters()} == {id(w), id(b)}
+    agree(found(other, y0, [w, b]), found(compiled, y0, [w, b]))
 
 
 def test_other_values_of_variables_are_noticed():

@@ -28,8 +28,8 @@ from fastnode.tableaus import Tableau
 
 LIMITS = (
     "with per_sample=True it takes an MLPField or what fastnode.fuse or compile_field returns, "
-    "without hooks or callbacks, a state [B, D] of float32 or float64 (of a compiled field also "
-    "others and tuples, and args that all samples share) with save='times', and knows no "
+    "without hooks or callbacks, a state [B, D] of float32 or float64 with save='times', and knows "
+    "no args, tuples or other states (but of a compiled field, with args that all samples share), "
     "gradients of times, adjoints but backprop and checkpoint, or torch.func transforms; on a GPU "
     "no states of which eight samples do not fit into its shared memory beside their derivatives, "
     "activations and with gradients what these need"

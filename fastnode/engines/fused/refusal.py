@@ -19,12 +19,11 @@ from fastnode.tableaus import METHODS
 
 LIMITS = (
     "it takes an MLPField or what fastnode.fuse or compile_field returns, without hooks or "
-    "callbacks, one tensor of float32 or float64 whose last dimension is the field's (of a "
-    "compiled field also tuples of one batch, and args that are numbers or tensors that all "
-    "samples share), numbers as tolerances and explicit "
-    "Runge-Kutta methods, and knows no events, stops, norms or controllers of the caller's "
-    "making, adjoints but backprop, checkpoint and revolve, torch.func transforms, or with fixed "
-    "steps times inside of a step; on a GPU no gradients of local errors, no revolve, and no "
+    "callbacks, one tensor of float32 or float64 whose last dimension is the field's, numbers as "
+    "tolerances and explicit Runge-Kutta methods, and knows no args or tuples (but of a compiled "
+    "field numbers, tensors that all samples share, and tuples of one batch), events, stops, "
+    "norms or controllers of the caller's making, adjoints but backprop, checkpoint and revolve, "
+    "torch.func transforms, or with fixed steps times inside of a step; on a GPU no gradients of local errors, no revolve, and no "
     "states of which eight samples, or with shared steps all of them at once, do not fit into its "
     "shared memory beside their derivatives, activations and with gradients what these need"
 )
