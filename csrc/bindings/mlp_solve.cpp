@@ -188,14 +188,14 @@ void bind_mlp(py::module_& m) {
   m.def("mlp_solve", &solve);
   m.def("mlp_method", &register_method);
   m.def("generated_value", &generated_value);
-  m.def("generated_field",
-        [](int64_t value, int64_t vjp, bool twice, std::vector<int64_t> shape,
-           std::vector<int64_t> sizes, int64_t differentiable, int64_t multiplications) {
-          return register_generated({reinterpret_cast<const void*>(value),
-                                     reinterpret_cast<const void*>(vjp),
-                                     twice ? at::kDouble : at::kFloat, std::move(shape),
-                                     std::move(sizes), differentiable, multiplications});
-        });
+  m.def("generated_field", [](int64_t value, int64_t vjp, bool twice, std::vector<int64_t> shape,
+                              std::vector<int64_t> ends, std::vector<int64_t> sizes,
+                              int64_t differentiable, int64_t multiplications) {
+    return register_generated({reinterpret_cast<const void*>(value),
+                               reinterpret_cast<const void*>(vjp), twice ? at::kDouble : at::kFloat,
+                               std::move(shape), std::move(ends), std::move(sizes), differentiable,
+                               multiplications});
+  });
   mlp_calls().fail = raise_failure;
   mlp_calls().interrupt = raise_interrupt;
   interrupt_question() = signal_raised;

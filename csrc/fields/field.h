@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "mlp/simd/simd_kernels.h"
 
@@ -41,6 +42,11 @@ inline Frame make_frame(bool sample_major, int64_t samples, int64_t lanes) {
   return frame;
 }
 
+// Features of a sample from `begin` to before `end`.
+struct Features {
+  int64_t begin, end;
+};
+
 template <class T>
 class Field {
  public:
@@ -62,6 +68,13 @@ class Field {
 
   // Features of a sample.
   virtual int64_t dim() const = 0;
+  // The parts of a sample whose errors are measured apart, of which the largest counts: the tensors
+  // of a tuple.
+  int64_t parts() const { return ends.empty() ? 1 : int64_t(ends.size()); }
+  Features part(int64_t i) const {
+    if (ends.empty()) return {0, dim()};
+    return {i == 0 ? 0 : ends[size_t(i) - 1], ends[size_t(i)]};
+  }
   // Of one evaluation of one sample, about.
   virtual int64_t multiplications() const = 0;
 
@@ -83,6 +96,10 @@ class Field {
                         T* gradients) const = 0;
   // Numbers in the sums of all gradients.
   virtual int64_t parameter_numbers() const = 0;
+
+ protected:
+  // Where each part ends; none if there is only one. Not owned.
+  std::span<const int64_t> ends;
 };
 
 }  // namespace fastnode

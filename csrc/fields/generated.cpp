@@ -89,8 +89,8 @@ void GeneratedField<T>::Ready::run(const Frame& frame, const T* const* inputs, c
 template <class T>
 GeneratedField<T>::GeneratedField(const FieldCode<T>& value, const FieldCode<T>* vjp,
                                   std::vector<const T*> inputs, std::vector<int64_t> sizes,
-                                  int64_t dim, int64_t multiplications,
-                                  const MlpKernels<T>* kernels)
+                                  std::span<const int64_t> ends, int64_t dim,
+                                  int64_t multiplications, const MlpKernels<T>* kernels)
     : Field<T>(kernels, value.lanes == 1, value.lanes == 1 ? kernels->lanes : value.lanes,
                value.lanes),
       inputs_(std::move(inputs)),
@@ -98,6 +98,7 @@ GeneratedField<T>::GeneratedField(const FieldCode<T>& value, const FieldCode<T>*
       dim_(dim),
       multiplications_(multiplications),
       value_(&value, inputs_.data()) {
+  this->ends = ends;
   for (int64_t size : sizes_) numbers_ += size;
   if (vjp) vjp_ = Ready(vjp, inputs_.data());
 }

@@ -14,10 +14,11 @@ template <class T>
 class GeneratedField final : public Field<T> {
  public:
   // `vjp` may be null where no gradients are asked for. `inputs`: the tensors that the field holds,
-  // of which the first ones, of `sizes` numbers each, have gradients.
+  // of which the first ones, of `sizes` numbers each, have gradients. `ends`: where the parts of a
+  // sample end, see Field::parts; it must outlive the field.
   GeneratedField(const FieldCode<T>& value, const FieldCode<T>* vjp, std::vector<const T*> inputs,
-                 std::vector<int64_t> sizes, int64_t dim, int64_t multiplications,
-                 const MlpKernels<T>* kernels);
+                 std::vector<int64_t> sizes, std::span<const int64_t> ends, int64_t dim,
+                 int64_t multiplications, const MlpKernels<T>* kernels);
 
   int64_t dim() const override { return dim_; }
   int64_t multiplications() const override { return multiplications_; }

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from fastnode.api.odeint import odeint
+from fastnode.control.request import SolveRequest
 from fastnode.engines import select
 from fastnode.engines.fused import joint as fused
 from fastnode.engines.methods import odeint_request
-from fastnode.problem.ivp import make_problem
+from fastnode.problem.ivp import Problem, make_problem
 from fastnode.tableaus import METHODS
 from fastnode.torch_support.compile import traced_by
 
@@ -73,6 +75,15 @@ def _solve_fused(
     problem = make_problem(field, y0, t, ())
     request = odeint_request(*asked).with_(record=True)
     if select.choose(problem, request) != "fused":
-        return None
+        return select.preferring_graph(problem, request, partial(_solve_by_graph, problem))
     solution = fused.solve(problem, request)
     return solution.ys, int(solution.nfe)
+
+
+def _solve_by_graph(problem: Problem, request: SolveRequest) -> tuple[Tensor, int] | None:
+    """None if the request is for another engine."""
+    if request.engine != "graph" or len(problem.times) == 1:
+        return None
+    callbacks = select.adaptive_callbacks(problem, request)
+    stepper = select.make_stepper(problem, request, callbacks=callbacks)
+    return select.run(stepper, problem.times), stepper.evaluations

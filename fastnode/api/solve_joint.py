@@ -44,6 +44,12 @@ class JointSolve:
         problem, request = self.problem, self.request
         if select.choose(problem, request) == "fused":
             return fused.solve(problem, request)
+        return select.preferring_graph(problem, request, self._run)
+
+    def _run(self, request: SolveRequest) -> Solution:
+        """The same by an engine that takes step by step."""
+        problem = self.problem
+        self.request = request
         if request.adaptive:
             # Checks the tolerances before any work is done.
             norm = ErrorNorm(problem.layout, problem.y0, request.rtol, request.atol)

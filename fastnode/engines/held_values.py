@@ -60,6 +60,7 @@ class HeldValues:
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     numbers: dict[str, Hashable] = field(default_factory=dict)
+    modules: list[nn.Module] = field(default_factory=list)
     _seen: set[int] = field(default_factory=set)
 
     @classmethod
@@ -88,6 +89,8 @@ class HeldValues:
         if isinstance(x, (list, tuple, dict)) and len(x) > LONG:
             self.numbers[path] = (id(x), len(x))
             return
+        if isinstance(x, nn.Module):
+            self.modules.append(x)
         own = vars(x) if isinstance(x, nn.Module) else None
         for name, value, holder, key in inside(x):
             if holder is own is not None and str(key).startswith("_"):
@@ -99,16 +102,18 @@ class HeldValues:
 
 
 class HeldPlaces:
-    """Where a module holds what its forward may read: attributes of it, of its class and of what is
-    inside of it, global variables and those that functions close over.
+    """Where a module or a function holds what it may read: attributes of it, of its class and of
+    what is inside of it, global variables and those that functions close over.
 
     Args:
-        module: the module.
+        module: the module or function.
         without: what is not searched.
+        most: places from which on objects that are no modules are not searched.
     """
 
-    def __init__(self, module: nn.Module, without: list[Any]):
+    def __init__(self, module: Any, without: list[Any], most: int = LONG):
         self.places: list[Place] = []
+        self._most = most
         self._seen = {id(x) for x in without}
         self._visit(module)
 
@@ -123,7 +128,7 @@ class HeldPlaces:
             if not isinstance(x, nn.Parameter) and not x.is_inference():
                 self.places.append((x, None, x._version))
             return
-        if len(self.places) > LONG and not isinstance(x, nn.Module):
+        if len(self.places) > self._most and not isinstance(x, nn.Module):
             return
         self.places += ((holder, None, len(holder)) for holder in _growing(x))
         if isinstance(x, nn.Module):

@@ -7,8 +7,8 @@ that loop as one CUDA graph. Each engine says by ``refusal`` why it cannot run a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -33,6 +33,9 @@ from fastnode.problem.batch import SampleProblem
 from fastnode.problem.callbacks import ADAPTIVE_CALLBACKS, FIXED_CALLBACKS, find_callbacks
 from fastnode.problem.ivp import Callbacks, Problem, Time, clock_dtype, to_float
 from fastnode.tableaus import METHODS
+from fastnode.torch_support.grad_mode import recorded
+
+T = TypeVar("T")
 
 NAMES = ("auto", "reference", "native", "fused", "graph")
 
@@ -112,11 +115,39 @@ def check_named(request: SolveRequest, per_sample: bool = False) -> None:
         graph_engine().check(request, per_sample)
 
 
+def preferring_graph(
+    problem: Problem, request: SolveRequest, run: Callable[[SolveRequest], T]
+) -> T:
+    """``run(request)``, with engine "graph" where it was not named but can run a compiled field on
+    a GPU, for which there is no other code. Not where gradients are wanted: a backward pass that
+    cannot be captured would raise when it is too late for another engine."""
+    if request.engine != "auto" or not _is_compiled_on_gpu(problem):
+        return run(request)
+    func, graph = problem.func, graph_engine()
+    held = (problem.y0, problem.t), problem.args, tuple(func.parameters())
+    own = not request.adaptive or request.controller.has_own_rules
+    if own or not func.may_be_captured() or (request.adjoint != "none" and recorded(*held)):
+        return run(request)
+    named = request.with_(engine="graph")
+    try:
+        graph.check(named, per_sample=False)
+        return run(named)
+    except graph.CannotCapture:
+        func.cannot_be_captured()
+    except graph.CannotRun:
+        pass
+    return run(request)
+
+
+def _is_compiled_on_gpu(problem: Problem) -> bool:
+    return problem.y0.is_cuda and getattr(type(problem.func), "perceptron", problem) is None
+
+
 def integrate(problem: Problem, request: SolveRequest) -> Tensor:
     """The packed states at the problem's times, [T, *problem.y0.shape]."""
     if choose(problem, request) == "fused":
         return fused.integrate(problem, request)
-    return step_through(problem, request)
+    return preferring_graph(problem, request, lambda request: step_through(problem, request))
 
 
 def step_through(problem: Problem, request: SolveRequest) -> Tensor:

@@ -37,6 +37,7 @@ def build(
     inputs: Sequence[Tensor],
     differentiable: int,
     shape: torch.Size,
+    ends: Sequence[int],
     target: Target,
     gradients: bool,
 ) -> int:
@@ -46,6 +47,7 @@ def build(
         inputs: the tensors that the field holds, of which the first ``differentiable`` get
             gradients.
         shape: of a sample.
+        ends: where the parts of a sample end whose errors are measured apart; none for one part.
         gradients: whether the VJP is compiled as well.
     """
     programs = [_value(traced, inputs, shape, target)]
@@ -65,6 +67,7 @@ def build(
         addresses[1] if gradients else 0,
         target.number == "double",
         list(shape),
+        list(ends),
         [x.numel() for x in inputs],
         differentiable,
         work,

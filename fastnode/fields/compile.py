@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fastnode import extension
 from fastnode.engines.fused import request as fused_request
+from fastnode.engines.fused.generated import WHOLE, Form, Formulas, keep_formulas
 from fastnode.engines.fused.mlp import read_layers
-from fastnode.engines.held_values import Place, changed
 from fastnode.errors import NotCompilable
 from fastnode.fields.errors import find_line
+from fastnode.fields.held import REAL, FunctionField, Held
+from fastnode.fields.signature import Signature
+from fastnode.nn.compiled import MAKERS
+from fastnode.problem.batch import SampleLayout
+from fastnode.problem.ivp import State
 
 if TYPE_CHECKING:
     # What makes code is imported when a field is compiled, as few programs do.
@@ -23,25 +30,32 @@ if TYPE_CHECKING:
 
 __all__ = ["CompiledField", "compile_field"]
 
-_REAL = (torch.float32, torch.float64)
+#: A time at which fields can be called, unless the caller says another one.
+_TIME = 0.37
 #: Batches below it are solved one sample after the other, its features side by side.
 _FEW = 4
 #: What a tile of two vectors costs in units of two tiles of one.
 _TWO_VECTORS = 0.88
-_PLAIN = (bool, int, float, str, type(None))
 #: Bytes in a vector, by the number of the instruction set.
 _BYTES = (16, 32, 64)
 
 
 class CompiledField(nn.Module):
-    """A module and its native code; made by ``compile_field``."""
+    """A module and its native code; made by ``compile_field``.
+
+    Args:
+        module: what is solved.
+        time: at which it can be called.
+        required: whether solves raise where there is no code for them because the module is not
+            one that can be compiled.
+    """
 
     #: Engines look for it: see engines/fused/mlp.py.
     perceptron = None
 
-    def __init__(self, module: nn.Module, time: float):
+    def __init__(self, module: nn.Module, time: float = _TIME, required: bool = False):
         super().__init__()
-        self.module, self._time = module, time
+        self.module, self._time, self.required = module, time, required
         self._codes = _Codes()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -51,139 +65,170 @@ class CompiledField(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
+            # Python's own, as ``__deepcopy__``, would make a module of what is its compiled form.
+            if name.startswith("__"):
+                raise
             return getattr(super().__getattr__("module"), name)
 
     def __getstate__(self) -> dict[str, Any]:
         # Code is this process's; a copy compiles, or finds it in the cache, when it is solved.
         return {**self.__dict__, "_codes": _Codes()}
 
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """Those of the module; of a function the tensors it reads that require a gradient."""
+        if isinstance(self.module, FunctionField):
+            found: list[Any] = self._current().inputs
+            return iter([x for x in found if x.requires_grad])
+        return super().parameters(recurse)
+
+    def check(self, y0: Tensor) -> None:
+        """Raises NotCompilable if there can be no code for such a state: here, where a solve that
+        another engine runs asks for none."""
+        if y0.device.type != "cpu":
+            return
+        if not extension.AVAILABLE:
+            raise NotCompilable("fastnode was installed without its native extension")
+        if y0.dtype not in REAL or y0.dim() < 2:
+            raise NotCompilable(
+                f"a state must be [B, ...] of float32 or float64, got {tuple(y0.shape)} of "
+                f"{y0.dtype}"
+            )
+        # What is found is kept: a solve then looks it up.
+        self.native_field(y0, _any_gradient(y0, *self._current().inputs), False)
+
+    def may_be_captured(self) -> bool:
+        """Whether no CUDA graph failed to capture the module as it is."""
+        return self._known().capturable
+
+    def cannot_be_captured(self) -> None:
+        """One failed."""
+        self._known().capturable = False
+
+    def _current(self) -> Held:
+        """What the module holds now."""
+        held = self._known().held
+        assert held is not None
+        return held
+
+    def _known(self) -> _Codes:
+        """What is known of the module as it is."""
+        codes = self._codes
+        if codes.held is None or codes.held.is_outdated():
+            codes = self._codes = _Codes(Held.of(self.module))
+        return codes
+
     def native_field(
-        self, y0: Tensor, gradients: bool | None, per_sample: bool
+        self, y0: Tensor, gradients: bool | None, per_sample: bool, form: Form = WHOLE
     ) -> tuple[list[Tensor], int] | None:
-        """The tensors that the module holds, and the number of its code for such a state; None
-        where calling the module is more than calling its forward.
+        """The tensors that the code reads, and its number for such a state; None where calling the
+        module is more than calling its forward.
 
         Args:
-            y0: [B, *shape of a sample].
+            y0: [B, *shape of a sample], or [B, D] in the form of rows.
             gradients: whether a VJP is needed; None if it is where a tensor that the module holds
                 has a gradient.
             per_sample: whether each sample has a time of its own.
+            form: how the module is called.
 
         Raises:
             NotCompilable: the field cannot be compiled for this state.
         """
-        if y0.dtype not in _REAL or y0.dim() < 2 or y0.numel() == 0 or y0.device.type != "cpu":
+        if y0.dtype not in REAL or y0.dim() < 2 or y0.numel() == 0 or y0.device.type != "cpu":
             return None
-        codes = self._codes
-        if not codes.inside or changed(codes.places) or codes.misses_gradients():
-            codes = self._codes = _Codes.of(self.module)
-        if read_layers([self, *codes.inside], []) is None:
+        codes = self._known()
+        held = codes.held
+        assert held is not None
+        if read_layers([self, *held.inside], []) is None:
             return None
         if gradients is None:
-            gradients = any(x.requires_grad for x in codes.inputs[: codes.differentiable])
+            gradients = any(x.requires_grad for x in held.inputs[: held.differentiable])
         vectors = _vectors(y0)
-        key = vectors, y0.shape[1:], y0.dtype, gradients, per_sample, fused_request.INSTRUCTIONS
-        found = codes.numbers.get(key)
+        known = None if form is WHOLE else Signature.key(form, gradients)
+        key = vectors, y0.shape[1:], y0.dtype, gradients, per_sample, known
+        found = codes.numbers.get((fused_request.INSTRUCTIONS, key))
         if found is None:
             try:
-                found = self._compile(codes, y0, vectors, per_sample, gradients)
+                found = self._compile(codes, held, y0, key, form)
             except NotCompilable as error:
                 # Kept as well: it takes as long to find out each time.
                 found = error
-            codes.numbers[key] = found
+            codes.numbers[fused_request.INSTRUCTIONS, key] = found
         if isinstance(found, NotCompilable):
             raise found
-        return codes.inputs, found
+        if not form.args:
+            return held.inputs, found
+        return Signature.of(held, form, gradients).joined(held.inputs, form.args), found
 
-    def _compile(
-        self, codes: _Codes, y0: Tensor, vectors: int, per_sample: bool, gradients: bool
-    ) -> int:
+    def _compile(self, codes: _Codes, held: Held, y0: Tensor, key: Any, form: Form) -> int:
         from fastnode.fields.code import Target, build
 
-        shape = y0.shape[1:]
+        vectors, shape, _, gradients, per_sample, known = key
+        signature = Signature.of(held, form, gradients)
+        inputs = signature.joined(held.inputs, form.args)
         try:
-            traced = codes.traced.get((shape, y0.dtype))
+            traced = codes.traced.get((shape, y0.dtype, known))
             if traced is None:
-                traced = _trace(self.module, codes, y0)
-                _check(self.module, codes, y0, self._time)
-                codes.traced[shape, y0.dtype] = traced
+                traced = _trace(held, signature, inputs, y0)
+                _check(held, signature, inputs, y0, self._time)
+                codes.traced[shape, y0.dtype, known] = traced
             number = "float" if y0.dtype == torch.float32 else "double"
             level = fused_request.INSTRUCTIONS
             target = Target(number, _BYTES[level], vectors, per_sample)
-            return build(traced, codes.inputs, codes.differentiable, shape, target, gradients)
+            counted = signature.differentiable
+            made = build(traced, inputs, counted, shape, _ends(form.layout), target, gradients)
         except NotCompilable as error:
             if error.operation is None:
                 raise
-            line = find_line(error.operation, self.module, y0, self._time)
-            raise NotCompilable(f"{error.reason}{line}") from error
+
+            def call() -> None:
+                t = torch.tensor(self._time, dtype=y0.dtype)
+                signature.call(held.module, inputs, t, y0.detach().clone())
+
+            raise NotCompilable(f"{error.reason}{find_line(error.operation, call)}") from error
+        keep_formulas(made, held.module, Formulas(signature.evaluate, held.fixed))
+        return made
 
 
 @dataclass(eq=False)
 class _Codes:
-    """What was compiled of a module as it was, and what that depends on."""
+    """What was compiled of a module as it was."""
 
+    held: Held | None = None
     #: The number of the code, or why there is none, by what it was made for.
     numbers: dict[Any, int | NotCompilable] = field(default_factory=dict)
     traced: dict[Any, Traced] = field(default_factory=dict)
-    inside: list[nn.Module] = field(default_factory=list)
-    #: Where modules, tensors and plain values stood: others in their place ask for new code.
-    places: list[Place] = field(default_factory=list)
-    #: How many attributes each module had.
-    counts: list[int] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-    #: The tensors that the module holds: those with gradients first.
-    inputs: list[Tensor] = field(default_factory=list)
-    differentiable: int = 0
-
-    def misses_gradients(self) -> bool:
-        """Whether a tensor that had no gradient when it was looked at has one now."""
-        return any(x.requires_grad for x in self.inputs[self.differentiable :])
-
-    @classmethod
-    def of(cls, module: nn.Module) -> _Codes:
-        held = [*module.named_parameters(), *module.named_buffers()]
-        first = [(n, x) for n, x in held if _may_have_gradient(x)]
-        rest = [(n, x) for n, x in held if not any(x is y for _, y in first)]
-        places: list[Place] = []
-        for each in module.modules():
-            for part in (each._parameters, each._buffers, each._modules):
-                places += [(part, name, value) for name, value in part.items()]
-            own = each.__dict__
-            places += [
-                (own, name, value)
-                for name, value in own.items()
-                if isinstance(value, _PLAIN) and not name.startswith("_")
-            ]
-        # Indices are part of the code.
-        places += [
-            (x, None, x._version)
-            for _, x in rest
-            if not (x.is_floating_point() or x.is_inference())
-        ]
-        return cls(
-            inside=list(module.modules()),
-            places=places,
-            counts=[len(each.__dict__) for each in module.modules()],
-            names=[name for name, _ in (*first, *rest)],
-            inputs=[x for _, x in (*first, *rest)],
-            differentiable=len(first),
-        )
+    #: Whether a CUDA graph may hold it, as far as is known.
+    capturable: bool = True
 
 
-def compile_field(module: nn.Module, y0: Tensor, t: Tensor | float | None = None) -> CompiledField:
-    """A field that is solved by native code generated from ``module``.
+def compile_field(
+    field: Callable[..., Any],
+    y0: State,
+    t: Tensor | float | None = None,
+    *,
+    args: Sequence[Any] = (),
+    adjoint_params: Sequence[Tensor] = (),
+) -> CompiledField:
+    """A field that is solved by native code generated from ``field``.
 
-    ``module(t, y)`` must treat samples alone: row i of the result depends on row i of y, on t and
-    on the tensors that the module holds. It is traced for one sample; C++ is generated from the
-    trace, with samples in the lanes of vectors, and compiled for this machine. The result calls
-    ``module`` and shares its parameters: train either. ``odeint``, ``solve``, ``odeint_adjoint``
-    and modules that solve take it; solves that native code does not know run on other engines.
+    ``field(t, y, *args)`` must treat samples alone: row i of the result depends on row i of y, on
+    t, on args and on the tensors that the field holds. It is traced for one sample; C++ is
+    generated from the trace, with samples in the lanes of vectors, and compiled for this machine.
+    The result calls ``field`` and shares its parameters: train either. ``odeint``, ``solve``,
+    ``odeint_adjoint`` and modules that solve take it; solves that native code does not know run on
+    other engines. On a GPU no code is generated: adaptive solves go to the engine "graph" where it
+    can run them.
 
     Args:
-        module: an nn.Module with ``forward(t, y)``, t a tensor without dimensions.
-        y0: a state as it will be solved, [B, *shape of a sample], float32 or float64, on the CPU.
-            Code for another batch or dtype is made when a solve needs it.
-        t: a time at which the module can be called, for the checks; 0.37 if None.
+        field: an nn.Module with ``forward(t, y, *args)``, t a tensor without dimensions; or a
+            function. The tensors that a function closes over, those in its global variables and
+            what these hold are found; others are refused unless adjoint_params names them.
+        y0: a state as it will be solved, [B, *shape of a sample], float32 or float64, or a tuple of
+            such with one B. Code for another batch, dtype or form is made when a solve needs it.
+        t: a time at which the field can be called, for the checks; 0.37 if None.
+        args: further arguments as they will be given: numbers, which become part of the code, and
+            floating tensors that all samples share, which are read at each solve.
+        adjoint_params: of a function, tensors that it reads where they cannot be found.
 
     Raises:
         NotCompilable: the field draws random numbers, mixes samples, decides in Python by a
@@ -192,25 +237,62 @@ def compile_field(module: nn.Module, y0: Tensor, t: Tensor | float | None = None
             which line.
         TypeError, ValueError: an argument is wrong.
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be an nn.Module, got {type(module).__name__}")
-    if isinstance(module, CompiledField):
-        return module
-    if not isinstance(y0, Tensor) or y0.dtype not in _REAL:
-        kind = y0.dtype if isinstance(y0, Tensor) else type(y0).__name__
-        raise TypeError(f"y0 must be a tensor of float32 or float64, got {kind}")
-    if y0.dim() < 2 or y0.numel() == 0:
-        raise ValueError(f"y0 must be [B, ...] with samples in rows, got shape {tuple(y0.shape)}")
-    if y0.device.type != "cpu":
-        raise ValueError(f"y0 must be on the CPU, got {y0.device}; on a GPU use engine='graph'")
+    if isinstance(field, CompiledField):
+        return field
+    if not callable(field):
+        raise TypeError(f"field must be an nn.Module or a function, got {type(field).__name__}")
+    declared = tuple(adjoint_params)
+    for i, x in enumerate(declared):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"adjoint_params[{i}] must be a tensor, got {type(x).__name__}")
+    if isinstance(field, nn.Module):
+        if declared:
+            raise ValueError(
+                "adjoint_params go together with a function; the tensors of a module are its "
+                "parameters and buffers"
+            )
+        module = field
+    else:
+        module = FunctionField(field, declared)
+    layout, packed = _checked_state(y0)
     if not extension.AVAILABLE:
         raise NotCompilable("fastnode was installed without its native extension")
-    time = 0.37 if t is None else float(t)
-    compiled = CompiledField(module, time)
-    gradients = (y0.requires_grad or None) if torch.is_grad_enabled() else False
-    if compiled.native_field(y0, gradients, False) is None:
-        raise NotCompilable("a module inside has hooks")
+    compiled = CompiledField(module, _TIME if t is None else float(t))
+    if packed.device.type != "cpu":
+        # The engine "graph" makes its checks, and captures the field, at the first solve.
+        return compiled
+    needs = _any_gradient(packed, *compiled.parameters(), *args)
+    form = WHOLE if layout is None and not args else Form(layout, tuple(args))
+    if compiled.native_field(packed, needs, False, form) is None:
+        raise NotCompilable("a module inside has hooks, or a tensor of the state has no elements")
     return compiled
+
+
+def _any_gradient(*held: Any) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in held)
+
+
+def _checked_state(y0: Any) -> tuple[SampleLayout | None, Tensor]:
+    """The form of a tuple's samples, and the state as it is or in rows."""
+    parts = y0 if isinstance(y0, tuple) else (y0,)
+    if not parts:
+        raise ValueError("y0 must hold at least one tensor, got an empty tuple")
+    for part in parts:
+        if not isinstance(part, Tensor) or part.dtype not in REAL:
+            kind = part.dtype if isinstance(part, Tensor) else type(part).__name__
+            raise TypeError(f"y0 must be of tensors of float32 or float64, got {kind}")
+        if part.device.type not in ("cpu", "cuda") or part.device != parts[0].device:
+            raise ValueError(f"y0 must be on the CPU or on one GPU, got {part.device}")
+    shapes = ", ".join(str(tuple(part.shape)) for part in parts)
+    if not isinstance(y0, tuple):
+        if y0.dim() < 2 or y0.numel() == 0:
+            raise ValueError(f"y0 must be [B, ...] with samples in rows, got shape {shapes}")
+        return None, y0
+    batches = {part.shape[:1] for part in parts}
+    if len(batches) > 1 or any(part.dim() < 1 or part.numel() == 0 for part in parts):
+        raise ValueError(f"y0 must be of tensors [B, ...] with one B, got shapes {shapes}")
+    layout = SampleLayout(tuple(part.shape[1:] for part in parts), True)
+    return layout, layout.pack(y0)
 
 
 def evaluate(module: nn.Module, y: Tensor, t: float) -> Tensor:
@@ -219,11 +301,6 @@ def evaluate(module: nn.Module, y: Tensor, t: float) -> Tensor:
     assert found is not None
     held, number = found
     return extension.native().generated_value(held, number, t, y, fused_request.INSTRUCTIONS)
-
-
-def _may_have_gradient(x: Tensor) -> bool:
-    # Under torch.func.functional_call plain tensors stand where parameters do.
-    return x.dtype in _REAL and (isinstance(x, nn.Parameter) or x.requires_grad)
 
 
 def _vectors(y0: Tensor) -> int:
@@ -236,59 +313,77 @@ def _vectors(y0: Tensor) -> int:
     return 2 if twos <= math.ceil(batch / lanes) else 1
 
 
-def _trace(module: nn.Module, codes: _Codes, y0: Tensor) -> Traced:
+def _ends(layout: SampleLayout | None) -> list[int]:
+    """Where the tensors of a tuple end in a row; none of one tensor alone."""
+    if layout is None or len(layout.shapes) == 1:
+        return []
+    return list(accumulate(layout.sizes))
+
+
+def _trace(held: Held, signature: Signature, inputs: Sequence[Tensor], y0: Tensor) -> Traced:
     from fastnode.fields.trace import trace
 
     def call(t: Tensor, y: Tensor, *inputs: Tensor) -> Tensor:
-        held = dict(zip(codes.names, inputs, strict=True))
-        found = functional_call(module, held, (t, y.unsqueeze(0)))
-        if not isinstance(found, Tensor):
-            raise NotCompilable(f"it returns {type(found).__name__}, not a tensor")
-        if found.shape != (1, *y.shape) or found.dtype != y.dtype:
-            raise NotCompilable(
-                f"for one sample of shape {tuple(y.shape)} and {y.dtype} it returns "
-                f"{tuple(found.shape)[1:]} and {found.dtype}"
-            )
-        return found.squeeze(0)
+        one = y.unsqueeze(0)
+        return signature.packed(signature.call(held.module, inputs, t, one), one).squeeze(0)
 
-    for name, x in zip(codes.names, codes.inputs, strict=True):
+    for name, x in zip(signature.names(), inputs, strict=True):
         if x.is_floating_point() and x.dtype != y0.dtype:
             raise NotCompilable(f"{name} is {x.dtype} and the state {y0.dtype}")
         if x.device.type != "cpu":
             raise NotCompilable(f"{name} is on {x.device}")
     y = y0.detach()[0].clone()
     t = torch.zeros((), dtype=y.dtype)
-    return trace(call, y, t, codes.inputs, codes.differentiable)
+    return trace(call, y, t, inputs, signature.differentiable)
 
 
 @torch.no_grad()
-def _check(module: nn.Module, codes: _Codes, y0: Tensor, time: float) -> None:
+def _check(
+    held: Held, signature: Signature, inputs: Sequence[Tensor], y0: Tensor, time: float
+) -> None:
     """Whether the module treats samples alone, and calling it changes nothing."""
     # Near the samples that were given, where the field is defined, but no two alike.
     rows = y0.detach()[torch.arange(5) % len(y0)]
     noise = torch.randn(rows.shape, dtype=rows.dtype, generator=torch.Generator().manual_seed(0))
     y = rows * (1 + 0.1 * noise) + 0.01 * noise
     t = torch.tensor(time, dtype=y0.dtype)
-    versions = [0 if x.is_inference() else x._version for x in codes.inputs]
+    versions = [_version(x) for x in inputs]
     given = y.clone()
-    together, again = module(t, given), module(t, given)
-    alone = torch.cat([module(t, row[None]) for row in y])
+
+    def call(y: Tensor) -> Tensor:
+        try:
+            found = signature.plain_call(held.module, inputs, t, y)
+        except RuntimeError as error:
+            if not signature.hint:
+                raise
+            raise NotCompilable(
+                f"called with {len(y)} samples it raises {error}{signature.hint}"
+            ) from error
+        return signature.packed(found, y)
+
+    together, again = call(given), call(given)
+    alone = torch.cat([call(row[None]) for row in y])
     if not torch.allclose(given, y, rtol=0, atol=0, equal_nan=True):
         raise NotCompilable("it changes the state that it is given in place; work on a copy")
     if not torch.allclose(together, again, rtol=0, atol=0, equal_nan=True):
         raise NotCompilable("two calls at the same point give different results")
-    name = next((name for holder, name, x in codes.places if changed([(holder, name, x)])), None)
-    if codes.counts != [len(each.__dict__) for each in codes.inside]:
-        name = "new"
+    name = held.changed_name()
     if name is not None:
         raise NotCompilable(f"a call changes its attribute {name!r}, which native code cannot do")
-    for name, x, version in zip(codes.names, codes.inputs, versions, strict=True):
-        if not x.is_inference() and x._version != version:
+    for name, x, version in zip(signature.names(), inputs, versions, strict=True):
+        if _version(x) != version:
             raise NotCompilable(f"a call changes {name}, a tensor that it holds")
     close = 1e-4 if y0.dtype == torch.float32 else 1e-10
     scale = together.nan_to_num().abs().max().clamp(min=1)
     if not torch.allclose(together, alone, rtol=0, atol=float(close * scale), equal_nan=True):
         raise NotCompilable(
             "samples depend on each other (a mean over the batch, batch normalisation in training "
-            "mode?): a batch gives other results than its samples one by one"
+            f"mode?): a batch gives other results than its samples one by one{signature.hint}"
         )
+
+
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version
+
+
+MAKERS.append(functools.partial(CompiledField, required=True))

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from fastnode.errors import NotCompilable
 
 __all__ = ["NotCompilable", "find_line"]
 
 
-def find_line(operation: Any, module: nn.Module, y0: Tensor, time: float) -> str:
-    """Where the module calls an operation: ``" (file:line)"``, or "" if it is never called."""
+def find_line(operation: Any, call: Callable[[], Any]) -> str:
+    """Where ``call`` calls an operation: ``" (file:line)"``, or "" if it never does."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     wanted = getattr(operation, "overloadpacket", operation)
@@ -28,7 +28,7 @@ def find_line(operation: Any, module: nn.Module, y0: Tensor, time: float) -> str
 
     try:
         with torch.no_grad(), Watch():
-            module(torch.tensor(time, dtype=y0.dtype), y0.detach().clone())
+            call()
     except Exception:
         return ""
     return f" ({found[0]})" if found and found[0] else ""

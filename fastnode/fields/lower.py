@@ -73,10 +73,11 @@ class Lowering(Builder):
         """A tensor that is neither parameter nor buffer: one that forward makes of numbers."""
         value = getattr(self.module, str(node.target))
         made = all(user.target is aten.lift_fresh_copy.default for user in node.users)
-        if value.is_floating_point() and value.dim() and not made:
+        if not made:
             raise NotCompilable(
                 f"it reads a tensor of shape {tuple(value.shape)} that is neither a parameter nor "
-                "a buffer, whose changes would not be seen; use register_buffer",
+                "a buffer, whose changes would not be seen; use register_buffer, or for a function "
+                "name it in adjoint_params",
                 next(iter(node.users), node),
             )
         return value.detach()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fastnode.adjoints.discrete.revolve import Revolve
 from fastnode.adjoints.select import find_adjoint
 from fastnode.engines.methods import ADAPTIVE, FIXED, NAMES
+from fastnode.nn.compiled import CompiledInside
 from fastnode.nn.fields import check_positive
 from fastnode.nn.solving import (
     as_times,
@@ -60,9 +61,10 @@ class _Regularized(nn.Module):
 
     field: nn.Module
 
-    def __init__(self, regularizer: Regularizer | None) -> None:
+    def __init__(self, regularizer: Regularizer | None, compile: bool) -> None:
         super().__init__()
         self.regularizer = regularizer
+        self._compiled = CompiledInside(compile)
         self.regularization = torch.zeros(())
         self.nfe = 0
 
@@ -70,14 +72,19 @@ class _Regularized(nn.Module):
         self, z0: Tensor, ts: Tensor, last: bool = False, **options: Any
     ) -> Tensor:
         """The trajectory, or the last of its states."""
-        return self._note(*solve_regularized(self, self.regularizer, z0, ts, last, **options))
+        found = solve_regularized(self, self.regularizer, z0, ts, last, **options)
+        return self._note(*found)
 
     def _odeint(self, z0: Tensor, ts: Tensor, **options: Any) -> Tensor:
-        return self._note(*solve_states(self.field, z0, ts, **options))
+        return self._note(*solve_states(self._solved(z0), z0, ts, **options))
 
     def _end(self, z0: Tensor, times: list[float], **options: Any) -> Tensor:
         """The state at the last time."""
-        return self._note(*solve_end(self.field, z0, times, **options))
+        return self._note(*solve_end(self._solved(z0), z0, times, **options))
+
+    def _solved(self, z0: Tensor) -> nn.Module:
+        """The field, or with ``compile`` its compiled form."""
+        return self._compiled(self.field, z0)
 
     def _note(self, solution: Tensor, penalty: Tensor, nfe: int) -> Tensor:
         # An exported graph has no place for them.
@@ -106,6 +113,8 @@ class NeuralODE(_Regularized):
         regularizer: one of :mod:`fastnode.regularize`, at work in training mode.
         adjoint: how gradients are made, as in :func:`fastnode.solve`; with any but "backprop"
             options are those of a regulariser.
+        compile: whether solves run native code of the field, made at the first one
+            (:func:`fastnode.compile_field`); parameters and ``state_dict`` stay as they are.
 
     Attributes:
         nfe: evaluations of the field by the last solve of forward (an int, not part of the state).
@@ -116,6 +125,7 @@ class NeuralODE(_Regularized):
         TypeError: field is not a module, or regularizer none.
         ValueError: unknown method, t0 and t1 equal, a method or option that the regulariser cannot
             work with; in a call, what :func:`fastnode.odeint` and the regulariser raise.
+        NotCompilable: in a call with ``compile``, there can be no code for the field.
 
     Source: Chen et al., NeurIPS 2018, arXiv 1806.07366.
     """
@@ -131,8 +141,9 @@ class NeuralODE(_Regularized):
         options: dict[str, Any] | None = None,
         regularizer: Regularizer | None = None,
         adjoint: str | Revolve = "backprop",
+        compile: bool = False,
     ) -> None:
-        super().__init__(regularizer)
+        super().__init__(regularizer, compile)
         check_module(field=field)
         _check_method(method)
         check_regularizer(regularizer, method, options)
@@ -191,6 +202,7 @@ class EncodedODE(_Regularized):
         times: T increasing times in place of 0 and 1, the first being that of encoder(x); the
             decoder is then given the states at all of them, [B, T, ...], and a method of fixed
             steps takes one from each to the next.
+        compile: whether solves run native code of the field, as in :class:`NeuralODE`.
 
     Attributes:
         nfe: evaluations of the field by the last solve of forward (an int, not part of the state).
@@ -214,8 +226,9 @@ class EncodedODE(_Regularized):
         atol: float = 1e-3,
         regularizer: Regularizer | None = None,
         times: Tensor | None = None,
+        compile: bool = False,
     ) -> None:
-        super().__init__(regularizer)
+        super().__init__(regularizer, compile)
         check_module(encoder=encoder, field=field, decoder=decoder)
         check_positive(steps=steps)
         _check_method(method)

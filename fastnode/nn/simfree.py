@@ -41,6 +41,8 @@ class SimulationFreeNODE(EncodedODE):
         label_noise: standard deviation sigma of the noise on the label's embedding.
         zero_probability: share of training samples at exactly t = 0.
         num_classes: classes of integer targets; None for targets that are given as rows.
+        compile: whether predictions run native code of the field, as in :class:`NeuralODE`; the
+            loss calls the field itself.
 
     Raises:
         TypeError: a module is none, or ``path`` is neither a name nor a path.
@@ -59,8 +61,9 @@ class SimulationFreeNODE(EncodedODE):
         label_noise: float = 3.0,
         zero_probability: float = 0.1,
         num_classes: int | None = None,
+        compile: bool = False,
     ) -> None:
-        super().__init__(encoder, field, decoder, method="euler", steps=1)
+        super().__init__(encoder, field, decoder, method="euler", steps=1, compile=compile)
         check_module(label_encoder=label_encoder)
         if not label_noise >= 0:
             raise ValueError(f"label_noise must be at least 0, got {label_noise}")

@@ -136,7 +136,7 @@ def solve_regularized(
 ) -> tuple[Tensor, Tensor, int]:
     """The trajectory, or the ``last`` of its states, the penalty (0 unless the module is in
     training mode) and the NFE, per sample the mean."""
-    func = module.field
+    func = module._solved(z0)  # pyright: ignore
     options = {"controller": CONTROLLER, **options}
     if regularizer is not None and module.training:
         solution, penalty = regularizer.solve(func, z0, ts, **options)  # pyright: ignore

@@ -146,15 +146,6 @@ def test_gradients_by_finite_differences(batch):
     assert torch.autograd.gradcheck(solve, inputs, atol=1e-5, rtol=1e-4)
 
 
-def test_second_gradients_are_refused():
-    module, y0 = make("mlp", 3)
-    compiled = fastnode.compile_field(module, y0)
-    y0.requires_grad_()
-    y1 = fastnode.odeint(compiled, y0, TIMES)[-1]
-    with pytest.raises(RuntimeError, match="have no gradients themselves"):
-        torch.autograd.grad(y1.sum(), y0, create_graph=True)
-
-
 class Switched(nn.Module):
     """Reads attributes and its mode in forward."""
 
@@ -346,14 +337,16 @@ def test_a_tensor_that_is_no_buffer_is_refused():
 @pytest.mark.parametrize(
     ("module", "y0", "error", "message"),
     [
-        (lambda t, y: -y, torch.ones(2, 2), TypeError, "nn.Module"),
-        (Plain(), [1.0], TypeError, "y0 must be a tensor"),
+        (3, torch.ones(2, 2), TypeError, "nn.Module or a function"),
+        (Plain(), [1.0], TypeError, "y0 must be of tensors"),
+        (Plain(), (), ValueError, "at least one tensor"),
+        (Plain(), (torch.ones(2, 4), torch.ones(3, 4)), ValueError, "with one B"),
         (Plain(), torch.ones(2, 4, dtype=torch.int64), TypeError, "float32 or float64"),
         (Plain(), torch.ones(4), ValueError, "with samples in rows"),
         (Plain(), torch.ones(0, 4), ValueError, "with samples in rows"),
         (Plain(), torch.ones(2, 4, dtype=torch.float64), ValueError, "float32 and the state"),
     ],
-    ids=range(6),
+    ids=range(8),
 )
 def test_wrong_arguments_are_named(module, y0, error, message):
     with pytest.raises(error, match=message):

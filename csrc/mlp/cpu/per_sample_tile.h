@@ -156,15 +156,21 @@ class SampleTile {
     arithmetic_.combine(frame_, samples, y, k, stages, weight, out);
   }
 
-  // For each sample the root mean square of sum_j weight(s, j) k_j over its tolerances.
+  // For each sample the root mean square of sum_j weight(s, j) k_j over its tolerances: the largest
+  // of its parts, or if `whole` that of all of it.
   template <class F, class G>
   void norms(int64_t samples, const T* after, const std::vector<int>& stages, F weight, G tolerance,
-             std::vector<double>& out) {
+             std::vector<double>& out, bool whole = false) {
     const Extent extent = frame_.extent(field_.dim());
-    const int64_t columns = extent.columns, dim = field_.dim();
+    const int64_t columns = extent.columns;
     T *rtol = tolerances_.data(), *atol = rtol + columns, *sums = atol + columns;
     const int count = int(stages.size());
-    out.resize(size_t(samples));
+    out.assign(size_t(samples), 0.0);
+    const auto enter = [&](int64_t sample, double total, const Features& part) {
+      const double found = std::sqrt(total / double(part.end - part.begin));
+      // NaN is the largest of all.
+      if (!(found <= out[size_t(sample)])) out[size_t(sample)] = found;
+    };
     if (!frame_.sample_major) {
       std::fill(rtol, atol, T(0));
       std::fill(atol, sums, T(1));
@@ -174,16 +180,25 @@ class SampleTile {
         frame_, samples, k, stages, weight, [&](int64_t offset, const Extent& part) {
           const int64_t sample = frame_.sample_major ? offset / extent.stride : 0;
           if (frame_.sample_major) std::tie(*rtol, *atol) = tolerance(sample);
-          field_.kernels->error(y + offset, after + offset, arithmetic_.terms(),
-                                arithmetic_.coefficients(), rtol, atol, !frame_.sample_major, count,
-                                part, sums);
-          if (frame_.sample_major) {
-            double total = 0;
-            for (int64_t d = 0; d < dim; ++d) total += double(sums[d]);
-            out[size_t(sample)] = std::sqrt(total / double(dim));
-          } else {
-            for (int64_t s = 0; s < samples; ++s)
-              out[size_t(s)] = std::sqrt(double(sums[s]) / double(dim));
+          for (int64_t p = 0; p < (whole ? 1 : field_.parts()); ++p) {
+            const Features of = whole ? Features{0, field_.dim()} : field_.part(p);
+            // Where samples are columns, features are rows: those of the part alone.
+            const int64_t skipped = frame_.sample_major ? 0 : of.begin * extent.stride;
+            const Extent rows =
+                frame_.sample_major ? part : Extent{of.end - of.begin, part.columns, part.stride};
+            shifted_.assign(arithmetic_.terms(), arithmetic_.terms() + count);
+            for (const T*& each : shifted_) each += skipped;
+            const int64_t from = offset + skipped;
+            field_.kernels->error(y + from, after + from, shifted_.data(),
+                                  arithmetic_.coefficients(), rtol, atol, !frame_.sample_major,
+                                  count, rows, sums);
+            if (frame_.sample_major) {
+              double total = 0;
+              for (int64_t d = of.begin; d < of.end; ++d) total += double(sums[d]);
+              enter(sample, total, of);
+            } else {
+              for (int64_t s = 0; s < samples; ++s) enter(s, double(sums[s]), of);
+            }
           }
         });
   }
@@ -204,6 +219,7 @@ class SampleTile {
   PerSampleArithmetic<T> arithmetic_;
   T* scratch_;
   std::vector<T> tolerances_;
+  std::vector<const T*> shifted_;
 };
 
 }  // namespace fastnode

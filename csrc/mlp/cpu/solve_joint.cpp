@@ -224,20 +224,45 @@ struct alignas(64) MlpSolve<T>::Worker {
     finish();
   }
 
-  // Memory for up to three sums of squares of each tile. Threads read the sums of one turn while
-  // others may already write those of the next.
-  double* next_sums() { return solve.sums_.data() + (turn++ % 2) * 3 * solve.tiles(); }
+  // Memory for up to three sums of squares of each part of each tile. Threads read the sums of one
+  // turn while others may already write those of the next.
+  double* next_sums() { return solve.sums_.data() + (turn++ % 2) * solve.sums_of_a_turn(); }
+  // Sums of one kind, [parts, tiles].
+  int64_t kind() const { return field.parts() * solve.tiles(); }
 
   // Of the whole state, from the sums of all tiles: in their order, whichever thread has them.
   double rms(const double* sums) const {
     double total = 0;
-    for (int64_t i = 0; i < solve.tiles(); ++i) total += sums[i];
+    for (int64_t i = 0; i < kind(); ++i) total += sums[i];
     return std::sqrt(total / double(solve.batch_ * dim()));
   }
 
-  double squares(const Tile<T>& tile, T* const* k, const Weights& weights) {
-    return arithmetic.squares(tile.frame, tile.y, tile.y, k, weights, 1, options.rtol,
-                              options.atol);
+  // The largest of its parts.
+  double norm(const double* sums) const {
+    if (field.parts() == 1) return rms(sums);
+    double largest = 0;
+    for (int64_t p = 0; p < field.parts(); ++p, sums += solve.tiles()) {
+      double total = 0;
+      for (int64_t i = 0; i < solve.tiles(); ++i) total += sums[i];
+      const Features part = field.part(p);
+      const double found = std::sqrt(total / double(solve.batch_ * (part.end - part.begin)));
+      // NaN is the largest of all.
+      if (!(found <= largest)) largest = found;
+    }
+    return largest;
+  }
+
+  void squares(const Tile<T>& tile, const T* after, T* const* k, const Weights& weights,
+               double scale, double rtol, double atol, double* sums) {
+    sums += &tile - solve.tiles_.data();
+    for (int64_t p = 0; p < field.parts(); ++p, sums += solve.tiles()) {
+      *sums = arithmetic.squares(tile.frame, field.part(p), tile.y, after, k, weights, scale, rtol,
+                                 atol);
+    }
+  }
+
+  void squares(const Tile<T>& tile, T* const* k, const Weights& weights, double* sums) {
+    squares(tile, tile.y, k, weights, 1, options.rtol, options.atol, sums);
   }
 
   // fastnode.control.controllers.initial_step, which gives the source. The derivative at the end of
@@ -245,12 +270,11 @@ struct alignas(64) MlpSolve<T>::Worker {
   bool choose_first_step() {
     double* sums = next_sums();
     for (Tile<T>* tile = begin; tile != end; ++tile) {
-      double* const sum = sums + (tile - solve.tiles_.data());
-      sum[0] = squares(*tile, &tile->y, kFirst);
-      sum[solve.tiles()] = squares(*tile, tile->k.data(), kFirst);
+      squares(*tile, &tile->y, kFirst, sums);
+      squares(*tile, tile->k.data(), kFirst, sums + kind());
     }
     barrier.wait();
-    const double d0 = rms(sums), d1 = rms(sums + solve.tiles());
+    const double d0 = norm(sums), d1 = norm(sums + kind());
     if (!finite(d0) || !finite(d1)) return false;
     const double h0 = Controller::trial_step(d0, d1, std::abs(limit - course.t));
     const double step = direction * h0;
@@ -258,11 +282,11 @@ struct alignas(64) MlpSolve<T>::Worker {
     for (Tile<T>* tile = begin; tile != end; ++tile) {
       arithmetic.combine(tile->frame, tile->y, tile->k.data(), kFirst, step, tile->stage);
       evaluate(*tile, as_time<T>(course.t + step), tile->stage, tile->k[1]);
-      sums[tile - solve.tiles_.data()] = squares(*tile, tile->k.data(), kChange);
+      squares(*tile, tile->k.data(), kChange, sums);
     }
     barrier.wait();
     ++evaluations;
-    course.h = options.controller.first_step(h0, d1, rms(sums), LibraryPower());
+    course.h = options.controller.first_step(h0, d1, norm(sums), LibraryPower());
     return true;
   }
 
@@ -277,7 +301,7 @@ struct alignas(64) MlpSolve<T>::Worker {
       const double* const sums = attempt();
       if (sums == nullptr) return false;
       accepted =
-          settle(course, options.controller, rms(sums), LibraryPower(), options.first_step_alone);
+          settle(course, options.controller, norm(sums), LibraryPower(), options.first_step_alone);
       if (!accepted) continue;
       if (leads) record(sums);
       keep_step();
@@ -288,18 +312,16 @@ struct alignas(64) MlpSolve<T>::Worker {
   // Takes the stages of the step at hand: the sums of squares of its error and, where there is an
   // estimate of stiffness, of its two parts; null if the solve is to end.
   const double* attempt() {
-    double* const to_end = solve.sums_.data() + 6 * solve.tiles() + turn % 2;
+    double* const to_end = solve.sums_.data() + 2 * solve.sums_of_a_turn() + turn % 2;
     double* const sums = next_sums();
     for (Tile<T>* tile = begin; tile != end; ++tile) {
       take_stages(*tile, true);
-      double* const sum = sums + (tile - solve.tiles_.data());
-      sum[0] = arithmetic.squares(tile->frame, tile->y, tile->y1, tile->k.data(), tableau.error,
-                                  course.step, options.rtol, options.atol);
+      squares(*tile, tile->y1, tile->k.data(), tableau.error, course.step, options.rtol,
+              options.atol, sums);
       if (!options.pair) continue;
       for (int i = 0; i < 2; ++i) {
         const Weights& weights = i ? options.pair->states : options.pair->derivatives;
-        sum[(i + 1) * solve.tiles()] =
-            arithmetic.squares(tile->frame, tile->y, tile->y, tile->k.data(), weights, 1, 0, 1);
+        squares(*tile, tile->y, tile->k.data(), weights, 1, 0, 1, sums + (i + 1) * kind());
       }
     }
     evaluations += int64_t(tableau.stages.size()) - 1;
@@ -312,10 +334,10 @@ struct alignas(64) MlpSolve<T>::Worker {
   void record(const double* sums) {
     trace.edges.push_back(course.t);
     trace.error.push_back(course.ratio);
-    const int64_t tiles = solve.tiles();
-    trace.stiffness.push_back(options.pair ? stiffness_of(rms(sums + tiles), rms(sums + 2 * tiles),
-                                                          options.pair->stability)
-                                           : std::numeric_limits<double>::quiet_NaN());
+    trace.stiffness.push_back(
+        options.pair
+            ? stiffness_of(rms(sums + kind()), rms(sums + 2 * kind()), options.pair->stability)
+            : std::numeric_limits<double>::quiet_NaN());
   }
 
   void keep_step() {
@@ -432,7 +454,7 @@ MlpSolve<T>::MlpSolve(const Field<T>& field, int64_t batch, MlpOptions options)
       if (owns(i)) tile.k[i] = memory_.take<T>(frame.size(dim_));
     }
   }
-  sums_.resize(6 * tiles_.size() + 2);
+  sums_.resize(size_t(2 * sums_of_a_turn()) + 2);
   options_.controller.resolution = Resolution<T>::value;
 }
 

@@ -111,6 +111,8 @@ class MlpSolve {
  private:
   struct Worker;
 
+  int64_t sums_of_a_turn() const { return 3 * field_->parts() * tiles(); }
+
   // Whether each tile has its own memory for k_i: for the first, for the last, which may be the
   // next step's first, and for all where dense output may need them after the tiles' errors are
   // known. Otherwise the tiles of a thread share it, while it is still in the cache.
@@ -124,7 +126,8 @@ class MlpSolve {
   int64_t batch_, dim_;
   std::vector<Tile<T>> tiles_;
   Arena memory_;
-  std::vector<double> sums_;  // [2, tiles, 3], and [2]: not zero where the solve is to end
+  // [2, 3, parts, tiles], and [2]: not zero where the solve is to end.
+  std::vector<double> sums_;
   Kept<T> kept_;
   std::atomic<bool> saw_nan_{false}, saw_infinity_{false};
   Interruption interruption_;

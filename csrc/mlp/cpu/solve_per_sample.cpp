@@ -221,7 +221,7 @@ struct MlpSamples<T>::Worker {
       const auto measure = [&](const Weights& weights, std::vector<double>& out) {
         tile.norms(
             count(), tile.y, weights.stages, [&](int64_t, size_t j) { return weights.values[j]; },
-            [](int64_t) { return std::pair(T(0), T(1)); }, out);
+            [](int64_t) { return std::pair(T(0), T(1)); }, out, true);
       };
       measure(control.pair->derivatives, norms);
       measure(control.pair->states, states);

@@ -36,17 +36,28 @@ class TileArithmetic {
                             frame.extent(field_.dim()), out);
   }
 
-  // The sum of squares of scale sum_j w_j k_j over the tolerances; samples and features that are
-  // there only to fill vectors do not count.
-  double squares(const Frame& frame, const T* y0, const T* y1, T* const* k, const Weights& weights,
-                 double scale, double rtol, double atol) {
+  // The sum of squares of scale sum_j w_j k_j over the tolerances, of a part of the features;
+  // samples and features that are there only to fill vectors do not count.
+  double squares(const Frame& frame, const Features& part, const T* y0, const T* y1, T* const* k,
+                 const Weights& weights, double scale, double rtol, double atol) {
     const int count = prepare(k, weights, scale);
     const T relative = T(rtol), absolute = T(atol);
+    Extent extent = frame.extent(field_.dim());
+    int64_t first = part.begin, last = part.end;
+    if (!frame.sample_major) {
+      // Features are rows: those of the part alone.
+      const int64_t skipped = part.begin * extent.stride;
+      extent.rows = part.end - part.begin;
+      y0 += skipped;
+      y1 += skipped;
+      for (int j = 0; j < count; ++j) terms_[size_t(j)] += skipped;
+      first = 0;
+      last = frame.samples;
+    }
     field_.kernels->error(y0, y1, terms_.data(), coefficients_.data(), &relative, &absolute, false,
-                          count, frame.extent(field_.dim()), sums_.data());
-    const int64_t valid = frame.sample_major ? field_.dim() : frame.samples;
+                          count, extent, sums_.data());
     double total = 0;
-    for (int64_t i = 0; i < valid; ++i) total += double(sums_[size_t(i)]);
+    for (int64_t i = first; i < last; ++i) total += double(sums_[size_t(i)]);
     return total;
   }
 

@@ -25,6 +25,7 @@ struct GeneratedCode {
   const void *value, *vjp;  // FieldCode of the dtype; the latter may be null
   at::ScalarType dtype;
   std::vector<int64_t> shape;  // of a sample
+  std::vector<int64_t> ends;   // of the parts of a sample, see Field::parts
   std::vector<int64_t> sizes;  // numbers of each input
   int64_t differentiable;      // inputs with gradients, the first ones
   int64_t multiplications;     // of one evaluation of one sample
@@ -109,8 +110,8 @@ void with_field(const FieldTensors& of, int64_t dim, int64_t batch, bool gradien
   f(GeneratedField<T>(*static_cast<const FieldCode<T>*>(code.value),
                       gradients ? static_cast<const FieldCode<T>*>(code.vjp) : nullptr,
                       std::move(inputs),
-                      {code.sizes.begin(), code.sizes.begin() + code.differentiable}, dim,
-                      code.multiplications, kernels));
+                      {code.sizes.begin(), code.sizes.begin() + code.differentiable}, code.ends,
+                      dim, code.multiplications, kernels));
 }
 
 // Gradients of a field's parameters as the caller has them, and the sum over all evaluations of

@@ -20,9 +20,10 @@ from fastnode.control.request import SolveRequest
 from fastnode.engines import select
 from fastnode.engines.fused import per_sample as per_sample_fused
 from fastnode.engines.fused.double_backward import PerceptronField
+from fastnode.engines.fused.generated import GeneratedField
 from fastnode.engines.fused.mlp import FIRST_GENERATED, NativeField, tensors
 from fastnode.engines.per_sample_trace import Trace
-from fastnode.problem.batch import SampleField, SampleProblem
+from fastnode.problem.batch import SampleField, SampleLayout, SampleProblem
 from fastnode.torch_support.grad_mode import recorded
 
 #: Those whose gradients the engine makes itself.
@@ -59,10 +60,6 @@ class FusedChain(SampleChain):
         return [ys], [kept]
 
     def recompute(self, inputs: Inputs) -> list[Tensor]:
-        if self.number >= FIRST_GENERATED:
-            raise RuntimeError(
-                "gradients of a compiled field have no gradients themselves; use engine='native'"
-            )
         self.batches = batch_steps(self.problem, *self.steps)
         return super().recompute(inputs)
 
@@ -88,10 +85,16 @@ class FusedChain(SampleChain):
 
     def _problem(self, inputs: Inputs) -> SampleProblem:
         outer = self.problem
-        pairs = zip(self.columns, self.biased, strict=True)
-        layout = [int(x) for pair in pairs for x in pair]
-        func = PerceptronField(inputs.params, layout, self.number)
-        return replace(outer, field=SampleField(func, outer.field.layout, inputs.y0), y0=inputs.y0)
+        func: Any
+        if self.number < FIRST_GENERATED:
+            pairs = zip(self.columns, self.biased, strict=True)
+            layout = [int(x) for pair in pairs for x in pair]
+            func = PerceptronField(inputs.params, layout, self.number)
+        else:
+            func = GeneratedField(self.number, inputs.params)
+        # Both take rows, and what the caller's args hold is among the parameters.
+        rows = SampleLayout((inputs.y0.shape[1:],), is_tuple=False)
+        return replace(outer, field=SampleField(func, rows, inputs.y0), y0=inputs.y0, args=())
 
 
 def fused_samples(problem: SampleProblem, request: SolveRequest) -> Trace | None:
@@ -101,7 +104,7 @@ def fused_samples(problem: SampleProblem, request: SolveRequest) -> Trace | None
         return None
     if select.choose_per_sample(problem, request, gradients=True) != "fused":
         return None
-    found = per_sample_fused.find(problem, gradients=True)
+    found = per_sample_fused.find(problem, True, request.engine)
     assert found is not None
     params = tensors(found)
     if not recorded((problem.y0, *params)):

@@ -20,6 +20,7 @@ from torch import Tensor
 from fastnode import extension
 from fastnode.control.request import SolveRequest
 from fastnode.control.stiffness import Stiffness
+from fastnode.engines.cuda_graph.field import CannotCapture, CannotRun
 from fastnode.engines.cuda_graph.plan import Plan, Record, clear, plan_for
 from fastnode.engines.cuda_graph.program import Shape
 from fastnode.engines.held_values import HeldValues
@@ -41,8 +42,8 @@ LIMITS = (
 ADJOINTS = ("checkpoint", "revolve", "continuous", "none", "backprop")
 
 
-def refuse(what: str) -> ValueError:
-    return ValueError(f"engine 'graph' cannot run this solve: {what}; {LIMITS}")
+def refuse(what: str) -> CannotRun:
+    return CannotRun(f"engine 'graph' cannot run this solve: {what}; {LIMITS}")
 
 
 def check(request: SolveRequest, per_sample: bool) -> None:
@@ -233,4 +234,4 @@ def make_stepper(
     return GraphStepper(field, func, shape, y.detach(), times, first_step)
 
 
-__all__ = ["GraphStepper", "check", "clear", "make_stepper"]
+__all__ = ["CannotCapture", "CannotRun", "GraphStepper", "check", "clear", "make_stepper"]

@@ -18,8 +18,16 @@ from fastnode.engines.held_values import HeldValues
 from fastnode.torch_support.recompute import random_state
 
 
-def cannot_capture(reason: str) -> ValueError:
-    return ValueError(f"engine 'graph' cannot capture func: {reason}")
+class CannotRun(ValueError):
+    """The engine cannot run a solve."""
+
+
+class CannotCapture(CannotRun):
+    """Nor any other of this field as it is."""
+
+
+def cannot_capture(reason: str) -> CannotCapture:
+    return CannotCapture(f"engine 'graph' cannot capture func: {reason}")
 
 
 def _version(x: Tensor) -> int:

@@ -18,7 +18,12 @@ import torch
 from torch import Tensor
 
 from fastnode.engines.cuda_graph import runtime as graph_runtime
-from fastnode.engines.cuda_graph.field import cannot_capture, check_pure, weak_reference
+from fastnode.engines.cuda_graph.field import (
+    CannotRun,
+    cannot_capture,
+    check_pure,
+    weak_reference,
+)
 from fastnode.engines.cuda_graph.program import Program, Shape
 from fastnode.engines.held_values import HeldValues
 from fastnode.problem.ivp import VectorField
@@ -96,7 +101,7 @@ class Plan:
     def _check_ready(self) -> None:
         reason = self.runtime.ready()
         if reason is not None:
-            raise ValueError(f"engine 'graph' cannot run here: {reason}")
+            raise CannotRun(f"engine 'graph' cannot run here: {reason}")
 
     def run(
         self,

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastnode.engines.fused.generated import GeneratedField, moved_time
 from fastnode.engines.fused.mlp import ACTIVATIONS, FIRST_GENERATED
 from fastnode.engines.reference.step import Step, combine, take_step
 from fastnode.ops.rk_error import rk_error_reference
@@ -42,11 +43,7 @@ class PerceptronField:
         self.direction = 1.0 if forward else -1.0
 
     def __call__(self, t: Time, y: Tensor, side: int = 0) -> Tensor:
-        time = torch.as_tensor(t, dtype=torch.float64).to(y.dtype)
-        if side:
-            # A number on the other side of t: the gradient of the time itself stays as it is.
-            end = torch.full_like(time, side * self.direction * float("inf"))
-            time = time + (torch.nextafter(time, end) - time).detach()
+        time = moved_time(t, y.dtype, side, self.direction)
         for i, (weight, bias, column) in enumerate(self.layers):
             y = self.activate(y) if i else y
             if column >= 0:
@@ -69,10 +66,6 @@ def gradients(
 ) -> list[Tensor | None]:
     """Gradients of y0, t and the parameters, given those of the solution at the times and of the
     records of steps; None for what needs none. ``request`` is that of C++."""
-    if activation >= FIRST_GENERATED:
-        raise RuntimeError(
-            "gradients of a compiled field have no gradients themselves; use engine='native'"
-        )
     tableau, edges = METHODS[request.method], steps[0].tolist()
     rtol, atol, adaptive, perturb = request.rtol, request.atol, request.adaptive, request.perturb
     gates = PartialGradGates()
@@ -83,7 +76,12 @@ def gradients(
         start = t[0].double()
     times = [start + (edge - edges[0]) for edge in edges]
     outputs = list(t.double().unbind()) if t.requires_grad else t.tolist()
-    field = PerceptronField(parameters, layout, activation, edges[-1] > edges[0])
+    forward = edges[-1] > edges[0]
+    field: Any
+    if activation < FIRST_GENERATED:
+        field = PerceptronField(parameters, layout, activation, forward)
+    else:
+        field = GeneratedField(activation, parameters, forward)
     ys, errors = _replay(field, tableau, y0, times, outputs, rtol, atol, adaptive, perturb)
     results, upstream = [], []
     if of_ys is not None:

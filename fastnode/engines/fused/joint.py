@@ -13,14 +13,16 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastnode import extension
 from fastnode.control.request import SolveRequest
 from fastnode.control.stiffness import Stiffness
+from fastnode.engines.fused.generated import flat, joint_form, rows
 from fastnode.engines.fused.request import native_request, packed_request
 from fastnode.engines.native import joint as native
 from fastnode.ops.mlp_solve import solve_in_graph
-from fastnode.problem.ivp import Problem
+from fastnode.problem.ivp import LONE, Problem
 from fastnode.solution import Solution, Steps
 from fastnode.tableaus import METHODS, Tableau
 
@@ -45,6 +47,8 @@ def integrate(problem: Problem, request: SolveRequest) -> Any:
     if request.fixed is not None:
         grid = request.grid_tensor(problem).detach().double()
     layers, activation = problem.mlp
+    if problem.layout is not LONE:
+        return _integrate_tuple(problem, request, grid)
     if problem.traced:
         numbers, settings = packed_request(request)
         return solve_in_graph(
@@ -53,6 +57,19 @@ def integrate(problem: Problem, request: SolveRequest) -> Any:
     return extension.native().mlp_solve(
         layers, activation, problem.y0, problem.t, grid, native_request(request)
     )
+
+
+def _integrate_tuple(problem: Problem, request: SolveRequest, grid: Tensor | None) -> Any:
+    """The same of a generated field, whose rows hold the tensors of a tuple side by side."""
+    form = joint_form(problem)
+    assert form is not None
+    found = extension.native().mlp_solve(
+        *problem.mlp, rows(problem, form), problem.t, grid, native_request(request)
+    )
+    if not request.record:
+        return flat(found, form)
+    ys, *records, kept = found
+    return flat(ys, form), *records, None if kept is None else flat(kept, form)
 
 
 def solve(problem: Problem, request: SolveRequest) -> Solution:
@@ -74,7 +91,7 @@ def solve(problem: Problem, request: SolveRequest) -> Solution:
         steps = replace(steps, error=steps.error.detach())
     return Solution(
         ts=problem.t,
-        ys=ys,
+        ys=problem.layout.unpack(ys),
         status="finished",
         nfe=evaluations,
         accepted=edges.numel() - 1,

@@ -88,26 +88,15 @@ FIRST_GENERATED = 1 << 16
 NativeField = tuple[Any, int]
 
 
-def native_field(
-    func: Any, y0: Tensor, gradients: bool | None, per_sample: bool
-) -> NativeField | None:
-    """What the engine solves in place of func, or None. ``gradients``: whether it makes them; None
-    if it does where a tensor that func holds has one."""
-    generated = getattr(type(func), "native_field", None)
-    if generated is None:
-        return perceptron(func)
+def generated_field(func: Any, engine: str, *asked: Any) -> NativeField | None:
+    """What ``func.native_field(*asked)`` gives; where no code can be made None with a warning,
+    unless the engine was named or func must be compiled."""
     if torch.compiler.is_compiling() or _has_callbacks(func) or _has_any_global_hook():
         return None
-    return generated(func, y0, gradients, per_sample)
-
-
-def named_or_none(find: Callable[[], NativeField | None], engine: str) -> NativeField | None:
-    """What ``find`` finds; where no code can be made None with a warning, unless the engine was
-    named."""
     try:
-        return find()
+        return func.native_field(*asked)
     except NotCompilable as error:
-        if engine == "fused":
+        if engine == "fused" or func.required:
             raise
         warn(f"{error}; the solve goes on natively")
         return None

@@ -12,10 +12,11 @@ from torch import Tensor
 from fastnode import extension
 from fastnode.control.request import SolveRequest
 from fastnode.engines.fused import request as fused_request
+from fastnode.engines.fused.generated import sample_form
 from fastnode.engines.fused.mlp import (
     NativeField,
-    named_or_none,
-    native_field,
+    generated_field,
+    perceptron,
     tensors,
     why_not,
 )
@@ -26,8 +27,9 @@ from fastnode.problem.batch import SampleProblem
 from fastnode.tableaus import Tableau
 
 LIMITS = (
-    "with per_sample=True it takes an MLPField or what fastnode.fuse returns, without hooks or "
-    "callbacks, a state [B, D] of float32 or float64 with save='times', and knows no args, "
+    "with per_sample=True it takes an MLPField or what fastnode.fuse or compile_field returns, "
+    "without hooks or callbacks, a state [B, D] of float32 or float64 with save='times', and knows "
+    "no args, tuples or other states (but of a compiled field, with args that all samples share), "
     "gradients of times, adjoints but backprop and checkpoint, or torch.func transforms; on a GPU "
     "no states of which eight samples do not fit into its shared memory beside their derivatives, "
     "activations and with gradients what these need"
@@ -39,7 +41,7 @@ def refusal(problem: SampleProblem, request: SolveRequest, gradients: bool) -> s
     where another engine is faster. ``gradients``: whether it is to make them."""
     if request.controller.has_own_rules or request.save != "times":
         return LIMITS
-    found = named_or_none(lambda: find(problem, gradients), request.engine)
+    found = find(problem, gradients, request.engine)
     if found is None:
         return why_not(problem.field.func, LIMITS)
     if gradients and request.adjoint_params is not None:
@@ -53,22 +55,25 @@ def refusal(problem: SampleProblem, request: SolveRequest, gradients: bool) -> s
     return None if takes else LIMITS
 
 
-def find(problem: SampleProblem, gradients: bool) -> NativeField | None:
+def find(problem: SampleProblem, gradients: bool, engine: str) -> NativeField | None:
     """What a solve is of, or None where this engine does not run it."""
     y0, func, layout = problem.y0, problem.field.func, problem.field.layout
-    if not hasattr(type(func), "perceptron") or problem.args or layout.is_tuple:
-        return None
-    if len(layout.shapes[0]) != 1 or not runs_here() or native.refusal(y0, ()):
+    if not hasattr(type(func), "perceptron") or not runs_here() or native.refusal(y0, ()):
         return None
     if y0.device.type not in ("cpu", "cuda") or y0.is_complex():
         return None
-    return native_field(func, y0, gradients, per_sample=True)
+    if type(func).perceptron is None:
+        form = sample_form(problem)
+        return None if form is None else generated_field(func, engine, y0, gradients, True, form)
+    if problem.args or layout.is_tuple or len(layout.shapes[0]) != 1:
+        return None
+    return perceptron(func)
 
 
 def solve(problem: SampleProblem, request: SolveRequest, keep: bool) -> tuple[Trace, Tensor | None]:
     """The trace of a solve that is not refused, without a graph, and if asked to ``keep`` it what
     ``back`` needs."""
-    y0, found = problem.y0.detach(), find(problem, keep)
+    y0, found = problem.y0.detach(), find(problem, keep, request.engine)
     assert found is not None
 
     def per_sample(value: float | Tensor) -> Tensor:

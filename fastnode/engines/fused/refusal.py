@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from fastnode import extension
 from fastnode.control.request import SolveRequest, no_stops
-from fastnode.engines.fused.mlp import named_or_none, native_field, perceptron, why_not
+from fastnode.engines.fused.generated import joint_form, rows
+from fastnode.engines.fused.mlp import generated_field, perceptron, why_not
 from fastnode.engines.fused.request import native_request
 from fastnode.ops.dispatch import transformed
 from fastnode.ops.mlp_solve import takes_in_graph
@@ -18,12 +20,12 @@ from fastnode.tableaus import METHODS
 LIMITS = (
     "it takes an MLPField or what fastnode.fuse or compile_field returns, without hooks or "
     "callbacks, one tensor of float32 or float64 whose last dimension is the field's, numbers as "
-    "tolerances and explicit "
-    "Runge-Kutta methods, and knows no args, events, stops, norms or controllers of the caller's "
-    "making, adjoints but backprop, checkpoint and revolve, torch.func transforms, or with fixed "
-    "steps times inside of a step; on a GPU no gradients of local errors, no revolve, and no "
-    "states of which eight samples, or with shared steps all of them at once, do not fit into its "
-    "shared memory beside their derivatives, activations and with gradients what these need"
+    "tolerances and explicit Runge-Kutta methods, and knows no args or tuples (but of a compiled "
+    "field numbers, tensors that all samples share, and tuples of one batch), events, stops, "
+    "norms or controllers of the caller's making, adjoints but backprop, checkpoint and revolve, "
+    "torch.func transforms, or with fixed steps times inside of a step; on a GPU no gradients of "
+    "local errors, no revolve, and no states of which eight samples, or with shared steps all "
+    "of them at once, do not fit into its shared memory beside their derivatives, activations and with gradients what these need"
 )
 
 
@@ -36,7 +38,11 @@ def runs_here() -> bool:
 def refusal(problem: Problem, request: SolveRequest) -> str | None:
     """Why this engine does not run a solve; None if it does. It also refuses, unless it was named,
     where another engine is faster."""
-    if not hasattr(type(problem.func), "perceptron") or problem.args or problem.layout is not LONE:
+    func = problem.func
+    kind = type(func)
+    if not hasattr(kind, "perceptron"):
+        return LIMITS
+    if (problem.args or problem.layout is not LONE) and kind.perceptron is not None:
         return LIMITS
     fits = request.derived.get("mlp_fits")
     if fits is None:
@@ -45,20 +51,11 @@ def refusal(problem: Problem, request: SolveRequest) -> str | None:
         return LIMITS
     if problem.y0.is_cuda and hasattr(request.on_step, "take_errors"):
         return LIMITS
-    func = problem.func
-    if type(func).perceptron is None:
-        # A compiled field.
-        if problem.traced:
-            # A graph can hold no code of this process; its compiler has the field's formulas.
-            return LIMITS
-        gradients = _needs_gradients(problem, request)
-        problem.mlp = found = named_or_none(
-            lambda: native_field(func, problem.y0, gradients, per_sample=False), request.engine
-        )
-    else:
-        problem.mlp = found = perceptron(func)
+    if kind.perceptron is None:
+        return _generated_refusal(problem, request)
+    problem.mlp = found = perceptron(func)
     if found is None:
-        return why_not(problem.func, LIMITS)
+        return why_not(func, LIMITS)
     if request.fixed is not None and not _grid_fits(problem, request):
         return LIMITS
     if problem.traced:
@@ -70,11 +67,37 @@ def refusal(problem: Problem, request: SolveRequest) -> str | None:
     return None if takes else LIMITS
 
 
+def _generated_refusal(problem: Problem, request: SolveRequest) -> str | None:
+    """The same of a compiled field."""
+    if problem.traced:
+        # A graph can hold no code of this process; its compiler has the field's formulas.
+        return LIMITS
+    form = joint_form(problem)
+    if form is None:
+        return LIMITS
+    one = problem.layout is LONE
+    if not one and hasattr(request.on_step, "take_errors"):
+        # The largest of several norms has no gradient here.
+        return LIMITS
+    y0 = problem.y0 if one else rows(problem, form)
+    gradients = _needs_gradients(problem, request)
+    problem.mlp = found = generated_field(problem.func, request.engine, y0, gradients, False, form)
+    if found is None:
+        return why_not(problem.func, LIMITS)
+    if request.fixed is not None and not _grid_fits(problem, request):
+        return LIMITS
+    takes = extension.native().mlp_takes(
+        *found, y0, problem.t, native_request(request), request.engine == "fused"
+    )
+    return None if takes else LIMITS
+
+
 def _needs_gradients(problem: Problem, request: SolveRequest) -> bool | None:
     """Whether the solve makes gradients; None if that is up to what the field holds."""
     if not torch.is_grad_enabled() or request.adjoint == "none":
         return False
-    return True if problem.y0.requires_grad or problem.t.requires_grad else None
+    given = (problem.y0, problem.t, *problem.args)
+    return any(isinstance(x, Tensor) and x.requires_grad for x in given) or None
 
 
 def _fits(request: SolveRequest) -> bool:
