@@ -26,6 +26,13 @@ from fastnode.fields.ir import (
 _LARGEST_TABLE = 1 << 20
 
 
+class Deferred:
+    """Several results of an operation, made when they are asked for."""
+
+    def __getitem__(self, index: int) -> Any:
+        raise NotImplementedError
+
+
 class Builder:
     """A program that grows by statements."""
 

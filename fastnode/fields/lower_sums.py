@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from fastnode.errors import NotCompilable
-from fastnode.fields.build import Builder, element, elements, sizes_of
+from fastnode.fields.build import Builder, Deferred, element, elements, sizes_of
 from fastnode.fields.ir import (
     PARAMETERS,
     SAMPLE,
@@ -180,8 +180,8 @@ def _uniform(node: fx.Node, *views: View | None) -> None:
         raise NotCompilable("a convolution whose weights depend on the sample", node)
 
 
-class ConvolutionGradients:
-    """The three results of convolution_backward, made when they are asked for."""
+class ConvolutionGradients(Deferred):
+    """The three results of convolution_backward."""
 
     def __init__(self, build: Builder, node: fx.Node, args: list[Any]):
         self.build, self.node = build, node
