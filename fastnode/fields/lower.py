@@ -162,7 +162,9 @@ class Lowering(Builder):
         if not nodes and target not in _CREATIONS:
             return None
         args = [
-            torch.full(sizes_of(n), x) if isinstance(n, fx.Node) and isinstance(x, float) else x
+            torch.full(sizes_of(n), x, dtype=n.meta["val"].dtype)
+            if isinstance(n, fx.Node) and isinstance(x, float)
+            else x
             for n, x in zip(node.args, args, strict=True)
         ]
         kwargs = {k: self._argument(v) for k, v in node.kwargs.items()}

@@ -94,7 +94,9 @@ def _variance(build: Builder, node: fx.Node, args: list[Any], sizes: Sizes) -> V
     mean = _reduced(build, x, source, dims, True, scale=1 / count)
     deviation = build.expr("sub", [x, mean], source)
     square = build.expr("square", [deviation], source)
-    return _reduced(build, square, source, dims, keep, scale=1 / max(count - correction, 0))
+    # The variance of a single number is NaN, as zero times infinity is.
+    scale = 1 / (count - correction) if count > correction else math.inf
+    return _reduced(build, square, source, dims, keep, scale=scale)
 
 
 def _cumsum(build: Builder, node: fx.Node, args: list[Any], sizes: Sizes) -> Value:
