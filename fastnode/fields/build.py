@@ -26,6 +26,13 @@ from fastnode.fields.ir import (
 _LARGEST_TABLE = 1 << 20
 
 
+class Deferred:
+    """Several results of an operation, made when they are asked for."""
+
+    def __getitem__(self, index: int) -> Any:
+        raise NotImplementedError
+
+
 class Builder:
     """A program that grows by statements."""
 
@@ -57,7 +64,7 @@ class Builder:
             if x.is_complex():
                 raise NotCompilable("complex numbers are not supported")
             first = x.reshape(-1)[0] if x.numel() else x.new_zeros(())
-            if x.numel() and bool((x == first).all() | first.isnan()):
+            if x.numel() and bool((x == first).all() | x.isnan().all()):
                 return float(first)
             if x.numel() > _LARGEST_TABLE:
                 raise NotCompilable(f"it makes a constant of {x.numel()} numbers in every call")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -59,9 +58,7 @@ def build(
     best = fused_request.INSTRUCTIONS == extension.native().mlp_instruction_sets()[-1]
     flags = toolchain.machine_flags(fused_request.INSTRUCTIONS, best)
     sources = [emit(program, plan(program, []), target) for program in programs]
-    with ThreadPoolExecutor(2) as pool:
-        libraries = list(pool.map(lambda source: toolchain.build(source, flags), sources))
-    addresses = [toolchain.load(library) for library in libraries]
+    addresses = [toolchain.load(library) for library in toolchain.build(sources, flags)]
     return extension.native().generated_field(
         addresses[0],
         addresses[1] if gradients else 0,

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, fx
 
 from fastnode.errors import NotCompilable
-from fastnode.fields.build import Builder, element, elements, sizes_of
+from fastnode.fields.build import Builder, Deferred, element, elements, sizes_of
 from fastnode.fields.ir import SAMPLE, Accumulate, Expr, Outer, Sizes, Value, View, level_of
+from fastnode.fields.lower_order import ORDERS
 from fastnode.fields.lower_shapes import RESHAPES, SHAPES, VIEWS
 from fastnode.fields.lower_sums import REDUCTIONS, SUMS, ConvolutionGradients
-from fastnode.fields.pointwise import POINTWISE
+from fastnode.fields.pointwise import ON_INTEGERS, POINTWISE
 
 aten = torch.ops.aten
 
@@ -153,7 +154,7 @@ class Lowering(Builder):
         def depends(x: Any) -> bool:
             if isinstance(x, (list, tuple)):
                 return any(depends(each) for each in x)
-            return isinstance(x, (View, Expr, ConvolutionGradients)) or x is None
+            return isinstance(x, (View, Expr, Deferred)) or x is None
 
         nodes = node.all_input_nodes
         if any(depends(self.values[each]) for each in nodes):
@@ -162,7 +163,9 @@ class Lowering(Builder):
         if not nodes and target not in _CREATIONS:
             return None
         args = [
-            torch.full(sizes_of(n), x) if isinstance(n, fx.Node) and isinstance(x, float) else x
+            torch.full(sizes_of(n), x, dtype=n.meta["val"].dtype)
+            if isinstance(n, fx.Node) and isinstance(x, float)
+            else x
             for n, x in zip(node.args, args, strict=True)
         ]
         kwargs = {k: self._argument(v) for k, v in node.kwargs.items()}
@@ -213,7 +216,9 @@ def _check_dtype(node: fx.Node) -> None:
     value = node.meta.get("val")
     if isinstance(value, Tensor) and value.is_complex():
         raise NotCompilable(f"complex numbers are not supported ({node.target})", node)
-    if isinstance(value, Tensor) and not value.is_floating_point() and value.dtype != torch.bool:
+    if not isinstance(value, Tensor) or value.is_floating_point() or value.dtype == torch.bool:
+        return
+    if getattr(node.target, "__name__", "").partition(".")[0] not in ON_INTEGERS:
         raise NotCompilable(f"integers that depend on the state or the time ({node.target})", node)
 
 
@@ -237,6 +242,7 @@ _CREATIONS = (
 _LOWER: dict[Any, Callable[..., Any]] = {
     **SHAPES,
     **SUMS,
+    **ORDERS,
     operator.getitem: _item,
     aten.full_like.default: _full,
     aten.zeros_like.default: _zeros,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -133,6 +133,31 @@ def _cat(build: Builder, node: fx.Node, args: list[Any], sizes: Sizes) -> Value:
     return out
 
 
+def padded(build: Builder, x: Any, source: Sizes, pads: Sequence[int], fill: float) -> View:
+    """``pads``: numbers before and after the last dimension, then the one before it; negative ones
+    cut off."""
+    x = build.view(x, source)
+    sizes = list(source)
+    starts = [0] * len(source)
+    for i in range(len(pads) // 2):
+        d = len(source) - 1 - i
+        before, after = pads[2 * i], pads[2 * i + 1]
+        low, high = max(-before, 0), source[d] - max(-after, 0)
+        x = x.narrow(d, low, high - low)
+        starts[d], sizes[d] = max(before, 0), source[d] + before + after
+    out = build.add(Assign(build.new(sizes, x.level), fill))
+    inner = out
+    for d, start in enumerate(starts):
+        inner = inner.narrow(d, start, x.sizes[d])
+    build.add(Assign(inner, x))
+    return out
+
+
+def _pad(build: Builder, node: fx.Node, args: list[Any], sizes: Sizes) -> Value:
+    fill = float(args[2]) if len(args) > 2 else 0.0
+    return padded(build, args[0], sizes_of(node.args[0]), args[1], fill)
+
+
 def _overwritten(build: Builder, base: Any, source: Any, sizes: Sizes, part: Any) -> View:
     """A copy of base in which ``part`` of it is source."""
     base = build.spread(base, sizes)
@@ -173,7 +198,7 @@ def _select_backward(build: Builder, node: fx.Node, args: list[Any], sizes: Size
     return _overwritten(build, 0.0, args[0], sizes, lambda out: out.narrow(dim, at, 1).drop([dim]))
 
 
-def _moved(build: Builder, node: fx.Node, args: list[Any], sizes: Sizes) -> Value:
+def moved(build: Builder, node: fx.Node, args: list[Any], sizes: Sizes) -> Value:
     """Any operation that only moves elements: done once with their numbers."""
     source = sizes_of(node.args[0])
     numbers = torch.arange(math.prod(source)).reshape(source)
@@ -217,33 +242,24 @@ def scattered(
 
 def _index_put(build: Builder, node: fx.Node, args: list[Any], sizes: Sizes) -> Value:
     numbers = torch.arange(math.prod(sizes)).reshape(sizes)
-    indices = _checked_index(args[1], node)
-    places = torch.ops.aten.index.Tensor(numbers, indices)
-    accumulate = len(args) > 3 and args[3]
-    if not accumulate:
+    places = torch.ops.aten.index.Tensor(numbers, _checked_index(args[1], node))
+    add = bool(len(args) > 3 and args[3])
+    return put(build, args[0], args[2], places, sizes, node, add)
+
+
+def put(
+    build: Builder, base: Any, x: Any, places: Tensor, sizes: Sizes, node: fx.Node, add: bool
+) -> Value:
+    """``base`` with the elements of ``x`` added or put at known places."""
+    base = build.spread(base, sizes)
+    if not add:
         if len(set(places.reshape(-1).tolist())) != places.numel():
             raise NotCompilable("an assignment by index names an element twice", node)
-        kept = torch.ones(math.prod(sizes))
-        kept[places.reshape(-1)] = 0
-        base: Value = build.expr("mul", [args[0], kept.reshape(sizes)], sizes)
-    else:
-        base = build.spread(args[0], sizes)
-    added = scattered(build, args[2], tuple(places.shape), places, sizes)
-    if base == 0.0:
-        return added
-    return build.expr("add", [base, added], sizes)
-
-
-def _scatter_add(build: Builder, node: fx.Node, args: list[Any], sizes: Sizes) -> Value:
-    base, dim, index, source = args
-    index = _checked_index(index, node)
-    numbers = torch.arange(math.prod(sizes)).reshape(sizes)
-    places = numbers.gather(dim, index)
-    part = build.view(source, sizes_of(node.args[3]))
-    for d, size in enumerate(index.shape):
-        part = part.narrow(d, 0, size)
-    added = scattered(build, part, tuple(index.shape), places, sizes)
-    base = build.spread(base, sizes)
+        taken = torch.zeros(math.prod(sizes))
+        taken[places.reshape(-1)] = 1
+        if base != 0.0:
+            base = build.expr("where", [taken.reshape(sizes), 0.0, base], sizes)
+    added = scattered(build, x, tuple(places.shape), places, sizes)
     return added if base == 0.0 else build.expr("add", [base, added], sizes)
 
 
@@ -288,16 +304,15 @@ SHAPES: dict[Any, Callable[..., Any]] = {
     aten.split_with_sizes.default: _split,
     aten.as_strided.default: _as_strided,
     aten.cat.default: _cat,
+    aten.constant_pad_nd.default: _pad,
     aten.slice_scatter.default: _slice_scatter,
     aten.select_scatter.default: _select_scatter,
     aten.slice_backward.default: _slice_backward,
     aten.select_backward.default: _select_backward,
-    aten.repeat.default: _moved,
-    aten.index.Tensor: _moved,
-    aten.index_select.default: _moved,
-    aten.gather.default: _moved,
+    aten.repeat.default: moved,
+    aten.index.Tensor: moved,
+    aten.index_select.default: moved,
     aten.embedding.default: _embedding,
     aten.index_put.default: _index_put,
-    aten.scatter_add.default: _scatter_add,
     aten.upsample_nearest2d_backward.default: _nearest_backward,
 }

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from fastnode.errors import NotCompilable
-from fastnode.fields.build import Builder, element, elements, sizes_of
+from fastnode.fields.build import Builder, Deferred, element, elements, sizes_of
 from fastnode.fields.ir import (
     PARAMETERS,
     SAMPLE,
@@ -94,7 +94,9 @@ def _variance(build: Builder, node: fx.Node, args: list[Any], sizes: Sizes) -> V
     mean = _reduced(build, x, source, dims, True, scale=1 / count)
     deviation = build.expr("sub", [x, mean], source)
     square = build.expr("square", [deviation], source)
-    return _reduced(build, square, source, dims, keep, scale=1 / max(count - correction, 0))
+    # The variance of a single number is NaN, as zero times infinity is.
+    scale = 1 / (count - correction) if count > correction else math.inf
+    return _reduced(build, square, source, dims, keep, scale=scale)
 
 
 def _cumsum(build: Builder, node: fx.Node, args: list[Any], sizes: Sizes) -> Value:
@@ -180,8 +182,8 @@ def _uniform(node: fx.Node, *views: View | None) -> None:
         raise NotCompilable("a convolution whose weights depend on the sample", node)
 
 
-class ConvolutionGradients:
-    """The three results of convolution_backward, made when they are asked for."""
+class ConvolutionGradients(Deferred):
+    """The three results of convolution_backward."""
 
     def __init__(self, build: Builder, node: fx.Node, args: list[Any]):
         self.build, self.node = build, node

@@ -24,6 +24,11 @@ BINARY = (
     "add", "atan2", "copysign", "div", "eq", "fmod", "ge", "gt", "hypot", "le", "logical_and",
     "logical_or", "logical_xor", "lt", "maximum", "minimum", "mul", "ne", "pow", "remainder", "sub",
 )  # fmt: skip
+#: Operations whose results on integers are those on numbers of the same value.
+ON_INTEGERS = {
+    "abs", "add", "alias", "clamp", "clone", "_to_copy", "convert_element_type", "maximum",
+    "minimum", "mul", "neg", "sign", "sub", "where",
+}  # fmt: skip
 
 
 def _plain(name: str) -> Callable[..., Any]:
@@ -55,10 +60,13 @@ def _copied(build: Builder, node: fx.Node, args: list[Any], sizes: Any) -> Any:
 
 
 def _converted(build: Builder, node: fx.Node, args: list[Any], sizes: Any) -> Any:
-    """To another dtype: numbers stay numbers; truth of a number is asked for by bool."""
+    """To another dtype: numbers stay numbers; truth of a number is asked for by bool, and integers
+    lie towards zero."""
     to, came = node.meta["val"].dtype, node.args[0].meta["val"].dtype  # pyright: ignore
     if to == torch.bool and came != torch.bool:
         return build.expr("ne", [args[0], 0.0], sizes)
+    if came.is_floating_point and not (to.is_floating_point or to == torch.bool):
+        return build.expr("trunc", [args[0]], sizes)
     return build.spread(args[0], sizes)
 
 

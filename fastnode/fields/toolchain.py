@@ -12,10 +12,15 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
+import signal
 import stat
 import subprocess
 import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import fastnode
@@ -55,19 +60,27 @@ def headers() -> Path:
 
 @functools.cache
 def find_compiler() -> tuple[str, str]:
-    """The compiler and its version.
+    """The compiler, with the arguments that CXX may give it, and its version.
 
     Raises:
         NoCompiler: there is none.
     """
     named = os.environ.get("CXX")
     for name in [named] if named else ["c++", "g++", "clang++"]:
-        found = shutil.which(name.split()[0])
+        first, *rest = shlex.split(name) or [""]
+        found = shutil.which(first)
         if not found:
             continue
-        run = subprocess.run([found, "--version"], capture_output=True, text=True)
+        command = [found, *rest]
+        try:
+            asked = [*command, "--version"]
+            run = subprocess.run(asked, capture_output=True, text=True, timeout=60)
+        except (OSError, subprocess.TimeoutExpired):
+            continue
         if run.returncode == 0:
-            return found, run.stdout
+            return shlex.join(command), run.stdout
+    if named:
+        raise NoCompiler(f"CXX names {named!r}, which is no C++ compiler that runs")
     raise NoCompiler("no C++ compiler was found; install one or name it in CXX")
 
 
@@ -98,8 +111,8 @@ def machine_flags(level: int, best: bool) -> list[str]:
     return [f"-march={('x86-64', 'x86-64-v3', 'x86-64-v4')[level]}"]
 
 
-def build(source: str, flags: list[str]) -> Path:
-    """The library of a source, compiled unless it was before.
+def build(sources: Sequence[str], flags: list[str]) -> list[Path]:
+    """The libraries of sources, compiled side by side unless they were before.
 
     Raises:
         NoCompiler: there is no compiler.
@@ -107,27 +120,83 @@ def build(source: str, flags: list[str]) -> Path:
     """
     compiler, version = find_compiler()
     all_flags = [*_FLAGS, *flags]
-    made_from = "\0".join((source, _headers_hash(), compiler, version, *all_flags, _processor()))
-    name = hashlib.sha256(made_from.encode()).hexdigest()[:32]
     folder = _private(cache_folder())
-    library = folder / f"{name}.so"
-    if library.exists():
-        return library
-    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder) as scratch:
+    shared = (_headers_hash(), compiler, version, *all_flags, _processor())
+    made = {source: folder / f"{_hash(source, *shared)}.so" for source in sources}
+    missing = {source: path for source, path in made.items() if not path.exists()}
+    if missing and not os.access(folder, os.W_OK):
+        raise NotCompilable(
+            f"the cache folder {folder} is read-only; name another one in FASTNODE_CACHE_DIR"
+        )
+    command = [*shlex.split(compiler), *all_flags, f"-I{headers()}"]
+    try:
+        with ExitStack() as all_of_them:
+            running = [
+                all_of_them.enter_context(_compiling(command, source, path))
+                for source, path in missing.items()
+            ]
+            for process, compiled, path in running:
+                _finish(process, compiler)
+                if not compiled.exists():
+                    raise NotCompilable(f"{compiler} made no library and named no error")
+                # All or nothing, also where several processes do the same.
+                os.replace(compiled, path)
+    except OSError as error:
+        raise NotCompilable(f"{compiler} cannot be run in {folder}: {error}") from error
+    return [made[source] for source in sources]
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+@contextmanager
+def _compiling(
+    command: list[str], source: str, library: Path
+) -> Iterator[tuple[subprocess.Popen[str], Path, Path]]:
+    """A compiler at work, what it makes and where that belongs. Whatever ends the block, Ctrl-C
+    too, ends the compiler with all that it started."""
+    _sweep(library.parent)
+    with tempfile.TemporaryDirectory(prefix=f".{library.stem}.", dir=library.parent) as scratch:
         text, made = Path(scratch, "field.cpp"), Path(scratch, "field.so")
         text.write_text(source)
-        command = [compiler, *all_flags, f"-I{headers()}", str(text), "-o", str(made)]
-        try:
-            run = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
-        except subprocess.TimeoutExpired as error:
-            raise NotCompilable(f"the compiler took more than {LIMIT} s") from error
-        if run.returncode != 0 or not made.exists():
-            said = run.stderr.strip().splitlines()
-            first = next((line for line in said if "error" in line), said[-1] if said else "")
-            raise NotCompilable(f"{compiler} failed with status {run.returncode}: {first[:300]}")
-        # All or nothing, also where several processes do the same.
-        os.replace(made, library)
-    return library
+        process = subprocess.Popen(
+            [*command, str(text), "-o", str(made)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        with process:
+            try:
+                yield process, made, library
+            finally:
+                if process.poll() is None:
+                    with suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _finish(process: subprocess.Popen[str], compiler: str) -> None:
+    try:
+        _, said = process.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired as error:
+        raise NotCompilable(f"the compiler took more than {LIMIT} s") from error
+    if process.returncode < 0:
+        raise NotCompilable(f"{compiler} was killed by signal {-process.returncode}")
+    if process.returncode != 0:
+        lines = said.strip().splitlines()
+        first = next((line for line in lines if "error" in line), lines[-1] if lines else "")
+        raise NotCompilable(f"{compiler} failed with status {process.returncode}: {first[:300]}")
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what compilations left behind that were killed long ago."""
+    for left in folder.glob(".*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > 2 * LIMIT:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _private(folder: Path) -> Path:
@@ -143,10 +212,6 @@ def _private(folder: Path) -> Path:
         raise NotCompilable(
             f"others can write to the cache folder {folder}, from which code is loaded; make it "
             "private (chmod 700) or name another one in FASTNODE_CACHE_DIR"
-        )
-    if not os.access(folder, os.W_OK):
-        raise NotCompilable(
-            f"the cache folder {folder} is read-only; name another one in FASTNODE_CACHE_DIR"
         )
     return folder
 

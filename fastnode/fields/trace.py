@@ -41,7 +41,7 @@ _APART = (
     aten.addcmul, aten.addcdiv, aten.var, aten.var_mean, aten.std,
     aten.norm, aten.linalg_vector_norm, aten.linalg_cross, aten.masked_fill, aten.rsub,
     aten.stack, aten.unbind, aten.roll, aten.avg_pool2d_backward, aten.upsample_nearest2d,
-    aten.reflection_pad1d, aten.constant_pad_nd,
+    aten.reflection_pad1d,
 )  # fmt: skip
 #: Operations that stay whole: the emitter does better than the formula of their decomposition.
 _WHOLE = (

@@ -373,7 +373,7 @@ def test_auto_goes_on_natively_where_code_cannot_be_made(monkeypatch):
     module, y0 = Plain(), torch.randn(3, 4)
     compiled = fastnode.compile_field(module, y0)
 
-    def fails(source, flags):
+    def fails(sources, flags):
         raise fastnode.NotCompilable("the compiler is gone")
 
     monkeypatch.setattr(toolchain, "build", fails)
