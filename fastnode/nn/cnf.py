@@ -62,7 +62,7 @@ class CNF(nn.Module):
             standard normal if None.
         dim: D, which ``sample`` needs where base is None and field has no ``dim``.
         compile: "auto" compiles the field and goes on without, with a warning, where that is not
-            possible; True raises instead; False never compiles.
+            possible; True raises instead; False never compiles. Second derivatives need False.
 
     Attributes:
         nfe: evaluations of the field by the last solve (an int, not part of the state).
@@ -204,6 +204,7 @@ class CNF(nn.Module):
         x = self._end(self.field, z, "samples", self.t0, self.t1, 1.0)[0]
         return x.reshape(*sizes, x.shape[-1])
 
+    @uncompiled
     def _carry(
         self,
         name: str,

@@ -66,6 +66,10 @@ class DensityField(nn.Module):
         return (counted / (counted + others)) ** 0.5
 
     def forward(self, t: Tensor, state: Tensor) -> Tensor:
+        if torch.is_inference_mode_enabled():
+            # Its tensors know no gradients, of which the trace is made.
+            with torch.inference_mode(False), torch.no_grad():
+                return self(t.clone(), state.clone())
         recorded, d = torch.is_grad_enabled(), self._dimension(state)
         with torch.enable_grad():
             z = state[:, :d]

@@ -326,6 +326,30 @@ def test_constant_field_changes_no_density():
         assert not change.any()
 
 
+@pytest.mark.parametrize("trace", ["exact", "hutchinson"])
+@pytest.mark.parametrize("compile", [False, slow("auto")])
+def test_inference_mode_has_the_trace(compile, trace):
+    flow, x = swirl(compile=compile, trace=trace), samples(5)
+    expected = swirl(compile=False, trace=trace).log_prob(x, seeded()).detach()
+    with torch.inference_mode():
+        found = flow.log_prob(x, seeded())
+    torch.testing.assert_close(found.clone(), expected)
+
+
+def test_second_derivatives_without_native_code():
+    flow = swirl(hidden=3, compile=False, method="rk4")
+    x = samples(3).requires_grad_()
+    assert torch.autograd.gradgradcheck(flow.log_prob, (x,))
+
+
+@pytest.mark.slow
+def test_torch_compile_goes_round_the_solve():
+    flow, x = swirl(compile=False), samples(5)
+    torch.compiler.reset()
+    found = torch.compile(lambda x: flow.log_prob(2 * x).mean(), backend="eager")(x)
+    torch.testing.assert_close(found, flow.log_prob(2 * x).mean())
+
+
 def test_dim_of_the_field_is_that_of_samples():
     assert CNF(MLPField(4, 8)).sample(3).shape == (3, 4)
 
