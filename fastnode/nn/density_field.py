@@ -34,7 +34,7 @@ class DensityField(nn.Module):
         ============  =========================================================================
 
     Raises:
-        ValueError: field does not return the shape of z.
+        ValueError: field does not return the shape of z, or nothing that has a gradient.
 
     Source: Chen et al., NeurIPS 2018, arXiv 1806.07366, theorem 1; Grathwohl et al., ICLR 2019,
     arXiv 1810.01367, algorithm 1 (the estimate); Finlay et al., ICML 2020, arXiv 2002.02798 (the
@@ -79,6 +79,12 @@ class DensityField(nn.Module):
                 raise ValueError(
                     f"field must return the shape of z, {tuple(z.shape)}, got {tuple(f.shape)}"
                 )
+            if not f.requires_grad:
+                # Its trace would be 0, silently.
+                raise ValueError(
+                    "field must return what autograd can differentiate by z; does it detach, or "
+                    "run under torch.no_grad?"
+                )
             if self.estimated:
                 # Constant: a gradient of it would cost as much as the trace.
                 noise = state[:, -d:].detach() / SMALL
@@ -106,8 +112,6 @@ class DensityField(nn.Module):
 
 def _product(f: Tensor, z: Tensor, v: Tensor | None, recorded: bool) -> Tensor:
     """v^T df/dz, 0 where f does not depend on z."""
-    if not f.requires_grad:
-        return torch.zeros_like(z)
     (found,) = torch.autograd.grad(
         f, z, v, create_graph=recorded, retain_graph=True, allow_unused=True
     )

@@ -316,8 +316,12 @@ def test_base_of_the_callers():
 
 def test_constant_field_changes_no_density():
     class Drift(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.velocity = nn.Parameter(torch.ones(2, dtype=torch.float64))
+
         def forward(self, t, z):
-            return torch.ones_like(z)
+            return self.velocity.expand_as(z)
 
     x = samples(5)
     for trace in ("exact", "hutchinson"):
@@ -416,3 +420,11 @@ def test_wrong_calls_are_named():
 
     with pytest.raises(ValueError, match="field must return the shape of z"):
         CNF(Wide(), compile=False).log_prob(torch.ones(2, 2))
+
+    class Detached(Swirl):
+        @torch.no_grad()
+        def forward(self, t, z):
+            return super().forward(t, z)
+
+    with pytest.raises(ValueError, match="runs? under torch.no_grad"):
+        CNF(Detached(), compile=False).log_prob(torch.ones(2, 2))
