@@ -92,6 +92,17 @@ class Lowering(Builder):
             return
         target, args = node.target, node.args
         source = args[0] if args else None
+        if target is aten.cat.default and isinstance(source, (list, tuple)):
+            # A weight that is split, as one with a column for the time.
+            sizes = sizes_of(node)
+            dim = (int(args[1]) if len(args) > 1 else 0) % len(sizes)  # pyright: ignore
+            self._sunk.add(node)
+            start = 0
+            for part in source:
+                size = sizes_of(part)[dim]
+                self._sink(part, out.narrow(dim, start, size))  # pyright: ignore
+                start += size
+            return None
         if isinstance(source, fx.Node):
             sizes = sizes_of(source)
             if target is aten.permute.default:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fastnode.nn import MLPField
+
 
 class Zoo(nn.Module):
     """A field given by its modules and a function of (self, t, y)."""
@@ -212,6 +214,7 @@ def changed_in_place(self, t, y):
 #: For each name what makes the field, and the shape of a sample.
 FIELDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mlp": (lambda: field(lambda s, t, y: s.net(y), net=mlp(6, 20, 6)), (6,)),
+    "time columns": (lambda: MLPField(6, 12, 3, "tanh"), (6,)),
     "residual": (Residual, (16,)),
     "exact trace": (ExactTrace, (3,)),
     "hutchinson": (Hutchinson, (3,)),
