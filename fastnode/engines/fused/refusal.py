@@ -25,7 +25,8 @@ LIMITS = (
     "norms or controllers of the caller's making, adjoints but backprop, checkpoint and revolve, "
     "torch.func transforms, or with fixed steps times inside of a step; on a GPU no gradients of "
     "local errors, no revolve, and no states of which eight samples, or with shared steps all "
-    "of them at once, do not fit into its shared memory beside their derivatives, activations and with gradients what these need"
+    "of them at once, do not fit into its shared memory beside their derivatives, "
+    "activations and with gradients what these need"
 )
 
 
