@@ -1,4 +1,5 @@
-"""The first step of a solve of a perceptron in one native call, and its local error's gradient.
+"""The first step of a solve of a perceptron or a compiled field in one native call, and its local
+error's gradient.
 
 What local regularisation adds to a training step, and what that costs: bench/bench_local.py.
 """
@@ -15,7 +16,8 @@ from torch import Tensor
 from fastnode import extension
 from fastnode.engines.fused import request as fused_request
 from fastnode.engines.fused.double_backward import PerceptronField
-from fastnode.engines.fused.mlp import Layers, perceptron, tensors
+from fastnode.engines.fused.generated import GeneratedField
+from fastnode.engines.fused.mlp import FIRST_GENERATED, generated_field, perceptron, tensors
 from fastnode.engines.fused.refusal import runs_here
 from fastnode.engines.reference.step import take_step
 from fastnode.ops.rk_error import rk_error_reference
@@ -45,21 +47,25 @@ def first_step(
         return None
     if not isinstance(rtol, (int, float)) or not isinstance(atol, (int, float)):
         return None
-    found = perceptron(func)
+    if hasattr(type(func), "native_field"):
+        found = generated_field(func, "auto", y.detach(), None, False)
+    else:
+        found = perceptron(func)
     if found is None or t == end:
         return None
-    layers, activation = found
+    held, number = found
     numbers = (tableau.name, float(rtol), float(atol), hold_k1)
     with torch.no_grad():
         taken = extension.native().mlp_first_step(
-            layers, activation, y.detach(), t, end, *numbers[:3], fused_request.INSTRUCTIONS
+            held, number, y.detach(), t, end, *numbers[:3], fused_request.INSTRUCTIONS
         )
     if taken is None:
         return None
     t1, error, kept = taken
-    biased = [bias is not None for _, bias, _ in layers]
-    columns = [column for _, _, column in layers]
-    rule = _Rule(columns, biased, activation, t, t1, error, *numbers)
+    layout = []
+    if number < FIRST_GENERATED:
+        layout = [(column, bias is not None) for _, bias, column in held]
+    rule = _Rule(layout, number, t, t1, error, *numbers)
     return _Error.apply(rule, kept, *tensors(found)), t1 - t
 
 
@@ -67,9 +73,9 @@ def first_step(
 class _Rule:
     """What a step was, but for tensors."""
 
-    columns: list[int]
-    biased: list[bool]
-    activation: int
+    #: Of a perceptron's layers the column of the time, and whether there is a bias.
+    layout: list[tuple[int, bool]]
+    number: int
     t: float
     t1: float
     error: float
@@ -78,17 +84,21 @@ class _Rule:
     atol: float
     hold_k1: bool
 
-    def layers(self, parameters: Sequence[Tensor]) -> Layers:
+    def held(self, parameters: Sequence[Tensor]) -> list[Any]:
+        """The parameters as C++ takes them."""
+        if self.number >= FIRST_GENERATED:
+            return list(parameters)
         left = iter(parameters)
-        return [
-            (next(left), next(left) if biased else None, column)
-            for biased, column in zip(self.biased, self.columns, strict=True)
-        ]
+        return [(next(left), next(left) if biased else None, x) for x, biased in self.layout]
 
     def error_by_torch(self, kept: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-        y, tableau = kept[0, 0], METHODS[self.method]
-        layout = [int(x) for pair in zip(self.columns, self.biased, strict=True) for x in pair]
-        field: Any = PerceptronField(parameters, layout, self.activation, self.t1 > self.t)
+        y, tableau, forward = kept[0, 0], METHODS[self.method], self.t1 > self.t
+        field: Any
+        if self.number >= FIRST_GENERATED:
+            field = GeneratedField(self.number, parameters, forward)
+        else:
+            layout = [int(x) for pair in self.layout for x in pair]
+            field = PerceptronField(parameters, layout, self.number, forward)
         f = kept[0, 1] if self.hold_k1 else field(self.t, y)
         step = take_step(field, tableau, self.t, self.t1, y, f, perturb=True)
         stages, weights = tableau.error_weights
@@ -113,8 +123,8 @@ class _Error(torch.autograd.Function):
         if torch.is_grad_enabled():
             return None, None, *_gradients_by_torch(rule, kept, parameters, upstream)
         found = extension.native().mlp_first_step_backward(
-            rule.layers(parameters),
-            rule.activation,
+            rule.held(parameters),
+            rule.number,
             kept,
             rule.t,
             rule.t1,

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 import fastnode
 from fastnode import extension
@@ -87,6 +88,36 @@ def test_second_derivatives(taken, hold_k1):
     assert len(taken) == 1
     for found, wanted in zip(*results, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-9 * wanted.abs().max().item())
+
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.a, self.b = nn.LayerNorm(5), nn.Linear(5, 17), nn.Linear(17, 5)
+        self.register_buffer("scale", torch.rand(5))
+
+    def forward(self, t, y):
+        return self.b(torch.tanh(self.a(self.norm(y)))) * self.scale * torch.cos(t) - y
+
+
+@pytest.mark.parametrize("batch", [1, 33])
+@pytest.mark.parametrize("hold_k1", [True, False])
+def test_a_compiled_field_and_its_derivatives(taken, hold_k1, batch):
+    torch.manual_seed(4)
+    field, y0 = Gated().double(), torch.randn(batch, 5, dtype=torch.float64)
+    compiled = fastnode.compile_field(field, y0)
+    parameters, results = list(field.parameters()), []
+    for func, engine in ((compiled, "fused"), (field, "native")):
+        value = penalty(func, y0, engine, hold_k1=hold_k1)
+        plain = torch.autograd.grad(value, parameters, retain_graph=True)
+        first = torch.autograd.grad(value, parameters, create_graph=True)
+        norm = sum(x.square().sum() for x in first)
+        assert isinstance(norm, torch.Tensor)
+        second = torch.autograd.grad(norm, parameters)
+        results.append([value.detach(), *plain, *(x.detach() for x in first), *second])
+    assert len(taken) == 1
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7 * wanted.abs().max().item())
 
 
 def test_frozen_parameters_have_no_gradient():
