@@ -21,6 +21,7 @@ from fastnode.fields.errors import find_line
 from fastnode.fields.held import REAL, FunctionField, Held
 from fastnode.fields.signature import Signature
 from fastnode.nn.compiled import MAKERS
+from fastnode.ops.dispatch import transformed
 from fastnode.problem.batch import SampleLayout
 from fastnode.problem.ivp import State
 
@@ -84,7 +85,7 @@ class CompiledField(nn.Module):
     def check(self, y0: Tensor) -> None:
         """Raises NotCompilable if there can be no code for such a state: here, where a solve that
         another engine runs asks for none."""
-        if y0.device.type != "cpu":
+        if y0.device.type != "cpu" or transformed():
             return
         if not extension.AVAILABLE:
             raise NotCompilable("fastnode was installed without its native extension")
@@ -94,7 +95,8 @@ class CompiledField(nn.Module):
                 f"{y0.dtype}"
             )
         # What is found is kept: a solve then looks it up.
-        self.native_field(y0, _any_gradient(y0, *self._current().inputs), False)
+        wanted = (y0.requires_grad or None) if torch.is_grad_enabled() else False
+        self.native_field(y0, wanted, False)
 
     def may_be_captured(self) -> bool:
         """Whether no CUDA graph failed to capture the module as it is."""
@@ -352,7 +354,8 @@ def _check(
 
     def call(y: Tensor) -> Tensor:
         try:
-            found = signature.plain_call(held.module, inputs, t, y)
+            with torch.autocast("cpu", enabled=False):
+                found = signature.plain_call(held.module, inputs, t, y)
         except RuntimeError as error:
             if not signature.hint:
                 raise

@@ -62,7 +62,7 @@ class CNF(nn.Module):
             standard normal if None.
         dim: D, which ``sample`` needs where base is None and field has no ``dim``.
         compile: "auto" compiles the field and goes on without, with a warning, where that is not
-            possible; True raises instead; False never compiles. Second derivatives need False.
+            possible; True raises instead; False never compiles.
 
     Attributes:
         nfe: evaluations of the field by the last solve (an int, not part of the state).

@@ -103,7 +103,7 @@ void run_field(const FieldCode<T>& value, const FieldCode<T>& vjp, const Held<T>
   kernels.lanes = 64 / int(sizeof(T));
   std::vector<int64_t> sizes;
   for (size_t i = 0; i < held.differentiable; ++i) sizes.push_back(held.tensors[i]->count);
-  const GeneratedField<T> field(value, &vjp, held.inputs, sizes, held.dim, 1, &kernels);
+  const GeneratedField<T> field(value, &vjp, held.inputs, sizes, {}, held.dim, 1, &kernels);
   const int64_t width = field.tile(held.samples);
   const Frame largest = field.frame(std::min(width, held.samples));
   Memory<T> scratch(field.scratch(largest)), more(field.gradient_scratch(largest));

@@ -340,8 +340,9 @@ def test_inference_mode_has_the_trace(compile, trace):
     torch.testing.assert_close(found.clone(), expected)
 
 
-def test_second_derivatives_without_native_code():
-    flow = swirl(hidden=3, compile=False, method="rk4")
+@pytest.mark.parametrize("compile", [True, False])
+def test_second_derivatives_of_densities(compile):
+    flow = swirl(hidden=3, compile=compile, method="rk4")
     x = samples(3).requires_grad_()
     assert torch.autograd.gradgradcheck(flow.log_prob, (x,))
 

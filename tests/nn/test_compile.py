@@ -191,6 +191,33 @@ def test_regularised_compiled_module():
     torch.testing.assert_close(ours.regularization, plain.regularization, rtol=1e-4, atol=1e-5)
 
 
+def test_solves_that_go_elsewhere_agree(by_code):
+    """Under autocast and transforms code is not run, and is no reason to raise."""
+    plain, ours = both(lambda **k: NeuralODE(Gated(), **k))
+    x = torch.randn(B, D)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(ours(x), plain(x))
+    for transform in (torch.func.jacrev, torch.func.jacfwd):
+        assert torch.equal(transform(ours)(x), transform(plain)(x))
+    assert not by_code
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(x), plain(x), rtol=1e-5, atol=1e-5)
+    assert len(by_code) == 1
+
+
+def test_tensors_put_in_place_of_parameters_are_solved(by_code):
+    plain, ours = both(lambda **k: NeuralODE(Gated().double(), **k))
+    x = torch.randn(B, D).double()
+    held = {name: (2 * p).detach().requires_grad_() for name, p in ours.named_parameters()}
+    found = []
+    for model in (plain, ours):
+        loss = torch.func.functional_call(model, held, (x,)).square().sum()
+        found.append([loss, *torch.autograd.grad(loss, list(held.values()))])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+    assert len(by_code) == 1
+
+
 def test_perceptrons_need_no_code(by_code):
     field = fastnode.nn.MLPField(D, (8,))
     model = NeuralODE(field, compile=True)
