@@ -112,6 +112,24 @@ def _flip(build: Builder, node: fx.Node, args: list[Any], sizes: Sizes) -> Value
     return remap(build, args[0], function, sizes)
 
 
+def _on_diagonal(view: View, offset: int, first: int, second: int) -> View:
+    """The elements with second index = first index + offset, as a last dimension."""
+    first, second = first % len(view.sizes), second % len(view.sizes)
+    rows, columns = view.sizes[first], view.sizes[second]
+    count = max(min(rows, columns - offset) if offset >= 0 else min(rows + offset, columns), 0)
+    start = max(offset, 0) * view.strides[second] + max(-offset, 0) * view.strides[first]
+    stride = view.strides[first] + view.strides[second]
+    rest = view.narrow(first, 0, 1).narrow(second, 0, 1).drop([first, second])
+    sizes, strides = (*rest.sizes, count), (*rest.strides, stride)
+    return replace(view, offset=view.offset + start, sizes=sizes, strides=strides)
+
+
+def _diagonal(build: Builder, node: fx.Node, args: list[Any], sizes: Sizes) -> Value:
+    how = [*args[1:], *(0, 0, 1)[len(args) - 1 :]]
+    how[0] = node.kwargs.get("offset", how[0])
+    return remap(build, args[0], lambda v: _on_diagonal(v, *how), sizes)
+
+
 # Copies.
 
 
@@ -183,6 +201,11 @@ def _select_scatter(build: Builder, node: fx.Node, args: list[Any], sizes: Sizes
     return _overwritten(
         build, args[0], args[1], sizes, lambda out: out.narrow(dim, at, 1).drop([dim])
     )
+
+
+def _diagonal_scatter(build: Builder, node: fx.Node, args: list[Any], sizes: Sizes) -> Value:
+    how = [*args[2:], *(0, 0, 1)[len(args) - 2 :]]
+    return _overwritten(build, args[0], args[1], sizes, lambda out: _on_diagonal(out, *how))
 
 
 def _slice_backward(build: Builder, node: fx.Node, args: list[Any], sizes: Sizes) -> Value:
@@ -275,10 +298,19 @@ def _split(build: Builder, node: fx.Node, args: list[Any], sizes: Sizes) -> tupl
     return tuple(parts)
 
 
-def _nearest_backward(build: Builder, node: fx.Node, args: list[Any], sizes: Sizes) -> Value:
-    numbers = torch.arange(math.prod(sizes)).reshape(sizes)
-    places = aten.upsample_nearest2d.default(numbers.double(), args[1]).long()
-    return scattered(build, args[0], tuple(places.shape), places, sizes)
+def _added_back(forward: Callable[[Tensor, list[Any]], Tensor]) -> Callable[..., Value]:
+    """The gradient of an operation that repeats elements: its gradients, added up for each.
+
+    ``forward``: the operation on numbers, given the arguments of its gradient.
+    """
+
+    def lower(build: Builder, node: fx.Node, args: list[Any], sizes: Sizes) -> Value:
+        numbers = torch.arange(math.prod(sizes)).reshape(sizes)
+        # They know no integers.
+        places = forward(numbers.double(), args).long()
+        return scattered(build, args[0], tuple(places.shape), places, sizes)
+
+    return lower
 
 
 #: Operations that are views where what they take is memory, or an expression of views.
@@ -293,6 +325,7 @@ VIEWS: dict[Any, Callable[..., Any]] = {
     aten.squeeze.default: _squeeze,
     aten.select.int: _select,
     aten.slice.Tensor: _slice,
+    aten.diagonal.default: _diagonal,
     aten.flip.default: _flip,
     prims.rev.default: _flip,
     aten.detach.default: same,
@@ -306,6 +339,7 @@ SHAPES: dict[Any, Callable[..., Any]] = {
     aten.cat.default: _cat,
     aten.constant_pad_nd.default: _pad,
     aten.slice_scatter.default: _slice_scatter,
+    aten.diagonal_scatter.default: _diagonal_scatter,
     aten.select_scatter.default: _select_scatter,
     aten.slice_backward.default: _slice_backward,
     aten.select_backward.default: _select_backward,
@@ -314,5 +348,16 @@ SHAPES: dict[Any, Callable[..., Any]] = {
     aten.index_select.default: moved,
     aten.embedding.default: _embedding,
     aten.index_put.default: _index_put,
-    aten.upsample_nearest2d_backward.default: _nearest_backward,
+    aten.upsample_nearest1d_backward.default: _added_back(
+        lambda x, args: aten.upsample_nearest1d.default(x, args[1], *args[3:])
+    ),
+    aten.upsample_nearest2d_backward.default: _added_back(
+        lambda x, args: aten.upsample_nearest2d.default(x, args[1], *args[3:])
+    ),
+    aten.replication_pad1d_backward.default: _added_back(
+        lambda x, args: aten.replication_pad1d.default(x, args[2])
+    ),
+    aten.replication_pad2d_backward.default: _added_back(
+        lambda x, args: aten.replication_pad2d.default(x, args[2])
+    ),
 }

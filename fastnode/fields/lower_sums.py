@@ -15,6 +15,7 @@ from fastnode.fields.ir import (
     PARAMETERS,
     SAMPLE,
     Accumulate,
+    Assign,
     Convolution,
     Convolve,
     Cumulate,
@@ -29,6 +30,9 @@ from fastnode.fields.ir import (
 from fastnode.fields.lower_shapes import remap, scattered
 
 aten, prims = torch.ops.aten, torch.ops.prims
+
+#: Elements up to which a product of all of them is written out.
+_MOST_FACTORS = 64
 
 # Reductions.
 
@@ -111,15 +115,53 @@ def _product(build: Builder, node: fx.Node, args: list[Any], sizes: Sizes) -> Va
     bias = None
     nodes = list(node.args)
     if node.target is aten.addmm.default:
-        if node.kwargs:
-            raise NotCompilable("addmm with alpha or beta", node)
-        bias = build.view(args[0], sizes_of(nodes[0])).expand(sizes)
-        args, nodes = args[1:], nodes[1:]
+        bias, args, nodes = args[0], args[1:], nodes[1:]
+        beta, alpha = (float(node.kwargs.get(x, 1)) for x in ("beta", "alpha"))  # pyright: ignore
+        if beta != 1:
+            bias = build.expr("mul", [bias, beta], sizes)
+        if alpha != 1:
+            args = [build.expr("mul", [args[0], alpha], sizes_of(nodes[0])), args[1]]
+        bias = build.view(bias, sizes_of(node.args[0])).expand(sizes)
     a, b = build.view(args[0], sizes_of(nodes[0])), build.view(args[1], sizes_of(nodes[1]))
     level = max(a.level, b.level, bias.level if bias else PARAMETERS)
     out = build.new(sizes, level)
     for at in elements(sizes[:-2]):
         build.add(Product(element(out, at), element(a, at), element(b, at), bias))
+    return out
+
+
+def _factors(build: Builder, node: fx.Node, args: list[Any], sizes: Sizes) -> Value:
+    """The product of all elements of one dimension, or of all."""
+    source = sizes_of(node.args[0])
+    x = build.view(args[0], source)
+    keep = bool(args[2]) if len(args) > 2 else False
+    if len(args) < 2 or not source:
+        x, dim = build.contiguous(x, source).reshape((x.numel,)), 0
+        assert x is not None
+    else:
+        dim = args[1] % len(source)
+    if x.sizes[dim] > _MOST_FACTORS:
+        raise NotCompilable(f"a product of {x.sizes[dim]} elements", node)
+    parts = [x.narrow(dim, i, 1) for i in range(x.sizes[dim])]
+    total: Value = parts[0] if parts else 1.0
+    for part in parts[1:]:
+        total = build.expr("mul", [total, part], part.sizes)
+    found = build.view(total, (*x.sizes[:dim], 1, *x.sizes[dim + 1 :]))
+    return found if keep and source else found.drop([dim])
+
+
+def _cumprod(build: Builder, node: fx.Node, args: list[Any], sizes: Sizes) -> Value:
+    if not sizes:
+        return build.spread(args[0], sizes)
+    x, dim = build.view(args[0], sizes), args[1] % len(sizes)
+    if sizes[dim] > _MOST_FACTORS:
+        raise NotCompilable(f"products of up to {sizes[dim]} elements", node)
+    out = build.new(sizes, x.level)
+    for i in range(sizes[dim]):
+        value: Value = x.narrow(dim, i, 1)
+        if i:
+            value = build.expr("mul", [out.narrow(dim, i - 1, 1), value], value.sizes)
+        build.add(Assign(out.narrow(dim, i, 1), value))
     return out
 
 
@@ -280,6 +322,9 @@ SUMS: dict[Any, Callable[..., Any]] = {
     aten.var.correction: _variance,
     prims.var.default: _variance,
     aten.cumsum.default: _cumsum,
+    aten.cumprod.default: _cumprod,
+    aten.prod.default: _factors,
+    aten.prod.dim_int: _factors,
     aten.mm.default: _product,
     aten.bmm.default: _product,
     aten.addmm.default: _product,

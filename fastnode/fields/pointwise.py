@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fastnode.fields.build import Builder
+from fastnode.fields.build import Builder, sizes_of
 
 aten, prims = torch.ops.aten, torch.ops.prims
 
@@ -27,7 +27,7 @@ BINARY = (
 #: Operations whose results on integers are those on numbers of the same value.
 ON_INTEGERS = {
     "abs", "add", "alias", "clamp", "clone", "_to_copy", "convert_element_type", "maximum",
-    "minimum", "mul", "neg", "sign", "sub", "where",
+    "minimum", "mul", "neg", "relu", "sign", "sub", "where",
 }  # fmt: skip
 
 
@@ -92,6 +92,22 @@ def _clamp(build: Builder, node: fx.Node, args: list[Any], sizes: Any) -> Any:
     return x
 
 
+def _exp2(build: Builder, node: fx.Node, args: list[Any], sizes: Any) -> Any:
+    return build.expr("pow", [2.0, args[0]], sizes)
+
+
+def _larger(comparison: str) -> Callable[..., Any]:
+    """fmax and fmin: of a number and NaN the number."""
+
+    def make(build: Builder, node: fx.Node, args: list[Any], sizes: Any) -> Any:
+        a, b = (build.view(x, sizes_of(n)) for x, n in zip(args, node.args, strict=True))
+        b_is_nan = build.expr("isnan", [b], sizes)
+        first = build.expr("logical_or", [b_is_nan, build.expr(comparison, [a, b], sizes)], sizes)
+        return build.expr("where", [first, a, b], sizes)
+
+    return make
+
+
 def _div_mode(build: Builder, node: fx.Node, args: list[Any], sizes: Any) -> Any:
     quotient = build.expr("div", args[:2], sizes)
     mode = node.kwargs.get("rounding_mode")
@@ -115,6 +131,9 @@ def _table() -> dict[Any, Callable[..., Any]]:
     for name in ("add", "sub"):
         add(name, _scaled(name), ("Tensor", "Scalar"))
     add("pow", _pow, ("Tensor_Scalar", "Tensor_Tensor", "Scalar"))
+    add("exp2", _exp2, ("default",))
+    add("fmax", _larger("ge"), ("default",))
+    add("fmin", _larger("le"), ("default",))
     add("where", _plain("where"), ("self", "ScalarOther", "ScalarSelf", "Scalar"))
     add("clamp", _clamp, ("default", "Tensor"))
     add("clamp_min", _clamp, ("default",))

@@ -133,19 +133,6 @@ def test_adjoints_give_the_gradient_of_backprop(adjoint):
         agree(g, w, 1e-12)
 
 
-@pytest.mark.parametrize("batch", [1, 5])
-def test_gradients_by_finite_differences(batch):
-    module, y0 = make("hypernetwork", batch)
-    compiled = fastnode.compile_field(module, y0)
-    t = TIMES.clone().requires_grad_()
-
-    def solve(y0, t, *_):
-        return fastnode.odeint(compiled, y0, t, rtol=1e-11, atol=1e-12, method="dopri5")
-
-    inputs = (y0.requires_grad_(), t, *module.parameters())
-    assert torch.autograd.gradcheck(solve, inputs, atol=1e-5, rtol=1e-4)
-
-
 class Switched(nn.Module):
     """Reads attributes and its mode in forward."""
 
