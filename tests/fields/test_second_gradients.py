@@ -82,6 +82,7 @@ def test_gradients_of_gradients_are_the_modules(options):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_second_gradients_by_finite_differences():
     module, y0, rate, compiled = made()
     t = TIMES.clone()
