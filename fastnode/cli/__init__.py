@@ -165,7 +165,7 @@ def _cache(arguments: argparse.Namespace) -> int:
     if arguments.clear:
         print(f"{toolchain.clear_cache()} compiled fields removed from {folder}")
         return 0
-    kept = list(folder.glob("*.so")) if folder.exists() else []
+    kept = toolchain.libraries()
     size = sum(each.stat().st_size for each in kept) / 1e6
     print(f"{len(kept)} compiled fields in {folder}, {size:.1f} MB")
     return 0

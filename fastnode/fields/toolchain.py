@@ -147,7 +147,13 @@ def build(sources: Sequence[str], flags: list[str]) -> list[Path]:
 
 
 def _hash(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:_DIGITS]
+
+
+_DIGITS = 32
+#: What has such a name is ours; a folder that FASTNODE_CACHE_DIR names may hold other things.
+_NAME = "[0-9a-f]" * _DIGITS
+_SCRATCH = f".{_NAME}.*"
 
 
 @contextmanager
@@ -193,7 +199,7 @@ def _finish(process: subprocess.Popen[str], compiler: str) -> None:
 
 def _sweep(folder: Path) -> None:
     """Removes what compilations left behind that were killed long ago."""
-    for left in folder.glob(".*"):
+    for left in folder.glob(_SCRATCH):
         with suppress(OSError):
             if time.time() - left.stat().st_mtime > 2 * LIMIT:
                 shutil.rmtree(left, ignore_errors=True)
@@ -230,12 +236,16 @@ def load(library: Path) -> int:
 _LOADED: list[ctypes.CDLL] = []
 
 
+def libraries() -> list[Path]:
+    """Those in the cache folder."""
+    return sorted(cache_folder().glob(f"{_NAME}.so"))
+
+
 def clear_cache() -> int:
     """Removes all libraries; returns how many there were."""
-    folder = cache_folder()
-    found = sorted(folder.glob("*.so")) if folder.exists() else []
+    found = libraries()
     for each in found:
         each.unlink(missing_ok=True)
-    for left in folder.glob(".*") if folder.exists() else ():
+    for left in cache_folder().glob(_SCRATCH):
         shutil.rmtree(left, ignore_errors=True)
     return len(found)

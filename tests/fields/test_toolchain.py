@@ -192,11 +192,22 @@ def test_arguments_in_cxx_are_the_compilers(folder, monkeypatch):
 
 def test_what_killed_compilations_left_is_removed(folder):
     toolchain.build([SOURCE], [])
-    for name, age in ((".old.x", 7200), (".new.x", 0)):
+    old, new = f".{32 * 'a'}.x", f".{32 * 'b'}.x"
+    # The last one is somebody else's, as that of a home that is named as the cache.
+    for name, age in ((old, 7200), (new, 0), (".ssh", 7200)):
         (folder / name).mkdir()
         os.utime(folder / name, (time.time() - age,) * 2)
     toolchain.build([SOURCE], ["-DOTHER"])
-    assert sorted(x.name for x in folder.glob(".*")) == [".new.x"]
+    assert sorted(x.name for x in folder.glob(".*")) == [new, ".ssh"]
+
+
+def test_clearing_leaves_what_is_not_ours(folder):
+    toolchain.build([SOURCE], [])
+    (folder / "other.so").write_bytes(b"")
+    (folder / ".ssh").mkdir()
+    (folder / f".{32 * 'a'}.x").mkdir()
+    assert toolchain.clear_cache() == 1
+    assert sorted(x.name for x in folder.iterdir()) == [".ssh", "other.so"]
 
 
 def test_what_cannot_be_loaded_is_named(tmp_path):
