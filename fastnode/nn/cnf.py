@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import fastnode
 from fastnode.adjoints.discrete.revolve import Revolve
 from fastnode.adjoints.select import find_adjoint
 from fastnode.api.solve import solve
 from fastnode.engines.methods import SOLVED
 from fastnode.errors import NotCompilable
+from fastnode.nn.compiled import CompiledInside
 from fastnode.nn.density_field import DensityField
 from fastnode.nn.fields import check_positive
 from fastnode.nn.node import check_module, full_precision
@@ -23,7 +23,7 @@ from fastnode.regularize import RNODE, Regularizer, TayNODE
 from fastnode.regularize.base import no_penalty
 from fastnode.tableaus import METHODS
 from fastnode.torch_support.compile import uncompiled
-from fastnode.torch_support.warn import warn
+from fastnode.torch_support.warn import WarnOnce
 
 TRACES = ("exact", "hutchinson")
 NOISES = ("rademacher", "gaussian")
@@ -126,8 +126,8 @@ class CNF(nn.Module):
         self.regularization, self.nfe = torch.zeros(()), 0
         #: Not submodules: names in the state_dict are those of the field, compiled or not.
         self._densities: dict[tuple[bool, bool], DensityField] = {}
-        self._compiled: dict[Any, Any] = {}
-        self._refused: set[Any] = set()
+        self._compiled: dict[Any, CompiledInside] = {}
+        self._warn = WarnOnce()
 
     def log_prob(
         self,
@@ -255,7 +255,6 @@ class CNF(nn.Module):
             "atol": scale * self.atol,
             "controller": CONTROLLER,
             "adjoint": self.adjoint,
-            "engine": "fused" if self.compile_mode is True else "auto",
             **(self.options or {}),
         }
         if regularizer is None or isinstance(regularizer, RNODE):
@@ -276,25 +275,16 @@ class CNF(nn.Module):
 
     def _code(self, field: nn.Module, state: Tensor, key: Any) -> nn.Module:
         """What is solved in place of the field: itself, or the same compiled."""
-        if self.compile_mode is False or not self._native or hasattr(type(field), "perceptron"):
+        if self.compile_mode is False or not self._native or state.device.type != "cpu":
             return field
-        compiled = self._compiled.get(key)
-        if compiled is not None and compiled.module is field:
-            return compiled
-        refused = key, id(field), state.dtype, self.field.training
-        fits = state.device.type == "cpu" and state.numel() > 0
-        if not fits or refused in self._refused:
-            return field
+        inside = self._compiled.setdefault(key, CompiledInside(True))
         try:
-            middle = self.t0 + 0.37 * (self.t1 - self.t0)
-            compiled = self._compiled[key] = fastnode.compile_field(field, state, middle)
+            return inside(field, state)
         except NotCompilable as error:
             if self.compile_mode is True:
                 raise
-            self._refused.add(refused)
-            warn(f"{error}; the flow is solved without native code; compile=False says so as well")
+            self._warn(f"{error}; the flow is solved without native code, as by compile=False")
             return field
-        return compiled
 
     def _draw(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
         if self.noise == "gaussian":
@@ -330,10 +320,8 @@ class CNF(nn.Module):
             raise ValueError(f"{name} must be of shape [B, {wanted}], got {tuple(x.shape)}")
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy has the value of the penalty without the autograd graph of the call that made it,
-        # and finds out for itself what cannot be compiled.
-        plain = self.regularization.detach()
-        return {**self.__dict__, "regularization": plain, "_refused": set()}
+        # A copy has the value of the penalty without the autograd graph of the call that made it.
+        return {**self.__dict__, "regularization": self.regularization.detach()}
 
     def extra_repr(self) -> str:
         return (

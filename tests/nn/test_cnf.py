@@ -19,9 +19,6 @@ from fastnode.nn import CNF, MLPField, NeuralODE
 from fastnode.regularize import RNODE, STEER, Global, Local, TayNODE
 
 TIGHT = {"rtol": 1e-8, "atol": 1e-8}
-NATIVE = pytest.param(
-    True, marks=pytest.mark.skipif(not fastnode.extension.AVAILABLE, reason="no C++ extension")
-)
 
 
 class Linear(nn.Module):
@@ -340,7 +337,7 @@ def test_inference_mode_has_the_trace(compile, trace):
     torch.testing.assert_close(found.clone(), expected)
 
 
-@pytest.mark.parametrize("compile", [True, False])
+@pytest.mark.parametrize("compile", [False, slow("auto")])
 def test_second_derivatives_of_densities(compile):
     flow = swirl(hidden=3, compile=compile, method="rk4")
     x = samples(3).requires_grad_()
