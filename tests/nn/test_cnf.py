@@ -19,6 +19,8 @@ from fastnode.nn import CNF, MLPField, NeuralODE
 from fastnode.regularize import RNODE, STEER, Global, Local, TayNODE
 
 TIGHT = {"rtol": 1e-8, "atol": 1e-8}
+needs_native = pytest.mark.skipif(not fastnode.extension.AVAILABLE, reason="no C++ extension")
+NATIVE = pytest.param(True, marks=[pytest.mark.slow, needs_native])
 
 
 class Linear(nn.Module):
@@ -68,7 +70,7 @@ def samples(count, dtype=torch.float64, dim=2):
 A = [[0.3, -0.8, 0.1], [0.5, -0.4, 0.2], [0.0, 0.6, 0.2]]
 
 
-@pytest.mark.parametrize("compile", [False, slow(True)])
+@pytest.mark.parametrize("compile", [False, NATIVE])
 def test_linear_field_has_the_density_of_its_flow(compile):
     flow = CNF(Linear(A), t0=0.2, t1=1.1, compile=compile, **TIGHT)
     x = samples(20, dim=3)
@@ -141,7 +143,7 @@ def test_samples_have_the_density():
 
 
 @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
-@pytest.mark.parametrize("compile", [False, slow(True)])
+@pytest.mark.parametrize("compile", [False, NATIVE])
 def test_gradcheck_of_log_prob(compile, trace):
     steps = {"method": "rk4", "options": {"step_size": 0.5}}
     flow = swirl(hidden=3, trace=trace, compile=compile, **steps)
@@ -172,7 +174,7 @@ def test_adjoints_give_the_gradient(adjoint):
         torch.testing.assert_close(ours, wanted, rtol=close, atol=close)
 
 
-@pytest.mark.skipif(not fastnode.extension.AVAILABLE, reason="no C++ extension")
+@needs_native
 @pytest.mark.parametrize("dtype", [torch.float64, slow(torch.float32)])
 @pytest.mark.parametrize("trace", ["exact", slow("hutchinson")])
 @pytest.mark.parametrize("regularizer", [None, slow(RNODE(0.3, 0.2))])
@@ -192,7 +194,7 @@ def test_compiled_flow_equals_the_eager_one(dtype, trace, regularizer):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not fastnode.extension.AVAILABLE, reason="no C++ extension")
+@needs_native
 def test_one_sample_compiles_as_well():
     flow, eager = swirl(compile=True), swirl(compile=False)
     x = samples(1)
@@ -213,7 +215,7 @@ def test_field_that_cannot_be_compiled_warns_once():
     assert torch.equal(first, flow.log_prob(x))
 
 
-@pytest.mark.skipif(not fastnode.extension.AVAILABLE, reason="no C++ extension")
+@needs_native
 def test_compile_true_raises_what_stands_in_the_way():
     with pytest.raises(fastnode.NotCompilable, match="value of a tensor"):
         CNF(Branch().double(), compile=True).log_prob(samples(4))
@@ -342,6 +344,27 @@ def test_second_derivatives_of_densities(compile):
     flow = swirl(hidden=3, compile=compile, method="rk4")
     x = samples(3).requires_grad_()
     assert torch.autograd.gradgradcheck(flow.log_prob, (x,))
+
+
+@pytest.mark.slow
+def test_training_finds_the_density():
+    flow = swirl()
+    optimizer = torch.optim.Adam(flow.parameters(), 0.03)
+    spread, generator = torch.tensor([2.0, 0.5], dtype=torch.float64), seeded()
+    for _ in range(80):
+        x = spread * torch.randn(256, 2, dtype=torch.float64, generator=generator)
+        loss = -flow.log_prob(x).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    x = spread * samples(2000)
+    base = Independent(Normal(torch.zeros_like(spread), spread), 1)
+    with torch.no_grad():
+        found, best = flow.log_prob(x), base.log_prob(x)
+    assert best.mean() - 0.1 < found.mean() < best.mean() + 0.02
+    # Steps of the optimiser reach native code.
+    eager = CNF(flow.field, compile=False)
+    torch.testing.assert_close(found, eager.log_prob(x).detach())
 
 
 @pytest.mark.slow
