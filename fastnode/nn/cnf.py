@@ -70,9 +70,10 @@ class CNF(nn.Module):
             to the loss: a scalar with its gradient, 0 in evaluation mode.
 
     Raises:
-        TypeError: field is no module, regularizer none, base no density.
-        ValueError: an unknown name, t0 and t1 equal, an option or regulariser that cannot be used,
-            ``compile=True`` with a method or an adjoint that native code does not have.
+        TypeError: field is no module, regularizer none, base no density, a tolerance no number.
+        ValueError: an unknown name, atol not above 0, t0 and t1 equal, an option or regulariser
+            that cannot be used, ``compile=True`` with a method or an adjoint that native code does
+            not have.
 
     Source: Chen et al., NeurIPS 2018, arXiv 1806.07366, section 4; Grathwohl et al., FFJORD, ICLR
     2019, arXiv 1810.01367.
@@ -103,6 +104,12 @@ class CNF(nn.Module):
         _check_choice("noise", noise, NOISES)
         if compile not in (True, False, "auto"):
             raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
+        for name, value in (("rtol", rtol), ("atol", atol)):
+            if not isinstance(value, (int, float)):
+                raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+        if not (rtol >= 0 and atol > 0):
+            # The change of log p begins at 0.
+            raise ValueError(f"rtol must be at least 0 and atol above it, got {rtol} and {atol}")
         if t0 == t1:
             raise ValueError(f"t0 and t1 must differ, got {t0} for both")
         if not all(hasattr(base, name) for name in ("log_prob", "sample")) and base is not None:
@@ -138,7 +145,7 @@ class CNF(nn.Module):
         """The log density of samples, [B], in nats; differentiable in x and in the parameters.
 
         Args:
-            x: samples [B, D], floating.
+            x: samples [B, D], float32 or float64.
             generator: source of the estimate's noise, torch's default one if None.
             trace: "exact" or "hutchinson" for this call, as constructed if None.
 
@@ -313,8 +320,8 @@ class CNF(nn.Module):
     def _check_samples(self, name: str, x: Any) -> None:
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-        if not x.is_floating_point():
-            raise TypeError(f"{name} must be of a floating dtype, got {x.dtype}")
+        if full_precision(x).dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"{name} must be of float32 or float64, got {x.dtype}")
         if x.dim() != 2 or x.shape[1] == 0 or self.dim not in (None, x.shape[1]):
             wanted = "D" if self.dim is None else self.dim
             raise ValueError(f"{name} must be of shape [B, {wanted}], got {tuple(x.shape)}")

@@ -23,15 +23,13 @@ class DensityField(nn.Module):
         integrals: whether the integrands of RNODE are integrated as well.
 
     Shape:
-        ``density_field(t, state)`` takes and returns [B, C], the columns of which are
+        ``density_field(t, state)`` takes and returns [B, C], float32 or float64. The columns:
 
-        ============  =========================================================================
-        D             z
-        1             the change of log p(z(t))
-        2, integrals  ``SMALL`` times the integrals of |f|^2 / (2 D) and |df/dz|_F^2 / D, of
-                      which the second is estimated by |e^T df/dz|^2 / D where the trace is
-        D, estimated  ``SMALL`` times the noise e, constant
-        ============  =========================================================================
+        - D of z;
+        - one of the change of log p(z(t));
+        - with ``integrals`` two of ``SMALL`` times the integrals of |f|^2 / (2 D) and of
+          |df/dz|_F^2 / D, the latter with the trace's noise, |e^T df/dz|^2 / D, if ``estimated``;
+        - if ``estimated`` D of ``SMALL`` times the noise e, which is constant.
 
     Raises:
         ValueError: field does not return the shape of z, or nothing that has a gradient.

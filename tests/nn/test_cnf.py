@@ -393,6 +393,9 @@ def test_empty_batch_has_no_densities():
         ({"trace": "hutch"}, ValueError, "trace must be one of exact, hutchinson"),
         ({"noise": "normal"}, ValueError, "noise must be one of"),
         ({"compile": "always"}, ValueError, "compile must be True, False or 'auto'"),
+        ({"atol": 0.0}, ValueError, "atol above it, got 1e-05 and 0.0"),
+        ({"rtol": -1.0}, ValueError, "rtol must be at least 0"),
+        ({"atol": torch.ones(3)}, TypeError, "atol must be a number, got Tensor"),
         ({"t1": 0.0}, ValueError, "t0 and t1 must differ"),
         ({"base": 3}, TypeError, "base must have log_prob and sample"),
         ({"dim": 0}, ValueError, "dim must be at least 1"),
@@ -413,7 +416,9 @@ def test_wrong_options_are_named(options, error, message):
     ("x", "error", "message"),
     [
         ([[0.0, 1.0]], TypeError, "must be a tensor, got list"),
-        (torch.ones(3, 2, dtype=torch.int64), TypeError, "floating dtype"),
+        (torch.ones(3, 2, dtype=torch.int64), TypeError, "float32 or float64"),
+        # The noise would vanish in it.
+        (torch.ones(3, 2, dtype=torch.float16), TypeError, "float32 or float64"),
         (torch.ones(2), ValueError, r"shape \[B, 2\], got \(2,\)"),
         (torch.ones(3, 4), ValueError, r"shape \[B, 2\], got \(3, 4\)"),
     ],
