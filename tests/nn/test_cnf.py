@@ -330,7 +330,7 @@ def test_constant_field_changes_no_density():
 
 
 @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
-@pytest.mark.parametrize("compile", [False, slow("auto")])
+@pytest.mark.parametrize("compile", [False, NATIVE])
 def test_inference_mode_has_the_trace(compile, trace):
     flow, x = swirl(compile=compile, trace=trace), samples(5)
     expected = swirl(compile=False, trace=trace).log_prob(x, seeded()).detach()
@@ -339,7 +339,7 @@ def test_inference_mode_has_the_trace(compile, trace):
     torch.testing.assert_close(found.clone(), expected)
 
 
-@pytest.mark.parametrize("compile", [False, slow("auto")])
+@pytest.mark.parametrize("compile", [False, NATIVE])
 def test_second_derivatives_of_densities(compile):
     flow = swirl(hidden=3, compile=compile, method="rk4")
     x = samples(3).requires_grad_()
