@@ -88,10 +88,10 @@ def solve(
         args: further arguments of func.
         engine: "auto", "reference" (pure PyTorch), "native" (C++), which knows no gradients where
             it solves per sample, or "fused" (one native call for the whole solve) for an MLPField
-            or what ``fastnode.fuse`` returns, with ``save="times"``, and where it solves per sample
-            without gradients too; "auto" takes the last of these that it can. "graph" runs the
-            whole adaptive solve on a CUDA device without waiting for it, for a func that is pure:
-            kernels on tensors, nothing else (docs/cuda_graph.md).
+            or what ``fastnode.fuse`` or ``fastnode.compile_field`` returns, with ``save="times"``;
+            "auto" takes the last of these that it can. "graph" runs the whole adaptive solve on a
+            CUDA device without waiting for it, for a func that is pure: kernels on tensors, nothing
+            else (docs/cuda_graph.md); "auto" takes it for compiled fields, without gradients.
         first_step: size of the first step; chosen at the cost of one evaluation if None; if per
             sample a number or [B].
         min_step, max_step: limits of the step size, those of the controller if None.
