@@ -36,7 +36,7 @@ _APART = (
     aten.hardtanh, aten.hardtanh_backward, aten.softplus, aten.softplus_backward,
     aten.mish, aten.mish_backward, aten.glu, aten.glu_backward,
     aten.log_sigmoid_forward, aten.sigmoid_backward, aten.tanh_backward,
-    aten.threshold_backward, aten._prelu_kernel, aten._prelu_kernel_backward,
+    aten.threshold_backward, aten.ldexp, aten._prelu_kernel, aten._prelu_kernel_backward,
     aten.embedding_dense_backward, aten.native_dropout, aten.baddbmm, aten.mv, aten.dot,
     aten.addcmul, aten.addcdiv, aten.var, aten.var_mean, aten.std,
     aten.norm, aten.linalg_vector_norm, aten.linalg_cross, aten.masked_fill, aten.rsub,
@@ -74,10 +74,17 @@ def _weight_norm_backward(
     return g / norms * (grad - v * along / norms), along
 
 
+def _shrink_backward(grad: Tensor, x: Tensor, width: float) -> Tensor:
+    """Of softshrink and hardshrink, which are zero where |x| <= width."""
+    return torch.where(x.abs() <= width, 0.0, grad)
+
+
 def _table() -> dict[Any, Callable[..., Any]]:
     table = dict(core_aten_decompositions())
     table[aten._trilinear.default] = _trilinear
     table[aten._weight_norm_interface_backward.default] = _weight_norm_backward
+    table[aten.softshrink_backward.default] = _shrink_backward
+    table[aten.hardshrink_backward.default] = _shrink_backward
     for packet in _APART:
         table.update(get_decompositions([packet]))
     for each in _WHOLE:

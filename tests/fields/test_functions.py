@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from field_checks import disagreements
+from random_sums import ONE
 from torch import nn
 
 import fastnode
@@ -66,3 +68,60 @@ def test_special_numbers_are_those_of_torch():
     found = evaluate(field, y, 0.0)
     wanted = field(torch.tensor(0.0), y)
     torch.testing.assert_close(found, wanted, equal_nan=True, rtol=1e-6, atol=1e-38)
+
+
+class Each(nn.Module):
+    """One function for each number of a sample."""
+
+    def forward(self, t, y):
+        return torch.stack([function(y[:, i]) for i, function in enumerate(ONE.values())], 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("batch", [3, 21])
+def test_functions_have_the_gradients_of_torch(batch, dtype):
+    generator = torch.Generator().manual_seed(0)
+    y, weight = torch.randn(2, batch, len(ONE), generator=generator)
+    assert disagreements(Each(), y, weight, dtype, per_sample=False) == {}
+
+
+class Odd(nn.Module):
+    """What was wrong once, or nearly: constants that are joined or hold NaN, variances of one
+    number, what is overwritten being infinite, integers."""
+
+    def forward(self, t, y):
+        first = torch.tensor([True, False, False, False])
+        holes = torch.tensor([float("nan"), 1.0, 2.0, 3.0]).to(y.dtype)
+        integers = (3 * y).long()
+        best = torch.nn.functional.one_hot(y.argmax(-1), 4)
+        rows = [
+            y * (torch.ones_like(y) * 0.1 + torch.full_like(y, 0.7)),
+            torch.where(first, y, holes),
+            torch.nan_to_num(y[:, :1].var(-1, keepdim=True), 0.5) + y,
+            (y / 0.0).index_put((torch.arange(len(y))[:, None], torch.arange(4)), y),
+            integers * y - integers.abs(),
+            best * y + (y > 0).sum(-1, keepdim=True),
+        ]
+        return torch.stack(rows, -1).sum(-1) + torch.stack(rows, -1)[..., 0]
+
+
+@pytest.mark.filterwarnings("ignore:var")
+@pytest.mark.parametrize("batch", [3, 21])
+def test_odd_constants_and_integers_are_those_of_torch(batch):
+    y = torch.randn(batch, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found, wanted = evaluate(Odd(), y, 0.0), Odd()(torch.tensor(0.0, dtype=y.dtype), y)
+    torch.testing.assert_close(found, wanted, rtol=1e-13, atol=1e-13)
+
+
+class Enlarged(nn.Module):
+    def forward(self, t, y):
+        wide = torch.nn.functional.interpolate(y, scale_factor=1.5)
+        return wide[:, :, : y.shape[2]] * y
+
+
+@pytest.mark.slow
+def test_interpolation_by_a_factor_that_is_no_whole_number():
+    y, weight = torch.randn(2, 5, 2, 7, generator=torch.Generator().manual_seed(0))
+    assert disagreements(Enlarged(), y, weight, torch.float64, per_sample=False) == {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from field_checks import disagreements
+from field_zoo import FIELDS
 from torch import nn
 
 import fastnode
@@ -215,6 +218,21 @@ def test_what_cannot_be_loaded_is_named(tmp_path):
     broken.write_bytes(b"no library")
     with pytest.raises(fastnode.NotCompilable, match="cannot be loaded"):
         toolchain.load(broken)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("clang++") is None, reason="no clang")
+@pytest.mark.parametrize("name", ["attention", "strided", "norms", "max pooling"])
+def test_clang_compiles_fields(folder, monkeypatch, name):
+    monkeypatch.setenv("CXX", "clang++")
+    toolchain.find_compiler.cache_clear()
+    build, shape = FIELDS[name]
+    torch.manual_seed(0)
+    field = build()
+    for batch in (3, 21):
+        y, weight = torch.randn(2, batch, *shape)
+        assert disagreements(field, y, weight, torch.float32, per_sample=False) == {}
+    toolchain.find_compiler.cache_clear()
 
 
 @pytest.mark.slow
