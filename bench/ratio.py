@@ -49,7 +49,9 @@ def compare(
 
     After ``warm`` calls of each and, where they are more than one, a round that does not count,
     every round times every contestant once for about ``budget`` seconds, so that a slow moment of
-    the machine falls on all of them. Returns how many times longer a reference takes, the median of
+    the machine falls on all of them. The references take turns in coming first: after some of them
+    the heap is such that large tensors are mapped anew in every call, and whoever always followed
+    would be slower for it. Returns how many times longer a reference takes, the median of
     the rounds' ratios: where the machine changes its pace between rounds, that of two medians would
     compare different moments. Ratios and ``facts`` are kept in the JSON.
     """
@@ -61,13 +63,13 @@ def compare(
     # What takes long takes little of it for the heap, and the time is better spent on rounds.
     settles = {name: each[name] < 5 * budget for name in calls}
     times: dict[str, list[float]] = {name: [] for name in references}
+    own: list[float] = []
 
     def setup() -> None:
         gc.collect()
-        for name, call in references.items():
-            times[name].append(seconds(call, iterations[name], settles[name]))
-
-    own: list[float] = []
+        turn = len(own) % max(1, len(references))
+        for name in [*references, *references][turn : turn + len(references)]:
+            times[name].append(seconds(references[name], iterations[name], settles[name]))
 
     def run() -> None:
         own.append(seconds(ours, iterations["fastnode"], settles["fastnode"]))

@@ -65,6 +65,14 @@ def derivatives(FIELD: tl.constexpr, t, y, p):
 
 
 @triton.jit
+def zeros_like(y):
+    out = ()
+    for d in tl.static_range(len(y)):
+        out = out + (tl.zeros_like(y[d]),)
+    return out
+
+
+@triton.jit
 def combine(y, k, h, ROWS: tl.constexpr, row: tl.constexpr):
     """y + h sum_j ROWS[row][j] k_j."""
     total = weighted_derivatives(k, ROWS, row)
@@ -99,15 +107,18 @@ def norm(x, y0, y1, rtol, atol):
 @triton.jit
 def interpolate(y, k, h, x, DENSE: tl.constexpr):
     """y + h sum_j k_j sum_p DENSE[j][p] x^(p + 1)."""
-    out = y
+    totals = zeros_like(y)
     for j in tl.static_range(len(k)):
         weight = tl.zeros_like(x)
         for p in tl.static_range(len(DENSE[j])):
             weight = (weight + DENSE[j][len(DENSE[j]) - 1 - p]) * x
         moved = ()
         for d in tl.static_range(len(y)):
-            moved = moved + (out[d] + h * weight * k[j][d],)
-        out = moved
+            moved = moved + (totals[d] + h * weight * k[j][d],)
+        totals = moved
+    out = ()
+    for d in tl.static_range(len(y)):
+        out = out + (y[d] + totals[d],)
     return out
 
 

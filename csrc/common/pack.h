@@ -73,6 +73,12 @@ struct Items {
     if (count - j == 1) add_group<1>(k + j, weight, j, first);
   }
 
+  // sum = y + sum
+  __device__ __forceinline__ void add_to(const Values& y) {
+#pragma unroll
+    for (int i = 0; i < Size; ++i) sum[i] = load(y.values[i]) + sum[i];
+  }
+
   __device__ __forceinline__ void write(T* out, int64_t first) const {
     Values result;
 #pragma unroll

@@ -1,4 +1,9 @@
 // sum_j c_j k_j: the linear combination of stages that every Runge-Kutta kernel is made of.
+//
+// A state is y + sum_j c_j k_j with the sum made first, from zero, and y added last: term by term
+// onto y each would be rounded as numbers of y's size are, and a step that is small beside y would
+// lose digits at every stage. From zero, and not from c_0 k_0, as a compiler could then contract
+// the first addition in two ways.
 #pragma once
 
 #include "common/scalar.h"

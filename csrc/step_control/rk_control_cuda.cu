@@ -111,9 +111,10 @@ __global__ void __launch_bounds__(kThreads, kResident)
     if (j < dense.count) weights[j] = A(dense_weight(dense, j, t0, t1, time));
     __syncthreads();
     for (int64_t i = first; i < numel; i += stride) {
-      Elements items;
-      items.set(places.y, i);
+      Elements items{};
       items.add(dense.k, WeightsAt<A>{weights}, dense.count, i);
+      // Read last: before the sums it would not fit into the registers beside them.
+      items.add_to(Elements::read(places.y, i));
       items.write(out, i);
     }
   }

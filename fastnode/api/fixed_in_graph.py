@@ -173,9 +173,8 @@ def _inside(
 
     y, k = torch.stack(states).to(wide), torch.stack(derivatives).to(wide)
     y1, square = y[after], x * (1 - x)
-    found = (
-        y[after - 1]
-        + column(x * x * (3 - 2 * x)) * (y1 - y[after - 1])
+    found = y[after - 1] + (
+        column(x * x * (3 - 2 * x)) * (y1 - y[after - 1])
         + column(h * square * (1 - x)) * k[after - 1]
         - column(h * square * x) * k[after]
     )

@@ -9,6 +9,7 @@ from torch import Tensor
 from fastnode.flow.paths import Target
 from fastnode.ops import flow_loss as ops
 from fastnode.ops import linear_flow_loss as linear_ops
+from fastnode.ops.flow_in_graph import loss_in_graph
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -34,6 +35,9 @@ def flow_loss(v: Tensor, target: Target | Tensor, reduction: str = "mean") -> Te
 
     Source: Kim, Yoo et al., NeurIPS 2024, arXiv 2410.22918, section 3 (flow loss).
     """
+    loss = loss_in_graph(v, target, reduction)
+    if loss is not None:
+        return loss
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
     if isinstance(target, Target):

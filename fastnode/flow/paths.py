@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastnode.ops import interpolant as ops
+from fastnode.ops.flow_in_graph import interpolate_in_graph
 
 Coefficient: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -25,10 +26,15 @@ class Target:
     __slots__ = ("_versions", "coef", "stand_in", "z0", "z1")
 
     def __init__(
-        self, stand_in: Tensor | None, z0: Tensor, z1: Tensor, coef: ops.Coefficients
+        self,
+        stand_in: Tensor | None,
+        z0: Tensor,
+        z1: Tensor,
+        coef: ops.Coefficients,
+        in_graph: bool = False,
     ) -> None:
         self.stand_in, self.z0, self.z1, self.coef = stand_in, z0, z1, coef
-        self._versions = _versions(z0, z1)
+        self._versions = None if in_graph else _versions(z0, z1)
 
     def check_unchanged(self) -> None:
         """Raises RuntimeError if an end point was changed in place."""
@@ -135,6 +141,10 @@ class Path:
                 at a later call.
             TypeError: dtypes differ or are not floating.
         """
+        found = interpolate_in_graph(self._kind, z0, z1, t)
+        if found is not None:
+            zt, z0, z1, coef = found
+            return zt, Target(None, z0, z1, coef, True)
         z0, z1, coef = self._prepare(z0, z1, t, extrapolate)
         zt, stand_in = ops.interpolant(z0, z1, coef, store_target=False)
         if stand_in is None and torch.compiler.is_compiling():

@@ -79,6 +79,14 @@ def register_fake(name: str, fake: Callable) -> None:
     torch.library.register_fake(f"fastnode::{name}", fake, lib=_library)
 
 
+def define_formulas(schema: str, formulas: Callable) -> Callable[..., Any]:
+    """Defines an op that every tracer decomposes into its formulas; returns it."""
+    name = schema[: schema.index("(")]
+    _library.define(schema)
+    _library.impl(name, formulas, "CompositeImplicitAutograd")
+    return getattr(torch.ops.fastnode, name).default
+
+
 def define(
     schema: str,
     every_device: Callable,

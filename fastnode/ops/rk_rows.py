@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastnode.ops import dispatch
 from fastnode.ops.rk_error import root_mean_square, scaled_error
-from fastnode.ops.rk_stage import FLOATING, check_like, check_terms
+from fastnode.ops.rk_stage import FLOATING, add_last, check_like, check_terms
 
 _rk_stage_rows = dispatch.overload("rk_stage_rows")
 _rk_error_rows = dispatch.overload("rk_error_rows")
@@ -144,10 +144,8 @@ def rk_dense_rows_reference(y: Tensor, k: Sequence[Tensor], w: Tensor) -> Tensor
     check_terms(k, k, y)
     check_rows("w", w, y, (y.shape[0], len(k)))
     wide = torch.promote_types(y.dtype, torch.float32)
-    total = y.to(wide)
-    for derivative, weight in zip(k, w.unbind(1), strict=True):
-        total = total + _column(weight, y) * derivative.to(wide)
-    return total.to(y.dtype)
+    pairs = zip(k, w.unbind(1), strict=True)
+    return add_last(y.to(wide), [_column(each, y) * x.to(wide) for x, each in pairs]).to(y.dtype)
 
 
 def rk_dense_rows(y: Tensor, k: Sequence[Tensor], w: Tensor) -> Tensor:

@@ -34,14 +34,22 @@ def rk_stage_reference(y: Tensor, k: Sequence[Tensor], c: Sequence[float | Tenso
     """What the op computes, in plain PyTorch: 16-bit floats are summed in float32."""
     check_terms(k, c, y)
     wide = torch.promote_types(y.dtype, torch.float32)
-    total = y.to(wide)
-    for derivative, weight in zip(k, c, strict=True):
-        total = total + weight * derivative.to(wide)
-    return total.to(y.dtype)
+    return add_last(y.to(wide), [w * x.to(wide) for x, w in zip(k, c, strict=True)]).to(y.dtype)
+
+
+def add_last(y: Tensor, terms: Sequence[Tensor]) -> Tensor:
+    """y + (the sum of the terms): added to y one by one, each would be rounded as numbers of y's
+    size are, and a step that is small beside y would lose digits at every stage."""
+    if not terms:
+        return y
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return y + total
 
 
 def rk_stage(y: Tensor, k: Sequence[Tensor], c: Sequence[float | Tensor]) -> Tensor:
-    """y + sum_j c_j k_j, summed in float32 for 16-bit floats and rounded once.
+    """y + sum_j c_j k_j, y added last; summed in float32 for 16-bit floats and rounded once.
 
     Args:
         y: state of any shape, floating or complex.

@@ -122,3 +122,40 @@ def test_memory_stays_flat_at_a_large_batch(adjoint):
     before = run(20)
     # A tensor of the size of the state for each solve would be 2.6 MB, one of a layer 10 MB.
     assert run(40) - before < 2**21
+
+
+SOLVES = [
+    *((engine, adjoint) for engine in ("reference", "native") for adjoint in ADJOINTS),
+    *(("fused", adjoint) for adjoint in ("backprop", "checkpoint", fastnode.Revolve(2), "none")),
+    ("native", "odeint_adjoint"),
+    ("fused", "odeint_adjoint"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "adjoint"), SOLVES, ids=str)
+def test_memory_stays_flat_over_many_solves(engine, adjoint):
+    field = fastnode.nn.MLPField(2, 8, 2) if engine == "fused" else Saving()
+    options = {"method": "bosh3", "rtol": 1.0, "atol": 1.0}
+    if adjoint == "odeint_adjoint":
+        options["options"] = {"first_step": 1.0}
+    else:
+        options.update(engine=engine, first_step=1.0)
+
+    def run(solves):
+        for _ in range(solves):
+            y0 = torch.ones(2048, 2, requires_grad=True)
+            if adjoint == "odeint_adjoint":
+                ys = fastnode.odeint_adjoint(field, y0, times(0, 1), **options)
+            else:
+                ys = fastnode.solve(field, y0, times(0, 1), adjoint=adjoint, **options).ys
+            if ys.requires_grad:
+                ys.sum().backward()
+            field.zero_grad()
+        gc.collect()
+        return resident()
+
+    run(40)
+    before = run(40)
+    # A state that stays for each solve would be 3.3 MB.
+    assert run(200) - before < 2**21

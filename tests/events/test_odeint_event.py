@@ -163,6 +163,28 @@ def test_a_search_from_an_event_finds_the_next_one(way, dtype):
     assert found == pytest.approx([math.pi * i for i in range(1, 5)], abs=1e-4)
 
 
+@pytest.mark.parametrize("method", ["midpoint", "heun3", "rk4"])
+def test_fixed_steps_in_float32_keep_torchdiffeqs_accuracy(method):
+    # 156 steps from 3.2 along a line of slope 0.2, which attracts: what is rounded in each adds up.
+    def func(t, y):
+        line = 0.2 * t + 3
+        return 0.2 + (y - line) ** 5
+
+    y0, times = torch.tensor(3.2), torch.tensor([1.0, 2.0])
+    errors = []
+    for library in (fastnode, torchdiffeq):
+        t, _ = library.odeint(
+            func,
+            y0,
+            times,
+            event_fn=lambda t, y: y - (0.2 * (23 / 9) + 3),
+            method=method,
+            options={"step_size": 0.01},
+        )
+        errors.append(abs(t.item() - 23 / 9))
+    assert errors[0] <= 1.2 * errors[1]
+
+
 def test_of_three_roots_in_one_step_the_first_one_is_found():
     def event_fn(t, y):
         return (y - 0.2) * (y - 0.5) * (y - 0.7)

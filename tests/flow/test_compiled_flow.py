@@ -51,6 +51,17 @@ def test_a_compiled_flow_step_is_plain_formulas(path, dtype, timed):
         assert error <= 2 * allowed + 1e-7 * want.abs().max()
 
 
+@pytest.mark.parametrize("path", [Linear(), Concave()], ids=str)
+def test_compiled_flow_step_has_few_guards(path):
+    def step(z0, z1, t):
+        zt, target = path.interpolate(z0, z1, t)
+        return flow_loss(torch.tanh(zt), target)
+
+    # Each is compared before every call, with a cache that the step before has emptied.
+    torch.compiler.reset()
+    assert len(torch._dynamo.explain(step)(*inputs()).out_guards) < 50
+
+
 def test_end_points_may_change_after_compiled_interpolation():
     def step(z0, z1, t, change):
         zt, target = Linear().interpolate(z0, z1, t)

@@ -45,6 +45,17 @@ def test_any_number_of_stages(terms):
     torch.testing.assert_close(rk_stage(y, k, c), exact(y, k, c))
 
 
+@pytest.mark.parametrize("implementation", [rk_stage, rk_stage_reference])
+@pytest.mark.parametrize("terms", [2, 4, 7, 13])
+def test_small_terms_are_summed_before_y_is_added(implementation, terms):
+    y, k, c = make((1000,), torch.float32, terms)
+    y = 1 + y.abs() / 8
+    k = [x / 100 for x in k]
+    error = (implementation(y, k, c).double() - exact(y, k, c)).abs().max()
+    # Rounded once, to the nearest number of y's size.
+    assert error <= 0.501 * torch.finfo(torch.float32).eps * 2
+
+
 def test_views_with_offset_and_strides_are_read_right():
     buffer = torch.arange(3000, dtype=torch.float32)
     y, k = buffer[1:1024], [buffer[3:1026], buffer[7:2053:2]]

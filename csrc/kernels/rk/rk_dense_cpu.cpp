@@ -36,10 +36,10 @@ FASTNODE_HD void rk_dense_blocks(const T* __restrict__ y, const Terms<T>& terms,
       state = y + start;
     }
     for (int64_t row = 0; row < m; ++row) {
-      for (int64_t i = 0; i < n; ++i) sum[i] = state[i];
+      for (int64_t i = 0; i < n; ++i) sum[i] = 0;
       add_terms(sum, k, c + row * count, count, 0, n);
       T* __restrict__ to = out + row * out_stride + start;
-      for (int64_t i = 0; i < n; ++i) to[i] = store<T>(sum[i]);
+      for (int64_t i = 0; i < n; ++i) to[i] = store<T>(state[i] + sum[i]);
     }
   }
 }

@@ -28,13 +28,8 @@ __device__ __forceinline__ void dense_rows(const T* y, const Terms<T>& terms,
     T values[Size];
   };
   const auto items = [&](const T* from) { return *reinterpret_cast<const Items*>(from + first); };
-  A sum[kRows][Size];
+  A sum[kRows][Size] = {};
   const Items state = items(y);
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-    for (int i = 0; i < Size; ++i) sum[r][i] = load(state.values[i]);
-  }
 #pragma unroll 2
   for (int j = 0; j < terms.count; ++j) {
     const Items k = items(terms.k[j]);
@@ -51,7 +46,9 @@ __device__ __forceinline__ void dense_rows(const T* y, const Terms<T>& terms,
     if (row + r >= rows) break;
     Items result;
 #pragma unroll
-    for (int i = 0; i < Size; ++i) result.values[i] = store<T>(sum[r][i]);
+    for (int i = 0; i < Size; ++i) {
+      result.values[i] = store<T>(load(state.values[i]) + sum[r][i]);
+    }
     *reinterpret_cast<Items*>(out + (row + r) * out_stride + first) = result;
   }
 }

@@ -103,9 +103,9 @@ FASTNODE_HD void dense_rows(const T* __restrict__ y, const Terms<T>& terms, cons
     for (int j = 0; j < terms.count; ++j) weights[j] = A(w[row * terms.count + j]);
     for (int64_t start = row * dim; start < (row + 1) * dim; start += kBlock) {
       const int64_t n = std::min(kBlock, (row + 1) * dim - start);
-      for (int64_t i = 0; i < n; ++i) sum[i] = load(y[start + i]);
+      for (int64_t i = 0; i < n; ++i) sum[i] = 0;
       add_terms(sum, terms.k, weights, terms.count, start, n);
-      for (int64_t i = 0; i < n; ++i) out[start + i] = store<T>(sum[i]);
+      for (int64_t i = 0; i < n; ++i) out[start + i] = store<T>(load(y[start + i]) + sum[i]);
     }
   }
 }

@@ -34,9 +34,10 @@ __global__ void __launch_bounds__(kThreads, kResident)
   const int64_t stride = int64_t(gridDim.x) * kThreads * Size;
   for (int64_t i = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * Size; i < numel; i += stride) {
     const double* weights = w + i / dim * terms.count;
-    Items<Size, T> items;
-    items.set(y, i);
+    Items<Size, T> items{};
+    const auto state = items.read(y, i);
     items.add(terms.k, [&](int j) { return A(weights[j]); }, terms.count, i);
+    items.add_to(state);
     items.write(out, i);
   }
 }

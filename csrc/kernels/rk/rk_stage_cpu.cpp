@@ -21,9 +21,9 @@ FASTNODE_HD void rk_stage_pass(const T* __restrict__ y, const Terms<T>& terms, i
     weight[j] = terms.c[j];
   }
   for (int64_t i = begin; i < end; ++i) {
-    A total = load(y[i]);
+    A total = 0;
     for (int j = 0; j < Count; ++j) total = add_term(total, weight[j], A(load(from[j][i])));
-    out[i] = store<T>(total);
+    out[i] = store<T>(load(y[i]) + total);
   }
 }
 
@@ -34,9 +34,9 @@ FASTNODE_HD void rk_stage_blocks(const T* __restrict__ y, const Terms<T>& terms,
   A sum[kBlock];
   for (int64_t start = begin; start < end; start += kBlock) {
     const int64_t n = std::min(kBlock, end - start);
-    for (int64_t i = 0; i < n; ++i) sum[i] = load(y[start + i]);
+    for (int64_t i = 0; i < n; ++i) sum[i] = 0;
     add_terms(sum, terms.k, terms.c, terms.count, start, n);
-    for (int64_t i = 0; i < n; ++i) out[start + i] = store<T>(sum[i]);
+    for (int64_t i = 0; i < n; ++i) out[start + i] = store<T>(load(y[start + i]) + sum[i]);
   }
 }
 
@@ -44,6 +44,9 @@ template <class T>
 FASTNODE_HD void rk_stage_any(const T* y, const Terms<T>& terms, int64_t begin, int64_t end,
                               T* out) {
   switch (terms.count) {
+    case 0:  // -0 + 0 would be 0
+      std::copy(y + begin, y + end, out + begin);
+      return;
     case 1:
       return rk_stage_pass<1>(y, terms, begin, end, out);
     case 2:

@@ -12,8 +12,9 @@ __global__ void __launch_bounds__(kThreads, kResident)
                     int64_t numel, T* __restrict__ out) {
   const auto weights = weights_of(terms);
   const auto combine = [&](auto items, int64_t i) {
-    items.set(y, i);
+    const auto state = items.read(y, i);
     items.add(terms.k, weights, terms.count, i);
+    items.add_to(state);
     items.write(out, i);
   };
   const int64_t first = int64_t(blockIdx.x) * kThreads + threadIdx.x;

@@ -49,7 +49,7 @@ struct Fixed {
     const DeviceTableau& tableau = task.tableau;
     steps.each([&](int d, int i) {
       to[sample * task.field.dim + d] =
-          steps.add(steps.memory.y[i], tableau.solution, tableau.stages, time - course.t, i);
+          steps.memory.y[i] + steps.sum(tableau.solution, tableau.stages, time - course.t, i);
     });
   }
 };

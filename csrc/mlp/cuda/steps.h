@@ -80,18 +80,19 @@ struct MlpSteps {
     each([&](int d, int i) { rows[sample * task.field.dim + d] = from[i]; });
   }
 
-  // sum + scale sum_j weights_j k_j at index i.
-  __device__ T add(T sum, const double* weights, int count, double scale, int i) const {
+  // scale sum_j weights_j k_j at index i.
+  __device__ T sum(const double* weights, int count, double scale, int i) const {
     const int64_t size = int64_t(task.field.dim) * task.plan.samples;
     const T* k = memory.k + i;
+    T total = 0;
     for (int j = 0; j < count; ++j, k += size) {
-      if (weights[j] != 0) sum = add_term(sum, T(scale * weights[j]), *k);
+      if (weights[j] != 0) total = add_term(total, T(scale * weights[j]), *k);
     }
-    return sum;
+    return total;
   }
 
   __device__ void combine(const double* weights, int count, double scale, T* out) const {
-    each([&](int, int i) { out[i] = add(memory.y[i], weights, count, scale, i); });
+    each([&](int, int i) { out[i] = memory.y[i] + sum(weights, count, scale, i); });
   }
 
   // All stages after the first, and y1. Stages at the end are evaluated just before it, or at it
@@ -134,7 +135,7 @@ struct MlpSteps {
   __device__ void measure(const Course& course, double rtol, double atol, double (&out)[3]) const {
     const DeviceTableau& tableau = task.tableau;
     const auto weighted = [&](const double* weights, double scale) {
-      return [&, weights, scale](int i) { return add(T(0), weights, tableau.stages, scale, i); };
+      return [&, weights, scale](int i) { return sum(weights, tableau.stages, scale, i); };
     };
     out[0] = squares(memory.y1, T(rtol), T(atol), weighted(tableau.error, course.step));
     out[1] = out[2] = 0;
@@ -161,12 +162,12 @@ struct MlpSteps {
         continue;
       }
       each([&](int d, int i) {
-        T sum = memory.y[i];
+        T total = 0;
         for (int j = 0; j < stages; ++j) {
           const double weight = dense_weight(tableau, j, t0, t1, time);
-          if (weight != 0) sum = add_term(sum, T(weight), memory.k[j * size + i]);
+          if (weight != 0) total = add_term(total, T(weight), memory.k[j * size + i]);
         }
-        to[sample * task.field.dim + d] = sum;
+        to[sample * task.field.dim + d] = memory.y[i] + total;
       });
     }
   }

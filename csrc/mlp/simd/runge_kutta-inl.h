@@ -4,10 +4,11 @@
 
 #include "mlp/simd/vector-inl.h"
 
-// out = y + sum_j c_j k_j for up to 8 terms; longer sums take several passes.
+// out = y + sum_j c_j k_j for up to 8 terms, y added last (common/terms.h); where `more`, the sum
+// goes on from what `out` holds.
 template <class T, int Count>
-INLINE void combine_few(const T* y, const T* const* k, const T* c, bool by_column, const Extent& e,
-                        T* out) {
+INLINE void combine_few(const T* y, const T* const* k, const T* c, bool by_column, bool more,
+                        const Extent& e, T* out) {
   for (int64_t n = 0; n < e.columns; n += kLanes<T>) {
     V<T> weight[Count];
 #pragma GCC unroll 8
@@ -16,10 +17,10 @@ INLINE void combine_few(const T* y, const T* const* k, const T* c, bool by_colum
     }
     for (int64_t r = 0; r < e.rows; ++r) {
       const int64_t i = r * e.stride + n;
-      V<T> sum = y ? load(y + i) : V<T>{};
+      V<T> sum = more ? load(out + i) : V<T>{};
 #pragma GCC unroll 8
       for (int j = 0; j < Count; ++j) sum += weight[j] * load(k[j] + i);
-      store<T>(out + i, sum);
+      store<T>(out + i, y ? load(y + i) + sum : sum);
     }
   }
 }
@@ -32,8 +33,10 @@ void combine(const T* y, const T* const* k, const T* c, bool by_column, int coun
   if (!by_column && e.stride == e.columns) {
     e = {e.rows * (e.columns / kLanes<T>), kLanes<T>, kLanes<T>};
   }
+  bool more = false;
   do {
     const int now = count < 8 ? count : 8;
+    const T* const base = count > now ? nullptr : y;
     switch (now) {
       case 0:
         for (int64_t r = 0; r < e.rows; ++r) {
@@ -44,30 +47,30 @@ void combine(const T* y, const T* const* k, const T* c, bool by_column, int coun
         }
         break;
       case 1:
-        combine_few<T, 1>(y, k, c, by_column, e, out);
+        combine_few<T, 1>(base, k, c, by_column, more, e, out);
         break;
       case 2:
-        combine_few<T, 2>(y, k, c, by_column, e, out);
+        combine_few<T, 2>(base, k, c, by_column, more, e, out);
         break;
       case 3:
-        combine_few<T, 3>(y, k, c, by_column, e, out);
+        combine_few<T, 3>(base, k, c, by_column, more, e, out);
         break;
       case 4:
-        combine_few<T, 4>(y, k, c, by_column, e, out);
+        combine_few<T, 4>(base, k, c, by_column, more, e, out);
         break;
       case 5:
-        combine_few<T, 5>(y, k, c, by_column, e, out);
+        combine_few<T, 5>(base, k, c, by_column, more, e, out);
         break;
       case 6:
-        combine_few<T, 6>(y, k, c, by_column, e, out);
+        combine_few<T, 6>(base, k, c, by_column, more, e, out);
         break;
       case 7:
-        combine_few<T, 7>(y, k, c, by_column, e, out);
+        combine_few<T, 7>(base, k, c, by_column, more, e, out);
         break;
       default:
-        combine_few<T, 8>(y, k, c, by_column, e, out);
+        combine_few<T, 8>(base, k, c, by_column, more, e, out);
     }
-    y = out;
+    more = true;
     k += now;
     c += by_column ? now * e.columns : now;
     count -= now;

@@ -75,8 +75,8 @@ struct MlpKernels {
   // g *= activation'(z), where a is activation(z).
   void (*derive)(Activation, const T* z, const T* a, T* g, const Extent&);
 
-  // out = y + sum_j c_j k_j; without y where it is null. c is [count] or, `by_column`, has a weight
-  // for each column: [count, columns].
+  // out = y + sum_j c_j k_j; without y where it is null, and y may be `out` for up to 8 terms. c is
+  // [count] or, `by_column`, has a weight for each column: [count, columns].
   void (*combine)(const T* y, const T* const* k, const T* c, bool by_column, int count,
                   const Extent&, T* out);
   // to[column t_stride + row] = from[row columns + column] for whole vectors of columns.
