@@ -134,9 +134,12 @@ def _sorted(
     )
     values = build.expr("where", [chosen, x.unsqueeze(len(lead)).expand(grid), 0.0], grid)
     places = build.expr("where", [chosen, _numbers(build, n, grid), 0.0], grid)
-    found = (_reduced(build, each, grid, "sum") for each in (values, places))
-    first, second = (_back(each, dim) for each in found)
-    return first, second
+    first, second = (_reduced(build, each, grid, "sum") for each in (values, places))
+    # NaN has no rank: all that is sorted with one is NaN, so that it is not lost.
+    lost = _reduced(build, build.expr("isnan", [x], x.sizes), x.sizes, "max")
+    lost = lost.unsqueeze(len(lead)).expand(first.sizes)
+    first = build.copied(build.expr("where", [lost, math.nan, first], first.sizes), first.sizes)
+    return _back(first, dim), _back(second, dim)
 
 
 def _sort(build: Builder, node: fx.Node, args: list[Any], sizes: Sizes) -> tuple[View, View]:

@@ -354,6 +354,20 @@ def test_a_refusal_names_the_operation_and_the_line():
     assert "test_compile.py" in str(caught.value)
 
 
+def test_sorting_does_not_lose_nan():
+    from fastnode.fields.compile import evaluate
+
+    class Sorted(nn.Module):
+        def forward(self, t, y):
+            return torch.sort(torch.log(y), dim=-1).values
+
+    y = torch.rand(5, 4) + 0.1
+    compiled = fastnode.compile_field(Sorted(), y)
+    torch.testing.assert_close(evaluate(compiled, y, 0.0), Sorted()(None, y))
+    y[2, 1] = -1
+    assert evaluate(compiled, y, 0.0).isnan().any(1).tolist() == [False, False, True, False, False]
+
+
 def test_auto_goes_on_natively_where_code_cannot_be_made(monkeypatch):
     from fastnode.fields import toolchain
 
