@@ -73,6 +73,20 @@ INLINE void convolve_points(const Number* x, const Number* w, F to) {
   }
 }
 
+// Zeros to be filled: on the stack, or on the heap where they are many, as stacks of threads hold
+// few images of a megabyte.
+template <int Count, bool Few = (Count * sizeof(Number) <= size_t(1) << 16)>
+struct Zeros {
+  alignas(64) Number at[Count] = {};
+};
+template <int Count>
+struct Zeros<Count, false> {
+  Number* const at = new Number[Count]();
+  Zeros() = default;
+  Zeros(const Zeros&) = delete;
+  ~Zeros() { delete[] at; }
+};
+
 // The grid of points that the taps of one sample's convolution reach: the image, and zeros around
 // it.
 template <class S>
@@ -80,7 +94,8 @@ struct Padded {
   static constexpr int kRows = (S::HO - 1) * S::SH + (S::KH - 1) * S::DH + 1;
   static constexpr int kColumns = (S::WO - 1) * S::SW + (S::KW - 1) * S::DW + 1;
   static constexpr int kChannels = S::Groups * S::In;
-  alignas(64) Number at[kChannels * kRows * kColumns] = {};
+  Zeros<kChannels * kRows * kColumns> zeros;
+  Number* const at = zeros.at;
 
   explicit Padded(const Number* x) {
     for (int i = 0; i < kChannels; ++i) {
@@ -117,7 +132,8 @@ __attribute__((noinline)) void convolve_input_packed(S, const Number* g, const N
   constexpr int kUp = (S::KH - 1) * S::DH - S::PH, kLeft = (S::KW - 1) * S::DW - S::PW;
   constexpr int kRows = S::H + (S::KH - 1) * S::DH, kColumns = S::W + (S::KW - 1) * S::DW;
   constexpr int kChannels = S::Groups * S::Out;
-  alignas(64) Number padded[kChannels * kRows * kColumns] = {};
+  Zeros<kChannels * kRows * kColumns> zeros;
+  Number* const padded = zeros.at;
   for (int o = 0; o < kChannels; ++o) {
     for (int y = 0; y < S::HO; ++y) {
       const int row = y * S::SH + kUp;
@@ -268,7 +284,8 @@ void convolve_weight_of_one(S, const Number* x, const Number* g, Number* to) {
   constexpr auto fits = [](int n) { return S::In % n == 0 && n * S::KW <= 12; };
   constexpr int kIn = fits(8) ? 8 : fits(4) ? 4 : fits(2) ? 2 : 1;
   const Padded<S> padded(x);
-  alignas(64) Number results[kPoints * L];
+  Zeros<kPoints * L> zeros;
+  Number* const results = zeros.at;
   for (int group = 0; group < S::Groups; ++group) {
     for (int o = 0; o < S::Out; o += L) {
       const int count = S::Out - o < L ? S::Out - o : L, first = group * S::Out + o;

@@ -261,6 +261,32 @@ def test_other_dtypes_and_shapes_are_compiled_anew():
         torch.testing.assert_close(ours, fastnode.solve(module, y0.double(), TIMES).ys)
 
 
+@pytest.mark.slow
+def test_images_that_no_stack_holds_are_convolved():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Tanh()).double()
+
+    class Field(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = module
+
+        def forward(self, t, y):
+            return self.net(y)
+
+    y0 = torch.randn(1, 4, 320, 320, dtype=torch.float64)
+    compiled = fastnode.compile_field(Field(), y0)
+
+    def run(func, y0):
+        return fastnode.solve(func, y0, TIMES[:2], method="euler").ys
+
+    ours, by_ours = gradients(compiled, Field(), y0, run)
+    wanted, by_wanted = gradients(Field(), Field(), y0, run)
+    agree(ours, wanted, 1e-12)
+    for g, w in zip(by_ours, by_wanted, strict=True):
+        agree(g, w, 1e-10)
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_copies_have_parameters_of_their_own(copied):
     torch.manual_seed(0)
