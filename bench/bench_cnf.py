@@ -193,14 +193,6 @@ def with_diffrax(part, field, trace, x, noise):
     return call, lambda found: [torch.from_numpy(np.array(each)) for each in found]
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("batch", [128, 1024])
 @pytest.mark.parametrize("name", FLOWS)

@@ -65,14 +65,6 @@ def train(field, y0, ts, regularizer=None, adjoint="backprop") -> int:
     return solution.nfe
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("mode", ["unbiased", "biased"])
 @pytest.mark.parametrize("fused", [False, True], ids=["module", "fused"])

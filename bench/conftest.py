@@ -31,6 +31,14 @@ def threads(request):
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def pytest_benchmark_update_machine_info(config, machine_info) -> None:
     machine_info.pop("node", None)
     machine_info["fastnode"] = fastnode.__version__

@@ -11,25 +11,11 @@ from torch import nn
 
 import fastnode
 from fastnode import extension
-from fastnode.engines.fused import joint
 
 pytestmark = pytest.mark.skipif(not extension.AVAILABLE, reason=extension.REASON)
 
 TIMES = torch.tensor([0.0, 0.3, 0.5], dtype=torch.float64)
 GLOBAL = torch.full((3,), 0.5, dtype=torch.float64, requires_grad=True)
-
-
-@pytest.fixture
-def by_code(monkeypatch):
-    """The solves by the fused engine."""
-    solved = []
-
-    def integrate(problem, request, run=joint.integrate):
-        solved.append(problem.func)
-        return run(problem, request)
-
-    monkeypatch.setattr(joint, "integrate", integrate)
-    return solved
 
 
 def tensors():

@@ -11,7 +11,6 @@ from torch import nn
 
 import fastnode
 from fastnode import extension
-from fastnode.engines.fused import joint
 from fastnode.nn import EncodedODE, NeuralODE, ODEBlock, SimulationFreeNODE
 
 pytestmark = pytest.mark.skipif(not extension.AVAILABLE, reason=extension.REASON)
@@ -35,19 +34,6 @@ class Gated(nn.Module):
 class Mixing(nn.Module):
     def forward(self, t, z):
         return z - z.mean(0)
-
-
-@pytest.fixture
-def by_code(monkeypatch):
-    """The states of solves by the fused engine."""
-    states = []
-
-    def integrate(problem, request, run=joint.integrate):
-        states.append(problem.y0)
-        return run(problem, request)
-
-    monkeypatch.setattr(joint, "integrate", integrate)
-    return states
 
 
 def both(make, *args):
