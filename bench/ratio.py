@@ -50,9 +50,9 @@ def compare(
     After ``warm`` calls of each and, where they are more than one, a round that does not count,
     every round times every contestant once for about ``budget`` seconds, so that a slow moment of
     the machine falls on all of them. The references take turns in coming first: after some of them
-    the heap is such that large tensors are mapped anew in every call, and whoever always followed
-    would be slower for it. Returns how many times longer a reference takes, the median of
-    the rounds' ratios: where the machine changes its pace between rounds, that of two medians would
+    the heap is such that large tensors are mapped anew in every call, which would make a contestant
+    slower that always followed. Returns how many times longer a reference takes, the median of the
+    rounds' ratios: where the machine changes its pace between rounds, that of two medians would
     compare different moments. Ratios and ``facts`` are kept in the JSON.
     """
     # Calls so long that one warms up are those of which a round more would take longest.

@@ -51,7 +51,7 @@ class FunctionField(nn.Module):
 
 class _Replaced(TorchFunctionMode):
     """Inside of it, operations on some tensors are given others: a function's variables stay as
-    they are, whoever else reads them."""
+    they are, for other threads too."""
 
     def __init__(self, old: Sequence[Tensor], new: Sequence[Tensor]):
         super().__init__()
