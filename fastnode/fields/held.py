@@ -163,12 +163,14 @@ def calling(module: nn.Module, names: Sequence[str], found: Sequence[Tensor]) ->
     """A function of tensors in place of those that a module holds under ``names``, or that a
     function reads, and of its arguments."""
     if not isinstance(module, FunctionField):
-        return lambda new, *args: functional_call(module, dict(zip(names, new, strict=True)), args)
+        return lambda new, *args, **keywords: functional_call(
+            module, dict(zip(names, new, strict=True)), args, keywords
+        )
 
-    def call(new: Sequence[Tensor], *args: Any) -> Any:
+    def call(new: Sequence[Tensor], *args: Any, **keywords: Any) -> Any:
         mode = _Replaced(found, new)
         with mode:
-            result = module(*args)
+            result = module(*args, **keywords)
         # A variable that is returned as it is went through no operation.
         return mode.replaced(result)
 
