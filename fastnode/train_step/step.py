@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 from fastnode.errors import NotCompilable
 from fastnode.fields.loss import total_of
 from fastnode.train_step.compiled import NOT_FINITE, OUT_OF_RANGE, Code, LossCodes
-from fastnode.train_step.update import Updates, check_optimizer, is_native, is_simple
+from fastnode.train_step.update import Updates, check_optimizer
 
 ENGINES = ("auto", "compiled", "eager")
 #: Steps of ``run`` between two calls of ``progress``, unless the caller says another number.
@@ -183,7 +183,7 @@ class TrainStep:
         losses: Tensor,
     ) -> None:
         code = self._find(rows, picked.shape[1], generator is not None)
-        if code is not None and is_native(self.optimizer):
+        if code is not None and self._updates.current(self._of_optimizer(code)) is not None:
             found = self._compiled(code, rows, picked, generator)
             if found is not None:
                 losses.copy_(found[:, 0])
@@ -203,18 +203,17 @@ class TrainStep:
         """The losses of native steps, [steps, parts]; None where a row holds a number of a class
         that there is not: the loss itself then says so, or knows a use for it."""
         gradients = self._of_optimizer(code)
-        native = is_native(self.optimizer)
-        updates = self._updates.current(gradients) if native else ()
-        ending, losses = code.run(rows, picked, generator, updates, self.clip)
+        updates = self._updates.current(gradients)
+        ending, losses = code.run(rows, picked, generator, updates or (), self.clip)
         done = code.loss.code.done
-        if native and done:
+        if updates is not None and done:
             self._updates.applied()
         self.steps += done
         if ending == NOT_FINITE:
             self._not_finite(float(losses[done, 0]))
         if ending == OUT_OF_RANGE:
             return None
-        if not native:
+        if updates is None:
             for p, g in gradients.items():
                 p.grad = g
             self.optimizer.step()
@@ -235,12 +234,13 @@ class TrainStep:
             if norm.device.type == "cpu" and not math.isfinite(float(norm)):
                 self._not_finite(float(total.detach()))
         gradients = {p: p.grad for p in trained if p.grad is not None}
-        if is_native(self.optimizer) and all(map(is_simple, gradients.values())):
-            for update in self._updates.current(gradients):
+        updates = self._updates.current(gradients)
+        if updates is None:
+            self.optimizer.step()
+        else:
+            for update in updates:
                 update.apply()
             self._updates.applied()
-        else:
-            self.optimizer.step()
         self.steps += 1
         return tree_map_only(Tensor, Tensor.detach, losses)
 

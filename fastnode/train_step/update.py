@@ -33,29 +33,22 @@ def check_optimizer(optimizer: Any) -> None:
         )
 
 
-def is_native(optimizer: Optimizer) -> bool:
-    """Whether its updates run in native code."""
+def _may_be_native(optimizer: Optimizer) -> bool:
+    """Whether its settings are those of a rule that native code has."""
     if not extension.AVAILABLE or type(optimizer) not in RULES:
         return False
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         return False
-    return all(_is_plain(optimizer, group) for group in optimizer.param_groups)
+    for group in optimizer.param_groups:
+        if group.get("differentiable") or group.get("capturable"):
+            return False
+        if any(isinstance(x, Tensor) for x in (group["lr"], *group.get("betas", ()))):
+            return False
+    return True
 
 
-def _is_plain(optimizer: Optimizer, group: dict[str, Any]) -> bool:
-    if group.get("differentiable") or group.get("capturable"):
-        return False
-    if isinstance(group["lr"], Tensor) or any(isinstance(x, Tensor) for x in group.get("betas", ())):
-        return False
-    own = optimizer.state
-    return all(is_simple(p) and all(map(is_simple, own.get(p, {}).values()))
-               for p in group["params"])  # fmt: skip
-
-
-def is_simple(x: Any) -> bool:
+def _is_simple(x: Any) -> bool:
     """Whether kernels may walk over its memory."""
-    if x is None:
-        return True
     plain = isinstance(x, Tensor) and x.device.type == "cpu" and x.is_contiguous()
     return plain and x.dtype in (torch.float32, torch.float64)
 
@@ -75,21 +68,26 @@ class Updates:
     """The updates of a torch optimiser, its settings and its state read anew when they change.
 
     Args:
-        optimizer: one of which ``is_native`` holds.
+        optimizer: an optimiser as ``check_optimizer`` allows.
     """
 
     def __init__(self, optimizer: Optimizer):
         self._optimizer = optimizer
+        #: Whether kernels may walk over parameters and state, as they are.
+        self._simple = True
         self._gradients: dict[Tensor, Tensor] = {}
         self._places: list[Place] = []
         self._groups: list[_Group] = []
 
-    def current(self, gradients: dict[Tensor, Tensor]) -> list[Any]:
-        """What fastnode._C.train_steps applies, as the optimiser is now.
+    def current(self, gradients: dict[Tensor, Tensor]) -> list[Any] | None:
+        """What fastnode._C.train_steps applies, as the optimiser is now; None if it is to make the
+        update itself.
 
         Args:
-            gradients: of the parameters that are updated, contiguous.
+            gradients: of the parameters that are updated.
         """
+        if not _may_be_native(self._optimizer):
+            return None
         if not self._groups or gradients.keys() != self._gradients.keys() or changed(self._places):
             self._gradients = gradients
             self._read()
@@ -97,6 +95,8 @@ class Updates:
             self._gradients = gradients
             for known in self._groups:
                 known.rule.gradients = [gradients[p] for p in known.members]
+        if not self._simple:
+            return None
         found = []
         for group, known in zip(self._optimizer.param_groups, self._groups, strict=True):
             settings = _settings(group)
@@ -120,7 +120,7 @@ class Updates:
         own = vars(optimizer)
         self._places = [(own, "state", own["state"]), (own, "param_groups", groups)]
         self._places.append((groups, None, len(groups)))
-        self._groups = []
+        self._groups, self._simple = [], all(map(_is_simple, self._gradients.values()))
         for group in groups:
             members = [p for p in group["params"] if p in self._gradients]
             self._places.append((group, "params", group["params"]))
@@ -155,6 +155,8 @@ class Updates:
             [self._gradients[p] for p in members],
             *lists.values(),
         )
+        held = [*members, *(x for each in lists.values() for x in each)]
+        self._simple = self._simple and all(map(_is_simple, held))
         first_step = kind is SGD and keeps and begun == len(members)
         return _Group(members, rule, (), None, first_step)
 
