@@ -30,7 +30,7 @@ struct Draw {
 };
 
 // How a batch, and its update, ended. The order of fastnode.train_step.compiled.ENDINGS.
-enum class StepEnding : int { kDone, kOutOfRange, kInterrupted, kNotFinite };
+enum class StepEnding : int { kDone, kOutOfRange, kInterrupted, kNotFinite, kOutdated };
 
 struct Update {
   std::shared_ptr<OptimizerUpdate> rule;
@@ -42,14 +42,14 @@ class LossCode {
  public:
   LossCode(int64_t address, at::ScalarType dtype, int64_t numbers, int64_t parts, int64_t of_rows,
            std::vector<int64_t> sizes, int64_t multiplications)
-      : dtype_(dtype), parts_(parts), of_rows_(of_rows), work_(multiplications) {
+      : dtype_(dtype), parts_(parts), work_(multiplications), sizes_(std::move(sizes)) {
     int64_t total = 0;
-    for (int64_t size : sizes) total += size;
+    for (int64_t size : sizes_) total += size;
     gradients = at::empty({total}, dtype);
     dispatch_real(dtype, [&]<class T>(T*) {
-      loss<T>() = std::make_unique<GeneratedLoss<T>>(
-          *reinterpret_cast<const FieldCode<T>*>(address), numbers, parts, of_rows,
-          std::move(sizes));
+      loss<T>() =
+          std::make_unique<GeneratedLoss<T>>(*reinterpret_cast<const FieldCode<T>*>(address),
+                                             numbers, parts, of_rows, sizes_);
     });
   }
 
@@ -80,22 +80,32 @@ class LossCode {
       }
       for (const Draw& each : draws) add_draw(each, batch, from);
       const T weight = mean ? T(1) / T(batch) : T(1);
-      ending = loss<T>()->run(held.data(), from, batch, weight, thread_count(work_ * batch),
-                              parallel, parts, gradients.mutable_data_ptr<T>(),
-                              row_gradients.defined() ? row_gradients.mutable_data_ptr<T>()
-                                                      : nullptr);
+      ending =
+          loss<T>()->run(held.data(), from, batch, weight, thread_count(work_ * batch), parallel,
+                         parts, gradients.mutable_data_ptr<T>(),
+                         row_gradients.defined() ? row_gradients.mutable_data_ptr<T>() : nullptr);
     });
     return ending;
   }
 
+  // Whether tensors are still what code was made for; they may have got others' memory.
+  bool fits(const std::vector<Tensor>& inputs) const {
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      const Tensor& each = inputs[i];
+      if (!each.is_floating_point()) continue;
+      if (each.scalar_type() != dtype_ || !each.is_cpu() || !each.is_contiguous()) return false;
+      if (i < sizes_.size() && each.numel() != sizes_[i]) return false;
+    }
+    return true;
+  }
+
   int64_t parts() const { return parts_; }
-  int64_t of_rows() const { return of_rows_; }
 
   // Of all parameters, one after the other.
   Tensor gradients;
   // Between which whole numbers must lie.
   int64_t least = 0, most = 0;
-  // Steps of the last call, and the norm of the gradients of the last one where it was asked for.
+  // Steps that the last call made.
   int64_t done = 0;
 
  private:
@@ -118,7 +128,8 @@ class LossCode {
   }
 
   const at::ScalarType dtype_;
-  const int64_t parts_, of_rows_, work_;
+  const int64_t parts_, work_;
+  const std::vector<int64_t> sizes_;
   std::unique_ptr<GeneratedLoss<float>> single_;
   std::unique_ptr<GeneratedLoss<double>> twice_;
 };
@@ -170,10 +181,10 @@ class Pause {
 // Steps on batches of rows: picked [steps, batch], or one step on all rows. Each draws its random
 // numbers, computes loss and gradients, and unless the loss is not finite updates the parameters.
 // Returns how the last one ended, and the parts of each loss [steps, parts].
-py::tuple train_steps(LossCode& code, const std::vector<Tensor>& inputs,
-                      const std::vector<Tensor>& rows, const std::optional<Tensor>& picked,
-                      const py::list& drawn, bool mean, const std::vector<Update>& updates,
-                      std::optional<double> clip, const std::optional<Tensor>& row_gradients) {
+py::tuple train_steps(LossCode& code, const std::vector<Tensor>& inputs, std::vector<Tensor> rows,
+                      const std::optional<Tensor>& picked, const py::list& drawn, bool mean,
+                      const std::vector<Update>& updates, std::optional<double> clip,
+                      const std::optional<Tensor>& row_gradients) {
   const int64_t steps = picked ? picked->size(0) : 1;
   const int64_t batch = picked ? picked->size(1) : rows.at(0).size(0);
   std::vector<Draw> draws;
@@ -187,6 +198,8 @@ py::tuple train_steps(LossCode& code, const std::vector<Tensor>& inputs,
   double* const parts = losses.mutable_data_ptr<double>();
   StepEnding ending = StepEnding::kDone;
   code.done = 0;
+  if (!code.fits(inputs)) return py::make_tuple(int(StepEnding::kOutdated), losses);
+  for (Tensor& each : rows) each = each.contiguous();
   {
     const py::gil_scoped_release release;
     const at::NoGradGuard no_grad;
@@ -199,13 +212,13 @@ py::tuple train_steps(LossCode& code, const std::vector<Tensor>& inputs,
           draws[i].numbers.uniform_(0, 1, generators[i]);
       }
       double* const now = parts + step * code.parts();
-      const int64_t* const these = picked ? picked->const_data_ptr<int64_t>() + step * batch
-                                          : nullptr;
-      const LossEnding loss = code.run(inputs, rows, these, batch, draws, mean, now,
-                                       row_gradients.value_or(Tensor()));
+      const int64_t* const these =
+          picked ? picked->const_data_ptr<int64_t>() + step * batch : nullptr;
+      const LossEnding loss =
+          code.run(inputs, rows, these, batch, draws, mean, now, row_gradients.value_or(Tensor()));
       if (loss != LossEnding::kDone) {
-        ending = loss == LossEnding::kOutOfRange ? StepEnding::kOutOfRange
-                                                 : StepEnding::kInterrupted;
+        ending =
+            loss == LossEnding::kOutOfRange ? StepEnding::kOutOfRange : StepEnding::kInterrupted;
         break;
       }
       bool finite = std::isfinite(now[0]);
@@ -227,8 +240,8 @@ py::tuple train_steps(LossCode& code, const std::vector<Tensor>& inputs,
 
 void bind_train_step(py::module_& m) {
   py::class_<LossCode>(m, "LossCode")
-      .def(py::init([](int64_t address, bool twice, int64_t numbers, int64_t parts,
-                       int64_t of_rows, std::vector<int64_t> sizes, int64_t multiplications) {
+      .def(py::init([](int64_t address, bool twice, int64_t numbers, int64_t parts, int64_t of_rows,
+                       std::vector<int64_t> sizes, int64_t multiplications) {
         return LossCode(address, twice ? at::kDouble : at::kFloat, numbers, parts, of_rows,
                         std::move(sizes), multiplications);
       }))
@@ -240,18 +253,18 @@ void bind_train_step(py::module_& m) {
       .def(py::init([](int rule, std::vector<Tensor> parameters, std::vector<Tensor> gradients,
                        std::vector<Tensor> first, std::vector<Tensor> second,
                        std::vector<Tensor> largest, std::vector<Tensor> steps) {
-        return OptimizerUpdate{UpdateRule(rule),  std::move(parameters), std::move(gradients),
-                               std::move(first),  std::move(second),     std::move(largest),
+        return OptimizerUpdate{UpdateRule(rule), std::move(parameters), std::move(gradients),
+                               std::move(first), std::move(second),     std::move(largest),
                                std::move(steps)};
       }))
       .def_readwrite("gradients", &OptimizerUpdate::gradients);
   py::class_<Update>(m, "Update")
-      .def(py::init([](std::shared_ptr<OptimizerUpdate> rule, double lr, double beta1,
-                       double beta2, double eps, double weight_decay, bool amsgrad, bool maximize,
-                       bool nesterov, bool first_step) {
-        return Update{std::move(rule),
-                      {lr, beta1, beta2, eps, weight_decay, amsgrad, maximize, nesterov,
-                       first_step}};
+      .def(py::init([](std::shared_ptr<OptimizerUpdate> rule, double lr, double beta1, double beta2,
+                       double eps, double weight_decay, bool amsgrad, bool maximize, bool nesterov,
+                       bool first_step) {
+        return Update{
+            std::move(rule),
+            {lr, beta1, beta2, eps, weight_decay, amsgrad, maximize, nesterov, first_step}};
       }))
       .def("apply", [](const Update& each) {
         const py::gil_scoped_release release;

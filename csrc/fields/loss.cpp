@@ -145,7 +145,8 @@ LossEnding GeneratedLoss<T>::run(const T* const* inputs, std::span<const SampleR
       code_.run(&no_time, inputs, per_solve, per_time, mine.tile, mine.weights, mine.out,
                 mine.sums.data(), mine.scratch);
       for (int64_t p = 0; p < parts_; ++p) {
-        for (int64_t s = 0; s < there; ++s) mine.parts[size_t(p)] += double(mine.out[p * lanes + s]);
+        for (int64_t s = 0; s < there; ++s)
+          mine.parts[size_t(p)] += double(mine.out[p * lanes + s]);
       }
       if (row_gradients) {
         for (int64_t s = 0; s < there; ++s) {

@@ -42,8 +42,7 @@ class GeneratedLoss {
   // first part. row_gradients: [batch, of_rows] or null. Sums are made in an order that depends on
   // the number of threads alone. Unless it is done the results hold nothing of use.
   LossEnding run(const T* const* inputs, std::span<const SampleRows> rows, int64_t batch, T weight,
-                 int threads, RunParallel parallel, double* parts, T* gradients,
-                 T* row_gradients);
+                 int threads, RunParallel parallel, double* parts, T* gradients, T* row_gradients);
 
   int64_t lanes() const { return code_.lanes; }
   int64_t gradient_numbers() const { return gradient_numbers_; }

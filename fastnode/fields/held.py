@@ -114,6 +114,7 @@ class Held:
         for each in inside:
             for part in (each._parameters, each._buffers, each._modules):
                 places += [(part, name, value) for name, value in part.items()]
+                places.append((part, None, len(part)))
             own = each.__dict__
             places += [
                 (own, name, value)

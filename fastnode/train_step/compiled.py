@@ -19,7 +19,7 @@ from fastnode.fields.loss import CompiledLoss, LossModule, compile_loss
 from fastnode.ops.dispatch import transformed
 
 #: How train_steps ended: the order of csrc/bindings/train_step.cpp.
-DONE, OUT_OF_RANGE, INTERRUPTED, NOT_FINITE = range(4)
+DONE, OUT_OF_RANGE, INTERRUPTED, NOT_FINITE, OUTDATED = range(5)
 #: Times that code is made anew because a value that the loss reads has changed.
 _MOST_CHANGES = 8
 #: Stands for the generator that is given to each step.
@@ -30,7 +30,7 @@ class Code:
     """Code for batches of one form, with what a call of it needs."""
 
     def __init__(self, held: Held, loss: CompiledLoss):
-        self.loss, self.inputs = loss, [x.detach() for x in held.inputs]
+        self.loss, self.inputs = loss, held.inputs
         self.gradients: dict[Tensor, Tensor] = {}
         first = held.inputs[: held.differentiable]
         flat = loss.code.gradients.split([p.numel() for p in first])
@@ -109,6 +109,10 @@ class LossCodes:
         if isinstance(found, NotCompilable):
             raise found
         return found
+
+    def forget(self) -> None:
+        """Tensors of the model have another form now."""
+        self._held = None
 
     def _look_again(self) -> Held:
         if self._held is not None:

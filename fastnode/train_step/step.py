@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from fastnode.errors import NotCompilable
 from fastnode.fields.loss import total_of
-from fastnode.train_step.compiled import NOT_FINITE, OUT_OF_RANGE, Code, LossCodes
+from fastnode.train_step.compiled import NOT_FINITE, OUT_OF_RANGE, OUTDATED, Code, LossCodes
 from fastnode.train_step.update import Updates, check_optimizer
 
 ENGINES = ("auto", "compiled", "eager")
@@ -95,11 +96,13 @@ class TrainStep:
             raise ValueError(f"clip must be positive, got {clip}")
         self.model, self.optimizer, self.loss = model, optimizer, loss
         self.clip, self.engine = clip, engine
+        self._takes_generator = "generator" in inspect.signature(loss).parameters
         self.steps = 0
         self.reason: str | None = None
         self._codes = LossCodes(model, loss)
         self._updates = Updates(optimizer)
         self._code: Code | None = None
+        self._trained: list[bool] = []
         self._updated: dict[Tensor, Tensor] = {}
         self._known = {id(p) for p in model.parameters()}
         self._warned: set[str] = set()
@@ -149,7 +152,7 @@ class TrainStep:
             rows: all samples: arguments of the loss after the model, tensors [N, ...].
             steps: how many.
             batch_size: samples of each.
-            generator: of the shuffles, and given to the loss as in a single step.
+            generator: of the shuffles; a loss that has an argument ``generator`` is given it too.
             progress: called with a ``Progress`` after every ``every`` steps; the place to change
                 learning rates.
 
@@ -167,10 +170,11 @@ class TrainStep:
         count = _batch_of(rows)
         losses = torch.empty(steps, dtype=torch.float64)
         order = _Order(count, batch_size, generator, rows[0].device)
+        given = generator if self._takes_generator else None
         for first in range(0, steps, every):
             picked = order.next(min(every, steps - first))
             part = losses[first : first + len(picked)]
-            self._run(rows, picked, generator, part)
+            self._run(rows, picked, given, part)
             if progress is not None:
                 progress(Progress(first + len(picked), steps, float(part.mean())))
         return losses
@@ -200,8 +204,9 @@ class TrainStep:
         picked: Tensor | None,
         generator: torch.Generator | None,
     ) -> Tensor | None:
-        """The losses of native steps, [steps, parts]; None where a row holds a number of a class
-        that there is not: the loss itself then says so, or knows a use for it."""
+        """The losses of native steps, [steps, parts]; None where the next is to run without code: a
+        row holds a class that there is not, which the loss may know a use for, or parameters have
+        another form than the code."""
         gradients = self._of_optimizer(code)
         updates = self._updates.current(gradients)
         ending, losses = code.run(rows, picked, generator, updates or (), self.clip)
@@ -211,7 +216,9 @@ class TrainStep:
         self.steps += done
         if ending == NOT_FINITE:
             self._not_finite(float(losses[done, 0]))
-        if ending == OUT_OF_RANGE:
+        if ending == OUTDATED:
+            self._codes.forget()
+        if ending in (OUT_OF_RANGE, OUTDATED):
             return None
         if updates is None:
             for p, g in gradients.items():
@@ -272,11 +279,14 @@ class TrainStep:
 
     def _of_optimizer(self, code: Code) -> dict[Tensor, Tensor]:
         """The gradients of those parameters that the optimiser has."""
-        if code is not self._code:
+        trained = [p.requires_grad for p in code.gradients]
+        if code is not self._code or trained != self._trained:
             self._check_parameters()
             has = {p for group in self.optimizer.param_groups for p in group["params"]}
-            self._code = code
-            self._updated = {p: g for p, g in code.gradients.items() if p in has}
+            self._code, self._trained = code, trained
+            self._updated = {
+                p: g for p, g in code.gradients.items() if p in has and p.requires_grad
+            }
         return self._updated
 
     def _check_parameters(self) -> None:

@@ -151,7 +151,7 @@ class Updates:
                 self._places.append((state, name, state[name]))
         rule = extension.native().OptimizerUpdate(
             RULES.index(kind),
-            [p.detach() for p in members],
+            members,
             [self._gradients[p] for p in members],
             *lists.values(),
         )
