@@ -47,9 +47,8 @@ class LossCode {
     for (int64_t size : sizes_) total += size;
     gradients = at::empty({total}, dtype);
     dispatch_real(dtype, [&]<class T>(T*) {
-      loss<T>() =
-          std::make_unique<GeneratedLoss<T>>(*reinterpret_cast<const FieldCode<T>*>(address),
-                                             numbers, parts, of_rows, sizes_);
+      loss<T>() = std::make_unique<GeneratedLoss<T>>(
+          *reinterpret_cast<const FieldCode<T>*>(address), numbers, parts, of_rows, sizes_);
     });
   }
 
@@ -100,6 +99,7 @@ class LossCode {
   }
 
   int64_t parts() const { return parts_; }
+  at::ScalarType dtype() const { return dtype_; }
 
   // Of all parameters, one after the other.
   Tensor gradients;
@@ -194,8 +194,9 @@ py::tuple train_steps(LossCode& code, const std::vector<Tensor>& inputs, std::ve
     draws.push_back({one[0].cast<bool>(), one[1].cast<Tensor>(), one[2].cast<int64_t>()});
     generators.push_back(generator_of(one[3]));
   }
-  const Tensor losses = at::empty({steps, code.parts()}, at::kDouble);
-  double* const parts = losses.mutable_data_ptr<double>();
+  // Of one step in the dtype of the loss, for the caller; of many for sums over them.
+  const Tensor losses = at::empty({steps, code.parts()}, picked ? at::kDouble : code.dtype());
+  std::vector<double> now(size_t(code.parts()));
   StepEnding ending = StepEnding::kDone;
   code.done = 0;
   if (!code.fits(inputs)) return py::make_tuple(int(StepEnding::kOutdated), losses);
@@ -211,16 +212,18 @@ py::tuple train_steps(LossCode& code, const std::vector<Tensor>& inputs, std::ve
         else
           draws[i].numbers.uniform_(0, 1, generators[i]);
       }
-      double* const now = parts + step * code.parts();
       const int64_t* const these =
           picked ? picked->const_data_ptr<int64_t>() + step * batch : nullptr;
-      const LossEnding loss =
-          code.run(inputs, rows, these, batch, draws, mean, now, row_gradients.value_or(Tensor()));
+      const LossEnding loss = code.run(inputs, rows, these, batch, draws, mean, now.data(),
+                                       row_gradients.value_or(Tensor()));
       if (loss != LossEnding::kDone) {
         ending =
             loss == LossEnding::kOutOfRange ? StepEnding::kOutOfRange : StepEnding::kInterrupted;
         break;
       }
+      dispatch_real(losses.scalar_type(), [&]<class T>(T*) {
+        std::copy(now.begin(), now.end(), losses.mutable_data_ptr<T>() + step * code.parts());
+      });
       bool finite = std::isfinite(now[0]);
       if (finite && clip) finite = std::isfinite(clip_norm(code.gradients, *clip));
       if (!finite) {

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -70,11 +71,21 @@ class CompiledLoss:
     draws: list[Draw]
     mean: bool
     reached: list[bool]
-    _form: TreeSpec
+    #: Makes what the loss returns of its scalars.
+    join: Callable[[Sequence[Any]], Any]
 
     def result(self, parts: Sequence[Any]) -> Any:
         """What the loss returns, of its parts."""
-        return tree_unflatten(list(parts[1:]), self._form)
+        return self.join(parts[1:])
+
+
+def _joiner(found: Any, form: TreeSpec) -> Callable[[Sequence[Any]], Any]:
+    if isinstance(found, Tensor):
+        return itemgetter(0)
+    flat = isinstance(found, tuple) and all(isinstance(x, Tensor) for x in found)
+    if flat and hasattr(found, "_make"):
+        return type(found)._make  # pyright: ignore
+    return lambda parts: tree_unflatten(list(parts), form)
 
 
 def total_of(found: Any) -> Tensor:
@@ -124,7 +135,8 @@ def compile_loss(held: Held, rows: Sequence[Tensor], keywords: dict[str, Any]) -
         mean = _check(held, plain, tensors, rows, draws)
 
     bounds: list[int] = []
-    form: list[TreeSpec] = []
+    joins: list[Callable[[Sequence[Any]], Any]] = []
+    counted: list[int] = []
     counts = [*(each.numbers for each in forms), *(each.numbers for each in draws)]
     with_gradient = [i for i, each in enumerate(forms) if each.gradient]
 
@@ -140,7 +152,8 @@ def compile_loss(held: Held, rows: Sequence[Tensor], keywords: dict[str, Any]) -
             drawn = [d.of_one(part) for d, part in zip(draws, parts[len(forms) :], strict=True)]
             with drawing(draws, drawn):
                 found = plain([*leaves, *inputs[first:]], batch)
-            scalars, form[:] = _scalars(found)[0], [_scalars(found)[1]]
+            scalars, form = _scalars(found)
+            joins[:], counted[:] = [_joiner(found, form)], [1 + len(scalars)]
             total = total_of(found)
             wanted = [*leaves, *of_rows]
             made = torch.autograd.grad(total * weight, wanted, allow_unused=True)
@@ -154,11 +167,10 @@ def compile_loss(held: Held, rows: Sequence[Tensor], keywords: dict[str, Any]) -
     outputs = next(node for node in graph.graph.nodes if node.op == "output").args[0]
     reached = [isinstance(x, fx.Node) for x in outputs[1:]]
     of_rows = sum(forms[i].numbers for i in with_gradient)
-    parts = 1 + form[0].num_leaves
-    code = _build(graph, tensors, first, numbers, parts, of_rows, vectors)
+    code = _build(graph, tensors, first, numbers, counted[0], of_rows, vectors)
     largest = _LARGEST_WHOLE[dtype]
     code.least, code.most = (0, min(bounds) - 1) if bounds else (-largest, largest)
-    return CompiledLoss(code, draws, mean, reached, form[0])
+    return CompiledLoss(code, draws, mean, reached, joins[0])
 
 
 def _build(

@@ -59,7 +59,7 @@ class Code:
         clip: float | None,
     ) -> tuple[int, Tensor]:
         """Steps as fastnode._C.train_steps takes them: how they ended, and losses [steps, parts]."""
-        batch = len(rows[0]) if picked is None else picked.shape[1]
+        batch = rows[0].shape[0] if picked is None else picked.shape[1]
         drawn = self.draws(batch, generator)
         loss = self.loss
         return extension.native().train_steps(

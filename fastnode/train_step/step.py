@@ -130,8 +130,7 @@ class TrainStep:
         if code is not None:
             found = self._compiled(code, rows, None, generator)
             if found is not None:
-                parts = found[0].to(code.loss.code.gradients.dtype).unbind()
-                return code.loss.result(parts)
+                return code.loss.result(found[0].unbind())
         return self._eager(rows, generator)
 
     def run(
@@ -334,7 +333,7 @@ def _batch_of(rows: tuple[Tensor, ...]) -> int:
     for i, x in enumerate(rows):
         if not isinstance(x, Tensor):
             raise TypeError(f"argument {i} must be a tensor [B, ...], got {type(x).__name__}")
-        if x.dim() == 0 or len(x) != len(rows[0]) or len(x) == 0:
+        if x.dim() == 0 or x.shape[0] != rows[0].shape[0] or x.shape[0] == 0:
             shapes = ", ".join(str(tuple(each.shape)) for each in rows)
             raise ValueError(f"arguments must be tensors [B, ...] with one B, got shapes {shapes}")
-    return len(rows[0])
+    return rows[0].shape[0]

@@ -88,11 +88,12 @@ class Updates:
         """
         if not _may_be_native(self._optimizer):
             return None
-        if not self._groups or gradients.keys() != self._gradients.keys() or changed(self._places):
-            self._gradients = gradients
+        same = gradients is self._gradients
+        members = same or gradients.keys() == self._gradients.keys()
+        self._gradients = gradients
+        if not (self._groups and members) or changed(self._places):
             self._read()
-        elif gradients is not self._gradients:
-            self._gradients = gradients
+        elif not same:
             for known in self._groups:
                 known.rule.gradients = [gradients[p] for p in known.members]
         if not self._simple:
