@@ -5,6 +5,7 @@
 #include <ATen/ops/_fused_adam.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/_fused_sgd.h>
+#include <omp.h>
 
 #include <cmath>
 
@@ -40,6 +41,20 @@ class TinyNumbersAreZero {
 #endif
 };
 
+// Numbers from which on threads pay: torch wakes them anew for each tensor.
+constexpr int64_t kNumbersForThreads = 1 << 18;
+
+class OneThread {
+ public:
+  explicit OneThread(bool wanted) : before_(omp_get_max_threads()) {
+    if (wanted) omp_set_num_threads(1);
+  }
+  ~OneThread() { omp_set_num_threads(before_); }
+
+ private:
+  const int before_;
+};
+
 template <class T>
 void adamax(T* p, const T* g, T* average, T* largest, int64_t count, double step,
             const UpdateSettings& s) {
@@ -63,6 +78,9 @@ void adamax(T* p, const T* g, T* average, T* largest, int64_t count, double step
 void OptimizerUpdate::apply(const UpdateSettings& s) const {
   const at::NoGradGuard no_grad;
   const TinyNumbersAreZero tiny(s.eps > 1e-30);
+  int64_t numbers = 0;
+  for (const Tensor& each : parameters) numbers += each.numel();
+  const OneThread one(numbers < kNumbersForThreads);
   for (const Tensor& step : steps) {
     dispatch_real(step.scalar_type(), [&]<class T>(T*) { *step.mutable_data_ptr<T>() += 1; });
   }
