@@ -128,7 +128,10 @@ struct FlowLoss : torch::autograd::Function<FlowLoss> {
       // only when it will not be used again.
       if (plain && !torch::autograd::get_current_graph_task_keep_graph()) {
         dv = saved.detach();
-        const bool one = factor.is_cpu() && factor.item<double>() == 1.0;
+        bool one = false;
+        if (factor.is_cpu()) {
+          dispatch_real(factor.scalar_type(), [&]<class A>(A*) { one = *data<A>(factor) == 1; });
+        }
         if (!one) call_scale(dv, factor);
       } else {
         dv = saved * factor;
