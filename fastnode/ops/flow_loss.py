@@ -84,10 +84,11 @@ def _flow_loss_any(
     derivative, grad_scale = loss_derivatives(v.dtype, v.numel(), mean)
     if z1 is None or coef is None:
         # z0 is the target itself.
-        residual = (v - z0).contiguous()
-        squared = residual.to(torch.promote_types(v.dtype, torch.float32)).square()
-        loss = squared.mean() if mean else squared.sum()
-        return loss, residual.mul_(grad_scale) if with_grad else v.new_empty(0)
+        wide = torch.promote_types(v.dtype, torch.float32)
+        residual = v.to(wide) - z0.to(wide)
+        loss = residual.square().mean() if mean else residual.square().sum()
+        grad = residual.mul_(grad_scale).to(v.dtype).contiguous() if with_grad else v.new_empty(0)
+        return loss, grad
     if dispatch.use_triton(v):
         from fastnode.triton_kernels.flow_loss import flow_loss as launch
 
