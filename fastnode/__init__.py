@@ -28,6 +28,7 @@ from fastnode.fields.compile import compile_field
 from fastnode.fields.fuse import NotFusable, fuse
 from fastnode.plots import plot_trajectories
 from fastnode.solution import Solution, Steps
+from fastnode.train_step.step import TrainStep
 
 __version__: str
 
@@ -46,6 +47,7 @@ __all__ = [
     "StagesNotSolved",
     "StepSizeUnderflow",
     "Steps",
+    "TrainStep",
     "Trajectories",
     "__version__",
     "compile_field",

@@ -35,6 +35,7 @@ PYBIND11_MODULE(_C, m) {
   fastnode::bind_mlp_step(m);
   fastnode::bind_layers(m);
   fastnode::bind_problem(m);
+  fastnode::bind_train_step(m);
   fastnode::bind_graph(m);
   m.def("release_pool", fastnode::release_pool, "Returns kept memory to the system");
 }

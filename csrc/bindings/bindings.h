@@ -13,5 +13,6 @@ void bind_mlp_step(pybind11::module_& m);
 void bind_graph(pybind11::module_& m);
 void bind_layers(pybind11::module_& m);
 void bind_problem(pybind11::module_& m);
+void bind_train_step(pybind11::module_& m);
 
 }  // namespace fastnode

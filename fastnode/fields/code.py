@@ -28,7 +28,7 @@ from fastnode.fields.lower import Lowering
 from fastnode.fields.plan import place_results, plan
 from fastnode.fields.trace import Traced
 
-__all__ = ["Target", "build"]
+__all__ = ["Target", "build", "finished", "held_views", "load", "multiplications", "sums_of"]
 
 
 def build(
@@ -50,15 +50,10 @@ def build(
         gradients: whether the VJP is compiled as well.
     """
     programs = [_value(traced, inputs, shape, target)]
-    work = _multiplications(programs[0])
+    work = multiplications(programs[0])
     if gradients:
         programs.append(_vjp(traced, inputs, differentiable, shape, target))
-    for program in programs:
-        arrange(program, target.vectors)
-    best = fused_request.INSTRUCTIONS == extension.native().mlp_instruction_sets()[-1]
-    flags = toolchain.machine_flags(fused_request.INSTRUCTIONS, best)
-    sources = [emit(program, plan(program, []), target) for program in programs]
-    addresses = [toolchain.load(library) for library in toolchain.build(sources, flags)]
+    addresses = load(programs, target)
     return extension.native().generated_field(
         addresses[0],
         addresses[1] if gradients else 0,
@@ -71,6 +66,34 @@ def build(
     )
 
 
+def load(programs: Sequence[Program], target: Target) -> list[int]:
+    """The addresses of their compiled code."""
+    for program in programs:
+        arrange(program, target.vectors)
+    best = fused_request.INSTRUCTIONS == extension.native().mlp_instruction_sets()[-1]
+    flags = toolchain.machine_flags(fused_request.INSTRUCTIONS, best)
+    sources = [emit(program, plan(program, []), target) for program in programs]
+    return [toolchain.load(library) for library in toolchain.build(sources, flags)]
+
+
+def held_views(inputs: Sequence[Tensor]) -> list[View | Tensor]:
+    """What code reads of the tensors that a field holds; whole numbers are part of it."""
+    return [
+        View.whole(Buffer(x.numel(), PARAMETERS, "input", i), x.shape)
+        if x.is_floating_point()
+        else x
+        for i, x in enumerate(inputs)
+    ]
+
+
+def sums_of(inputs: Sequence[Tensor]) -> list[View]:
+    """Where the gradients of inputs are added."""
+    return [
+        View.whole(Buffer(x.numel(), PARAMETERS, "sum", i + 1), x.shape)
+        for i, x in enumerate(inputs)
+    ]
+
+
 def _arguments(
     inputs: Sequence[Tensor], shape: Sequence[int], target: Target, names: str
 ) -> list[View | Tensor]:
@@ -81,18 +104,12 @@ def _arguments(
         "y": View.whole(Buffer(numel, SAMPLE, "y"), shape),
         "g": View.whole(Buffer(numel, SAMPLE, "g"), shape),
     }
-    held: list[View | Tensor] = [
-        View.whole(Buffer(x.numel(), PARAMETERS, "input", i), x.shape)
-        if x.is_floating_point()
-        else x
-        for i, x in enumerate(inputs)
-    ]
-    return [*(found[name] for name in names), *held]
+    return [*(found[name] for name in names), *held_views(inputs)]
 
 
 def _value(traced: Traced, inputs: Sequence[Tensor], shape: torch.Size, target: Target) -> Program:
     low = Lowering(traced.value, _arguments(inputs, shape, target, "ty"), [None])
-    return _finished(low, shape)
+    return finished(low, shape)
 
 
 def _vjp(
@@ -102,21 +119,22 @@ def _vjp(
     shape: torch.Size,
     target: Target,
 ) -> Program:
-    sinks: list[View | None] = [None, View.whole(Buffer(1, PARAMETERS, "sum", 0), ())]
-    for i, x in enumerate(inputs[:differentiable]):
-        sinks.append(View.whole(Buffer(x.numel(), PARAMETERS, "sum", i + 1), x.shape))
+    time = View.whole(Buffer(1, PARAMETERS, "sum", 0), ())
+    sinks = [None, time, *sums_of(inputs[:differentiable])]
     low = Lowering(traced.vjp, _arguments(inputs, shape, target, "tyg"), sinks)
-    return _finished(low, shape)
+    return finished(low, shape)
 
 
-def _finished(low: Lowering, shape: torch.Size) -> Program:
+def finished(low: Lowering, shape: Sequence[int]) -> Program:
+    """The program that returns the first output."""
     (found, *_) = low.results()
     value = low.view(low.spread(0.0 if found is None else found, shape), shape)
     place_results(low.program, [value], ["out"])
     return low.program
 
 
-def _multiplications(program: Program) -> int:
+def multiplications(program: Program) -> int:
+    """For one sample, about."""
     total = 0
     for each in program.statements:
         if isinstance(each, (Product, Outer)):

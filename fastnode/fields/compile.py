@@ -144,7 +144,7 @@ class CompiledField(nn.Module):
             return None
         if gradients is None:
             gradients = any(x.requires_grad for x in held.inputs[: held.differentiable])
-        vectors = _vectors(y0)
+        vectors = vectors_of(len(y0), y0.dtype)
         known = None if form is WHOLE else Signature.key(form, gradients)
         key = vectors, y0.shape[1:], y0.dtype, gradients, per_sample, known
         found = codes.numbers.get((fused_request.INSTRUCTIONS, key))
@@ -174,8 +174,7 @@ class CompiledField(nn.Module):
                 _check(held, signature, inputs, y0, self._time)
                 codes.traced[shape, y0.dtype, known] = traced
             number = "float" if y0.dtype == torch.float32 else "double"
-            level = fused_request.INSTRUCTIONS
-            target = Target(number, _BYTES[level], vectors, per_sample)
+            target = Target(number, vector_bytes(), vectors, per_sample)
             counted = signature.differentiable
             made = build(traced, inputs, counted, shape, _ends(form.layout), target, gradients)
         except NotCompilable as error:
@@ -305,12 +304,16 @@ def evaluate(module: nn.Module, y: Tensor, t: float) -> Tensor:
     return extension.native().generated_value(held, number, t, y, fused_request.INSTRUCTIONS)
 
 
-def _vectors(y0: Tensor) -> int:
+def vector_bytes() -> int:
+    """Of the instruction set for which code is generated."""
+    return _BYTES[fused_request.INSTRUCTIONS]
+
+
+def vectors_of(batch: int, dtype: torch.dtype) -> int:
     """Vectors of samples in a tile; 0 for one sample at a time."""
-    batch = y0.shape[0]
     if batch < _FEW:
         return 0
-    lanes = _BYTES[fused_request.INSTRUCTIONS] // y0.element_size()
+    lanes = vector_bytes() // dtype.itemsize
     twos = 2 * _TWO_VECTORS * math.ceil(batch / (2 * lanes))
     return 2 if twos <= math.ceil(batch / lanes) else 1
 

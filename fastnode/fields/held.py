@@ -114,6 +114,7 @@ class Held:
         for each in inside:
             for part in (each._parameters, each._buffers, each._modules):
                 places += [(part, name, value) for name, value in part.items()]
+                places.append((part, None, len(part)))
             own = each.__dict__
             places += [
                 (own, name, value)
@@ -163,12 +164,14 @@ def calling(module: nn.Module, names: Sequence[str], found: Sequence[Tensor]) ->
     """A function of tensors in place of those that a module holds under ``names``, or that a
     function reads, and of its arguments."""
     if not isinstance(module, FunctionField):
-        return lambda new, *args: functional_call(module, dict(zip(names, new, strict=True)), args)
+        return lambda new, *args, **keywords: functional_call(
+            module, dict(zip(names, new, strict=True)), args, keywords
+        )
 
-    def call(new: Sequence[Tensor], *args: Any) -> Any:
+    def call(new: Sequence[Tensor], *args: Any, **keywords: Any) -> Any:
         mode = _Replaced(found, new)
         with mode:
-            result = module(*args)
+            result = module(*args, **keywords)
         # A variable that is returned as it is went through no operation.
         return mode.replaced(result)
 

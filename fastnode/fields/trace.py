@@ -141,13 +141,18 @@ def trace(
 
     given = [x.detach() for x in inputs]
     found = [
-        _graph(value, (t, y, *given)),
-        _graph(vjp, (t, y, torch.empty_like(y), *given)),
+        graph_of(value, (t, y, *given)),
+        graph_of(vjp, (t, y, torch.empty_like(y), *given)),
     ]
     return Traced(found[0], found[1], differentiable)
 
 
-def _graph(function: Callable[..., Any], arguments: tuple[Tensor, ...]) -> fx.GraphModule:
+def graph_of(function: Callable[..., Any], arguments: tuple[Tensor, ...]) -> fx.GraphModule:
+    """A function of tensors as a graph of core operations, in which nothing is computed twice.
+
+    Raises:
+        NotCompilable: as ``trace``.
+    """
     if not _DECOMPOSITIONS:
         _DECOMPOSITIONS.update(_table())
     options = {"tracing_mode": "fake", "_allow_non_fake_inputs": True}
