@@ -32,9 +32,20 @@ double grad_scale(at::ScalarType dtype, int64_t numel, bool mean) {
   return dtype == at::kHalf ? 1.0 : loss_derivative(numel, mean);
 }
 
+void check_coef(const Tensor& coef, const Tensor& v, at::ScalarType wide) {
+  TORCH_CHECK_TYPE(coef.scalar_type() == wide, "coef must be ", wide, ", got ", coef.scalar_type());
+  TORCH_CHECK_VALUE(coef.dim() == 2 && coef.size(0) == 4 && coef.size(1) == v.size(0),
+                    "coef must have shape [4, B], got ", coef.sizes());
+}
+
+// Without z1 and coef the target is z0 itself.
 std::tuple<Tensor, Tensor> flow_loss_cpu(const Tensor& v, const Tensor& /*stand_in*/,
-                                         const Tensor& z0, const Tensor& z1, const Tensor& coef,
-                                         bool mean, bool with_grad) {
+                                         const Tensor& z0, const std::optional<Tensor>& end,
+                                         const std::optional<Tensor>& rows, bool mean,
+                                         bool with_grad) {
+  TORCH_CHECK_VALUE(end.has_value() == rows.has_value(), "z1 and coef must be passed together");
+  const bool stored = !end.has_value();
+  const Tensor& z1 = stored ? z0 : *end;
   TORCH_CHECK_VALUE(v.dim() > 0 && v.sizes() == z0.sizes() && v.sizes() == z1.sizes(),
                     "v, z0 and z1 must have one shape [B, ...], got ", v.sizes(), ", ", z0.sizes(),
                     " and ", z1.sizes());
@@ -42,18 +53,22 @@ std::tuple<Tensor, Tensor> flow_loss_cpu(const Tensor& v, const Tensor& /*stand_
   TORCH_CHECK_TYPE(dtype == z0.scalar_type() && dtype == z1.scalar_type(),
                    "v, z0 and z1 must have one dtype, got ", dtype, ", ", z0.scalar_type(), " and ",
                    z1.scalar_type());
-  TORCH_CHECK_TYPE(coef.scalar_type() == wide, "coef must be ", wide, ", got ", coef.scalar_type());
-  TORCH_CHECK_VALUE(coef.dim() == 2 && coef.size(0) == 4 && coef.size(1) == v.size(0),
-                    "coef must have shape [4, B], got ", coef.sizes());
-  const Tensor vc = v.contiguous(), x = z0.contiguous(), y = z1.contiguous(), c = coef.contiguous();
-  const int64_t total = v.numel(), batch = v.size(0);
+  const Tensor vc = v.contiguous(), x = z0.contiguous();
+  Tensor y, c;
+  if (!stored) {
+    check_coef(*rows, v, wide);
+    y = z1.contiguous();
+    c = rows->contiguous();
+  }
+  const int64_t total = v.numel(), batch = stored ? 1 : v.size(0);
   Tensor grad = with_grad ? empty_result(vc) : at::empty({0}, v.options());
   // One partial sum for each piece of a fixed size, summed in order: the same result for any number
   // of threads.
   std::vector<double> partial((total + kGrain - 1) / kGrain);
   dispatch_floating(dtype, "flow_loss", [&]<class T>(T*) {
     using A = acc_t<T>;
-    const A *da = data<A>(c) + 2 * batch, *db = data<A>(c) + 3 * batch;
+    const A* da = stored ? nullptr : data<A>(c) + 2 * batch;
+    const A* db = stored ? nullptr : data<A>(c) + 3 * batch;
     const bool stream = with_grad && 4 * total * int64_t(sizeof(T)) >= kStreamBytes;
     at::parallel_for(0, int64_t(partial.size()), 1, [&](int64_t first, int64_t last) {
       for (int64_t piece = first; piece < last; ++piece) {
@@ -79,7 +94,8 @@ std::tuple<Tensor, Tensor> flow_loss_cpu(const Tensor& v, const Tensor& /*stand_
 void scale_cpu(Tensor& x, const Tensor& factor) { x.mul_(factor); }
 
 std::tuple<Tensor, Tensor> call_flow_loss(const Tensor& v, const Tensor& stand_in, const Tensor& z0,
-                                          const Tensor& z1, const Tensor& coef, bool mean,
+                                          const std::optional<Tensor>& z1,
+                                          const std::optional<Tensor>& coef, bool mean,
                                           bool with_grad) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("fastnode::flow_loss", "")
@@ -96,7 +112,8 @@ void call_scale(Tensor& x, const Tensor& factor) {
 
 // The end points and coefficients, hidden from autograd: their gradients travel through stand_in.
 struct Constants {
-  const Tensor &z0, &z1, &coef;
+  const Tensor& z0;
+  const std::optional<Tensor>&z1, &coef;
 };
 
 struct FlowLoss : torch::autograd::Function<FlowLoss> {
@@ -128,7 +145,10 @@ struct FlowLoss : torch::autograd::Function<FlowLoss> {
       // only when it will not be used again.
       if (plain && !torch::autograd::get_current_graph_task_keep_graph()) {
         dv = saved.detach();
-        const bool one = factor.is_cpu() && factor.item<double>() == 1.0;
+        bool one = false;
+        if (factor.is_cpu()) {
+          dispatch_real(factor.scalar_type(), [&]<class A>(A*) { one = *data<A>(factor) == 1; });
+        }
         if (!one) call_scale(dv, factor);
       } else {
         dv = saved * factor;
@@ -151,8 +171,9 @@ struct FlowLoss : torch::autograd::Function<FlowLoss> {
 };
 
 std::tuple<Tensor, Tensor> flow_loss_autograd(const Tensor& v, const Tensor& stand_in,
-                                              const Tensor& z0, const Tensor& z1,
-                                              const Tensor& coef, bool mean, bool with_grad) {
+                                              const Tensor& z0, const std::optional<Tensor>& z1,
+                                              const std::optional<Tensor>& coef, bool mean,
+                                              bool with_grad) {
   auto out = FlowLoss::apply(v, stand_in, Constants{z0, z1, coef}, mean, with_grad);
   return {out[0], out[1]};
 }
@@ -161,7 +182,7 @@ std::tuple<Tensor, Tensor> flow_loss_autograd(const Tensor& v, const Tensor& sta
 
 TORCH_LIBRARY_FRAGMENT(fastnode, m) {
   m.def(
-      "flow_loss(Tensor v, Tensor stand_in, Tensor z0, Tensor z1, Tensor coef, bool mean,"
+      "flow_loss(Tensor v, Tensor stand_in, Tensor z0, Tensor? z1, Tensor? coef, bool mean,"
       " bool with_grad) -> (Tensor loss, Tensor grad)");
   m.def("scale_(Tensor(a!) x, Tensor factor) -> ()");
 }

@@ -1,4 +1,5 @@
-// Schema, checks, CPU implementation and autograd of `interpolant` and `path_coefficients`.
+// Schema, checks, CPU implementation and autograd of `interpolant`, `path_coefficients` and
+// `sampled_coefficients`.
 //
 // The op's second result is u itself, or (store_target = false) a stand-in for -u: a tensor of u's
 // shape without storage of its own. Whoever uses the target velocity hands its gradient to the
@@ -128,6 +129,27 @@ Tensor path_coefficients_cpu(const Tensor& t, int64_t kind, bool check) {
   return out;
 }
 
+// The times of sample_time from its draws in [0, 1), a row for t and one for which t are 0, and the
+// coefficients there.
+std::tuple<Tensor, Tensor> sampled_coefficients_cpu(const Tensor& draws, int64_t kind,
+                                                    double zero_probability) {
+  TORCH_CHECK_VALUE(draws.dim() == 2 && draws.size(0) == 2, "draws must have shape [2, B], got ",
+                    draws.sizes());
+  const auto dtype = draws.scalar_type();
+  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble,
+                   "draws must be float32 or float64, got ", dtype);
+  const int64_t batch = draws.size(1);
+  const Tensor uniform = draws.contiguous();
+  Tensor t = at::empty({batch}, draws.options());
+  dispatch_real(dtype, [&]<class A>(A*) {
+    const A *u = data<A>(uniform), zero_below = A(zero_probability);
+    for (int64_t i = 0; i < batch; ++i) {
+      mutable_data<A>(t)[i] = u[batch + i] < zero_below ? A(0) : u[i];
+    }
+  });
+  return {t, path_coefficients_cpu(t, kind, false)};
+}
+
 std::tuple<Tensor, Tensor> call_interpolant(const Tensor& z0, const Tensor& z1, const Tensor& coef,
                                             bool store_target) {
   static const auto op = c10::Dispatcher::singleton()
@@ -218,6 +240,9 @@ std::tuple<Tensor, Tensor> interpolant_autograd(const Tensor& z0, const Tensor& 
 TORCH_LIBRARY_FRAGMENT(fastnode, m) {
   m.def("path_coefficients(Tensor t, int kind, bool check) -> Tensor");
   m.def(
+      "sampled_coefficients(Tensor draws, int kind, float zero_probability)"
+      " -> (Tensor t, Tensor coef)");
+  m.def(
       "interpolant(Tensor z0, Tensor z1, Tensor coef, bool store_target)"
       " -> (Tensor zt, Tensor target)");
   m.def(
@@ -227,6 +252,7 @@ TORCH_LIBRARY_FRAGMENT(fastnode, m) {
 
 TORCH_LIBRARY_IMPL(fastnode, CPU, m) {
   m.impl("path_coefficients", path_coefficients_cpu);
+  m.impl("sampled_coefficients", sampled_coefficients_cpu);
   m.impl("interpolant", interpolant_cpu);
   m.impl("interpolant_backward", interpolant_backward_cpu);
 }

@@ -190,7 +190,7 @@ class Path:
             ValueError, TypeError: as :func:`sample_time` and :meth:`interpolate`.
         """
         _check_probability(zero_probability)
-        if self._kind is not None and ops.draws_times(z0, z1):
+        if self._kind is not None and ops.samples_times(z0, z1):
             t, coef, zt, stand_in = ops.sampled_interpolant(
                 z0, z1, self._kind, zero_probability, generator
             )

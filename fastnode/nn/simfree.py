@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastnode.flow import Path, flow_loss, get_path
 from fastnode.nn.fields import check_positive
 from fastnode.nn.node import EncodedODE, check_module, full_precision
+from fastnode.ops.flow_loss import squared_error
 
 
 class LossParts(NamedTuple):
@@ -108,7 +109,7 @@ class SimulationFreeNODE(EncodedODE):
                 f"decoder must return the targets' shape {tuple(y.shape)}, "
                 f"got {tuple(decoded.shape)}"
             )
-        label = F.mse_loss(decoded.to(precise), y.to(precise))
+        label = squared_error(decoded.to(precise), y.to(precise))
         return LossParts(flow + label, flow, label)
 
     def _check_targets(self, x: Any, y: Tensor) -> None:

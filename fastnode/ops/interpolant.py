@@ -43,6 +43,7 @@ Coefficients: TypeAlias = Tensor | tuple[Tensor | float, ...]
 LINEAR_VELOCITY = (-1.0, 1.0)
 
 _path_coefficients = dispatch.overload("path_coefficients")
+_sampled_coefficients = dispatch.overload("sampled_coefficients")
 _interpolant = dispatch.overload("interpolant")
 
 
@@ -243,12 +244,12 @@ dispatch.register("interpolant", _interpolant_any, _interpolant_fake)
 dispatch.register("interpolant_backward", _interpolant_backward_any, _interpolant_backward_fake)
 
 
-def draws_times(z0: Any, z1: Any) -> bool:
-    """Whether a kernel draws the times. It draws 32 bits: too few for float64."""
+def samples_times(z0: Any, z1: Any) -> bool:
+    """Whether `sampled_interpolant` takes these end points."""
     if not (type(z0) is type(z1) is Tensor and z0.dim() and z0.numel() and dispatch.use_ops()):
         return False
     alike = z0.shape == z1.shape and z0.dtype == z1.dtype and z0.device == z1.device
-    return alike and z0.dtype in FLOATING and z0.dtype != torch.float64 and dispatch.use_triton(z0)
+    return alike and z0.dtype in FLOATING
 
 
 def sampled_interpolant(
@@ -256,11 +257,31 @@ def sampled_interpolant(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """t [B], coef [4, B], z_t like z0, and the stand-in that ``interpolant`` has.
 
-    All follow from one number of the generator, which stays on the device.
+    In the Triton kernel all follow from one number of the generator, which stays on the device. It
+    draws 32 bits: too few for float64.
     """
-    seed = torch.randint(2**63 - 1, (), device=z0.device, generator=generator)
-    op = torch.ops.fastnode.sampled_interpolant.default
-    return op(z0, z1, seed, kind, zero_probability)
+    wide = torch.float64 if z0.dtype == torch.float64 else torch.float32
+    if wide == torch.float32 and dispatch.use_triton(z0):
+        seed = torch.randint(2**63 - 1, (), device=z0.device, generator=generator)
+        op = torch.ops.fastnode.sampled_interpolant.default
+        return op(z0, z1, seed, kind, zero_probability)
+    draws = torch.rand(2, len(z0), device=z0.device, generator=generator, dtype=wide)
+    t, coef = _sampled_coefficients(draws, kind, zero_probability)
+    return t, coef, *_interpolant(z0, z1, coef, False)
+
+
+def _sampled_coefficients_any(
+    draws: Tensor, kind: int, zero_probability: float
+) -> tuple[Tensor, Tensor]:
+    t = torch.where(draws[1] < zero_probability, 0.0, draws[0])
+    return t, _path_coefficients_any(t, kind, False)
+
+
+dispatch.register(
+    "sampled_coefficients",
+    _sampled_coefficients_any,
+    lambda u, k, p: (u.new_empty(u.shape[1]), u.new_empty(4, u.shape[1])),
+)
 
 
 def _sampled_forward(
@@ -273,8 +294,7 @@ def _sampled_forward(
         return t, coef, zt, _zero_like(z0)
     generator = torch.Generator(z0.device).manual_seed(int(seed))
     draws = torch.rand(2, z0.shape[0], device=z0.device, generator=generator)
-    t = torch.where(draws[1] < zero_probability, 0.0, draws[0])
-    coef = path_coefficients_reference(t, kind, False)
+    t, coef = _sampled_coefficients_any(draws, kind, zero_probability)
     zt, _ = interpolant_reference(z0, z1, coef, False)
     return t, coef, zt.contiguous(), z0.new_zeros(()).expand_as(z0)
 

@@ -35,6 +35,47 @@ def test_flow_loss_passes_opcheck(dtype, mean):
     opcheck(torch.ops.fastnode.flow_loss.default, inputs)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_flow_loss_of_a_stored_target_passes_opcheck(dtype):
+    v, target = arguments(dtype)[2], torch.randn(4, 6, dtype=dtype)
+    op = torch.ops.fastnode.flow_loss.default
+    opcheck(op, (v, target, target, None, None, True, True))
+    got = op(v, target, target, None, None, True, True)
+    want = loss_op._flow_loss_any(v.detach(), target, target, None, None, True, True)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, check_dtype=True)
+    with pytest.raises(ValueError, match="passed together"):
+        op(v, target, target, target, None, True, True)
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (3, 129), (0, 2)], ids=str)
+def test_squared_error_is_that_of_torch(shape):
+    x, y = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    got, want = loss_op.squared_error(x, y), torch.nn.functional.mse_loss(x, y)
+    torch.testing.assert_close(got, want, equal_nan=True)
+    for a, b in zip(*(torch.autograd.grad(z, (x, y)) for z in (got, want)), strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True)
+    if x.numel() in range(1, 10):
+        assert torch.autograd.gradcheck(loss_op.squared_error, (x, y))
+        assert torch.autograd.gradgradcheck(loss_op.squared_error, (x, y))
+    assert not loss_op.squared_error(x.detach(), y.detach()).requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_sampled_coefficients_are_those_of_the_draws(dtype, kind):
+    draws = torch.rand(2, 50, dtype=dtype)
+    op = torch.ops.fastnode.sampled_coefficients.default
+    opcheck(op, (draws, kind, 0.3))
+    got, want = op(draws, kind, 0.3), path_op._sampled_coefficients_any(draws, kind, 0.3)
+    assert torch.equal(got[0], want[0]) and 0 < (got[0] == 0).sum() < 50
+    torch.testing.assert_close(got[1], want[1])
+    with pytest.raises(ValueError, match="draws must have shape"):
+        op(draws[:1], kind, 0.3)
+    with pytest.raises(TypeError, match="draws must be float32 or float64"):
+        op(draws.half(), kind, 0.3)
+
+
 def test_the_zero_of_stand_ins_is_made_once():
     with torch.inference_mode():
         first = path_op._zero_like(torch.ones(2, 3))

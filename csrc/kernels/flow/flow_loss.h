@@ -14,7 +14,7 @@ FASTNODE_HD A residual(A v, A z0, A z1, A da, A db) {
 
 // The sum of r^2 over the elements [begin, end) of [batch, dim] tensors; where grad is not null,
 // grad = grad_scale * r. da and db hold one coefficient a sample.
-// `stream`: write grad past the cache (scalar.h).
+// Where z1 is null, z0 is the target itself. `stream`: write grad past the cache (scalar.h).
 #define FASTNODE_DECLARE_FLOW_LOSS(T)                                                 \
   double flow_loss_range(const T* v, const T* z0, const T* z1, const acc_t<T>* da,    \
                          const acc_t<T>* db, int64_t dim, int64_t begin, int64_t end, \
