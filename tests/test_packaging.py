@@ -186,6 +186,7 @@ def test_importing_fastnode_imports_nothing_heavy():
     assert ours == run(sys.executable, "-c", f"import sys, torch; {heavy}", cwd=ROOT)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("COVERAGE_PROCESS_CONFIG" in os.environ, reason="coverage slows imports down")
 def test_importing_fastnode_costs_little_beside_torch():
     seconds()  # writes the bytecode

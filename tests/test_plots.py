@@ -128,6 +128,7 @@ def test_plots_without_matplotlib_say_what_is_missing(monkeypatch):
         fastnode.plot_trajectories(TS, torch.ones(7))
 
 
+@pytest.mark.slow
 def test_importing_fastnode_imports_no_matplotlib():
     code = "import sys, fastnode; print('matplotlib' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

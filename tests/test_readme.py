@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from registered_methods import forgotten_afterwards
+from selection import slow
 
 import fastnode
 from bench import tables
@@ -39,7 +40,9 @@ def name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
+@pytest.mark.parametrize(
+    "page", [slow(page) if page.stem in ("cnf", "compiled") else page for page in PAGES], ids=name
+)
 def test_python_blocks_run_from_top_to_bottom(page):
     names: dict[str, object] = {}
     with forgotten_afterwards():

@@ -96,5 +96,6 @@ def test_a_program_with_errors_is_told_of_each(tmp_path):
     assert check(WRONG, tmp_path) == list(range(first, len(lines) + 1))
 
 
+@pytest.mark.slow
 def test_a_program_without_errors_passes(tmp_path):
     assert check(RIGHT, tmp_path) == []

@@ -125,7 +125,9 @@ def _traced(
 ) -> Any:
     """In a graph of torch.compile: what it can record, and all else outside of it."""
     method, _, _, options, _ = asked
-    if hasattr(type(func), "perceptron") and not options and event_fn is None:
+    # The compiler of torch 2.11 cannot ask the class of functions for an attribute.
+    perceptron = isinstance(func, torch.nn.Module) and hasattr(type(func), "perceptron")
+    if perceptron and not options and event_fn is None:
         request = new_odeint_request(*asked)
         problem = make_problem(func, y0, t, args)
         if refusal(problem, request) is None:

@@ -21,6 +21,7 @@ from fastnode.nn.solving import (
     solve_states,
 )
 from fastnode.regularize import Regularizer
+from fastnode.torch_support.compile import is_exporting
 
 #: Bound on the steps of an adaptive solve, as in the evaluation of arXiv 2410.22918.
 MAX_STEPS = 1000
@@ -88,7 +89,7 @@ class _Regularized(nn.Module):
 
     def _note(self, solution: Tensor, penalty: Tensor, nfe: int) -> Tensor:
         # An exported graph has no place for them.
-        if not torch.compiler.is_exporting():
+        if not is_exporting():
             self.regularization, self.nfe = penalty, nfe
         return solution
 
@@ -178,7 +179,7 @@ class NeuralODE(_Regularized):
 
     def _plain(self) -> bool:
         """Whether ``odeint`` solves, without a regulariser or an adjoint of its own."""
-        if torch.compiler.is_exporting() and not self.training:
+        if is_exporting() and not self.training:
             # What is exported for predictions has no gradients.
             return True
         return self.regularizer is None and self.adjoint == "backprop"

@@ -19,7 +19,7 @@ from fastnode.control.controllers import Controller
 from fastnode.engines import select
 from fastnode.regularize import Regularizer
 from fastnode.regularize.base import no_penalty
-from fastnode.torch_support.compile import traced_by
+from fastnode.torch_support.compile import is_exporting, traced_by
 
 #: The options of ``odeint`` that ``solve`` knows too.
 OPTIONS = ("first_step", "min_step", "max_step", "max_num_steps", "step_size")
@@ -61,7 +61,7 @@ def _end_in_graph(
     **tolerances: Any,
 ) -> tuple[Tensor, Tensor, int] | None:
     # A compiled graph may hold the fused solve, an exported one plain formulas only.
-    fusable = hasattr(type(field), "perceptron") and not torch.compiler.is_exporting()
+    fusable = hasattr(type(field), "perceptron") and not is_exporting()
     if options or not fusable:
         found = end_in_graph(field, z0, times, method, options)
         return None if found is None else (found[0], no_penalty(z0), found[1])

@@ -18,6 +18,7 @@ import torch
 from fastnode.ops import dispatch
 from fastnode.ops.flow_loss import flow_loss_reference
 from fastnode.ops.interpolant import BUILT_IN, LINEAR_VELOCITY, Coefficients, combine
+from fastnode.torch_support.compile import is_exporting
 
 Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor, Coefficients]
 
@@ -30,7 +31,7 @@ def interpolate_in_graph(
 
     An exported graph would keep the op, and runs where fastnode is not installed.
     """
-    if not torch.compiler.is_compiling() or kind is None or torch.compiler.is_exporting():
+    if not torch.compiler.is_compiling() or kind is None or is_exporting():
         return None
     if not (
         isinstance(z0, torch.Tensor)
@@ -61,7 +62,7 @@ def loss_in_graph(v: torch.Tensor, target: Any, reduction: str) -> torch.Tensor 
     if isinstance(target, torch.Tensor) or not isinstance(v, torch.Tensor):
         return None
     coef = getattr(target, "coef", None)
-    if not isinstance(coef, tuple) or torch.compiler.is_exporting():
+    if not isinstance(coef, tuple) or is_exporting():
         return None
     z0, z1 = target.z0, target.z1
     if v.shape != z0.shape or v.dtype != z0.dtype or v.device != z0.device:

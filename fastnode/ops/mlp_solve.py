@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastnode import extension
 from fastnode.ops import dispatch
+from fastnode.torch_support.compile import is_exporting
 
 mlp_solve = dispatch.overload("mlp_solve")
 _REAL = (torch.float32, torch.float64)
@@ -31,7 +32,7 @@ _LARGEST_IN_GRAPH = 1 << 20
 def takes_in_graph(layers: Layers, y0: Any, t: Any, adaptive: bool) -> bool:
     """Whether the op takes these tensors in a graph of torch.compile, which no call of Python may
     interrupt, and no other engine is faster."""
-    if torch.compiler.is_exporting():
+    if is_exporting():
         # An exported graph is to run where fastnode is not installed.
         return False
     if not isinstance(y0, Tensor) or not isinstance(t, Tensor) or y0.dim() == 0 or t.dim() != 1:

@@ -71,9 +71,8 @@ class SampleField:
         last number before each t, so that a field with a jump there is evaluated on this side."""
         t = t.to(self.time_dtype)
         if before is not None:
-            with torch.no_grad():
-                shift = torch.nextafter(t, (-math.inf * before).to(t.dtype)) - t
-            t = t + shift
+            fixed = t.detach()
+            t = t + (torch.nextafter(fixed, (-math.inf * before.detach()).to(t.dtype)) - fixed)
         result = self.func(t, self.layout.unpack(y), *args)
         return self.layout.pack(self.checked(result, y.shape[0]))
 

@@ -111,9 +111,10 @@ class VectorField:
         if not side:
             return time_tensor(t, self.time_dtype, self.device)
         value = time_tensor(t, self.time_dtype, t.device if isinstance(t, Tensor) else None)
-        with torch.no_grad():
-            bound = torch.full_like(value, side * self.direction * math.inf)
-            shift = torch.nextafter(value, bound) - value
+        # Detached from forward-mode differentiation too, of which torch 2.11 has no nextafter.
+        fixed = value.detach()
+        shift = torch.nextafter(fixed, torch.full_like(fixed, side * self.direction * math.inf))
+        shift = shift - fixed
         # Non-blocking: the host must not wait for the GPU's queue.
         return (value + shift).to(self.device, non_blocking=True)
 

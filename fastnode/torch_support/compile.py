@@ -31,7 +31,7 @@ def traced_by(in_graph: Callable[..., Any]) -> Callable[[F], F]:
             found = in_graph(*args, **kwargs)
             if found is not None:
                 return found
-            if torch.compiler.is_exporting():
+            if is_exporting():
                 raise RuntimeError(
                     "torch.export cannot record this solve, whose steps depend on values: take an "
                     "explicit method of fixed steps (euler, midpoint, heun2, heun3, rk4), with "
@@ -44,6 +44,15 @@ def traced_by(in_graph: Callable[..., Any]) -> Callable[[F], F]:
         return cast(F, called)
 
     return decorate
+
+
+def is_exporting() -> bool:
+    """Whether torch.export records this call.
+
+    ``torch.compiler.is_exporting`` is true in all that torch.compile of torch 2.11 traces; the flag
+    behind it is right in every release.
+    """
+    return torch.compiler._is_exporting_flag
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

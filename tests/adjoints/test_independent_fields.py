@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from adjoint_cases import ADAPTIVE, state, times
+from selection import slow
 
 import fastnode
 from fastnode import extension
@@ -46,7 +47,7 @@ def gradients(adjoint, field, method, timed, per_sample=False):
 
 @pytest.mark.parametrize("small", [0, 2**30], ids=["by stage", "by step"])
 @pytest.mark.parametrize("room", [0, 2**30], ids=["taken again", "graph kept"])
-@pytest.mark.parametrize("method", ["rk4", "dopri5", "adaptive_heun"])
+@pytest.mark.parametrize("method", ["rk4", slow("dopri5"), "adaptive_heun"])
 @pytest.mark.parametrize("field", [clock, weighted_clock, only_late])
 @pytest.mark.parametrize("adjoint", ADJOINTS[:3], ids=str)
 def test_discrete_gradients_are_those_of_backprop(monkeypatch, adjoint, field, method, room, small):

@@ -16,6 +16,15 @@ ADJOINTS = ["backprop", "checkpoint", fastnode.Revolve(2), "reversible", "contin
 SAVING = [torch.tanh, torch.relu, torch.sigmoid, torch.exp]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def earlier_objects_are_no_garbage():
+    """Those of modules that were imported: each look at all objects would take their time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 class Saving(torch.nn.Module):
     def __init__(self, activation=torch.tanh):
         super().__init__()

@@ -41,7 +41,7 @@ def run(solve, field, y0, ts):
         ("euler", "backprop", [0.0, 1.0], 6),
         slow("rk4", "checkpoint", [1.0, -0.5], 3),
         slow("heun3", "backprop", FORWARD, None),
-        ("midpoint", "checkpoint", BACKWARD, None),
+        slow("midpoint", "checkpoint", BACKWARD, None),
     ],
     ids=str,
 )
@@ -110,6 +110,7 @@ def test_compiled_solves_take_tuples_args_and_single_times():
         torch.testing.assert_close(graph(*given), solve(*given))
 
 
+@pytest.mark.slow
 def test_compiled_solve_without_gradient_gives_none():
     field, y0 = Field(torch.float32), torch.ones(2, 3, requires_grad=True)
 

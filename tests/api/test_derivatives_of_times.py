@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from selection import slow, slow_but
 from torch.autograd import forward_ad
 from torch.autograd.functional import jacobian
 from torch.func import functional_call, jacfwd, jacrev, jvp
@@ -56,7 +57,7 @@ def agree(func, *points, near=1e-6):
 METHODS = ["dopri5", "tsit5", "dopri8", "rk4", "implicit_midpoint", "explicit_adams"]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", slow_but(METHODS, *set(METHODS) - {"dopri5", "dopri8"}))
 def test_odeint(method):
     agree(
         lambda y, t: fastnode.odeint(swing, y, t, method=method, **LOOSE),
@@ -97,7 +98,7 @@ def test_solve(adjoint, options):
     )
 
 
-@pytest.mark.parametrize("method", ["tsit5", "dopri8", "bosh3"])
+@pytest.mark.parametrize("method", ["tsit5", slow("dopri8"), slow("bosh3")])
 @pytest.mark.parametrize("times", [vector(0, 0.4, 1), torch.stack([vector(0, 0.4, 1)] * 3)])
 def test_solve_per_sample(method, times):
     times = times * vector(1, 2, 0.5)[:, None] if times.dim() == 2 else times

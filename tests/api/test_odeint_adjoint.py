@@ -4,6 +4,7 @@ import pytest
 import torch
 import torchdiffeq
 from adjoint_cases import Y0, Field, T, decay
+from selection import slow
 
 import fastnode
 
@@ -31,8 +32,8 @@ TIGHT = {"rtol": 1e-10, "atol": 1e-11}
         {**TIGHT, "options": {"first_step": 0.05, "max_step": 0.1}},
         {**TIGHT, "adjoint_options": {"jump_t": torch.tensor([0.7]).double()}},
         {"rtol": 1e-12, "atol": 1e-12, "adjoint_rtol": 1e-9, "adjoint_atol": 1e-10},
-        {**TIGHT, "adjoint_method": "rk4", "adjoint_options": {"step_size": 0.005}},
-        {"method": "rk4", "options": {"step_size": 0.005}},
+        slow({**TIGHT, "adjoint_method": "rk4", "adjoint_options": {"step_size": 0.005}}),
+        slow({"method": "rk4", "options": {"step_size": 0.005}}),
         {"method": "implicit_adams", "options": {"step_size": 0.01}},
     ],
 )

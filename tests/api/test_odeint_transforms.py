@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from selection import slow, slow_but
 from torch.func import jacfwd, jacrev, jvp, vmap
 
 import fastnode
@@ -44,7 +45,7 @@ def test_vmap_over_parameters_and_tuple_states():
     assert nested(batch(2), batch(3, 4)).shape == (2, 3, 4)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", slow_but(METHODS, "rk4", "tsit5"))
 def test_jacobians_in_both_modes_agree_with_backpropagation(method):
     y0 = batch(3)
 
@@ -96,7 +97,9 @@ class Model(torch.nn.Module):
         return fastnode.odeint(self.field, torch.tanh(y), t, **self.arguments)[-1] * 2
 
 
-@pytest.mark.parametrize("method", ["euler", "midpoint", "heun2", "heun3", "rk4"])
+@pytest.mark.parametrize(
+    "method", slow_but(["euler", "midpoint", "heun2", "heun3", "rk4"], "midpoint")
+)
 def test_fixed_steps_compile_into_one_graph(method):
     model, y, t = Model(method=method), batch(4, 3).float(), torch.linspace(0, 1, 4)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -114,9 +117,9 @@ def test_fixed_steps_compile_into_one_graph(method):
     "arguments",
     [
         {"method": "dopri5"},
-        {"method": "dopri8", "options": {"max_step": 0.5}},
-        {"method": "rk4", "options": {"step_size": 0.1}},
-        {"method": "implicit_euler"},
+        slow({"method": "dopri8", "options": {"max_step": 0.5}}),
+        slow({"method": "rk4", "options": {"step_size": 0.1}}),
+        slow({"method": "implicit_euler"}),
     ],
     ids=lambda a: a["method"],
 )

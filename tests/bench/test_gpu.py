@@ -78,6 +78,7 @@ def test_commands_name_what_exists():
                 assert set(named) <= set(known[word[6:]]), stage
 
 
+@pytest.mark.slow
 def test_a_stage_that_breaks_or_hangs_does_not_lose_the_others(
     dry_run, tmp_path, capsys, monkeypatch
 ):

@@ -382,6 +382,7 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path, monkeypat
     assert re.search(line, capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_the_command_line_imports_nothing_it_does_not_need():
     code = (
         "import sys, fastnode.cli; "

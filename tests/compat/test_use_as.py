@@ -86,6 +86,7 @@ def test_a_library_that_imports_torchdiffeq_gets_fastnode(tmp_path):
 
 
 @pytest.mark.skipif(find_spec("torchdiffeq") is None, reason="torchdiffeq is not installed")
+@pytest.mark.slow
 def test_an_earlier_import_is_named_unless_nobody_kept_it(tmp_path):
     printed = run(
         tmp_path,

@@ -65,8 +65,8 @@ _WIDE = re.compile(
 )
 #: Sources whose layers may go to tensor cores, by both instructions.
 TENSOR = {"backward", "solve_fixed", "solve_joint", "solve_per_sample"}
-#: Those that nvcc needs three seconds at most for.
-QUICKEST = {"graph_loop_cuda", "pack_weights", "reduce_gradients", "rk_adjoint_cuda"}
+#: Those that nvcc needs two seconds at most for.
+QUICKEST = {"graph_loop_cuda", "pack_weights"}
 _MMA = re.compile(r"mma\.sync\.aligned\.(m8n8k4\.row\.col\.f64|m16n8k8\.row\.col\.f32\.tf32)")
 _ENTRY = re.compile(r"\.entry (\w+)\((.*?)\n\}", re.DOTALL)
 _LOAD = re.compile(r"ld\.global(?:\.nc)?\.(?:v4\.[bfu]32|v2\.[bfu]64)")

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from selection import slow_but
 
 import fastnode
 from fastnode.extension import AVAILABLE
@@ -60,7 +61,7 @@ def assert_same(batch, b, one):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("save", ["times", "dense"])
-@pytest.mark.parametrize("method", ADAPTIVE)
+@pytest.mark.parametrize("method", slow_but(ADAPTIVE, "dopri5", "tsit5"))
 def test_each_sample_is_solved_as_if_alone(method, save, engine):
     changes = {"method": method, "save": save, "rtol": 1e-2 if "heun" in method else 1e-5}
     if method == "dopri8":

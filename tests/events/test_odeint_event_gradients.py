@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torchdiffeq
+from selection import slow
 
 import fastnode
 
@@ -55,7 +56,7 @@ class Problem:
         return torch.autograd.functional.jacobian(function, self.leaves)
 
 
-@pytest.mark.parametrize("reverse_time", [False, True])
+@pytest.mark.parametrize("reverse_time", [False, slow(True)])
 @pytest.mark.parametrize("way", WAYS)
 def test_gradients_agree_with_finite_differences(way, reverse_time):
     problem, step = Problem(), 1e-4

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 import warnings
 
 import pytest
 import torch
 from field_zoo import FIELDS, REFUSED, mlp
+from selection import slow
 from torch import nn
 
 import fastnode
@@ -16,14 +18,9 @@ from fastnode.fields.compile import CompiledField
 
 pytestmark = pytest.mark.skipif(not fastnode.extension.AVAILABLE, reason="no C++ extension")
 
-FAST = ("exact trace", "attention", "convolutions")
+FAST = [("convolutions", 2), ("attention", 13)]
 TIMES = torch.tensor([0.0, 0.3, 0.5], dtype=torch.float64)
 TIGHT = {"method": "dopri5", "rtol": 1e-7, "atol": 1e-9}
-
-
-def cases():
-    for name in FIELDS:
-        yield pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
 
 
 def make(name, batch, dtype=torch.float64):
@@ -47,8 +44,10 @@ def agree(ours, wanted, close):
     torch.testing.assert_close(ours, wanted, rtol=0, atol=float(close * scale))
 
 
-@pytest.mark.parametrize("batch", [2, 13])
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.parametrize(
+    ("name", "batch"),
+    [case if case in FAST else slow(*case) for case in itertools.product(FIELDS, [2, 13])],
+)
 def test_solves_and_gradients_are_the_modules(name, batch):
     module, y0 = make(name, batch)
     compiled = fastnode.compile_field(module, y0)
@@ -74,7 +73,7 @@ def test_what_cannot_be_compiled_is_refused(name):
         fastnode.compile_field(build(), torch.randn(6, *shape))
 
 
-@pytest.mark.parametrize("batch", [pytest.param(3, marks=pytest.mark.slow), 40])
+@pytest.mark.parametrize("batch", [slow(3), 40])
 @pytest.mark.parametrize("method", ["euler", "rk4", "bosh3", "dopri8"])
 def test_methods_of_odeint_agree_in_float32(method, batch):
     module, y0 = make("mlp", batch, torch.float32)
@@ -92,8 +91,8 @@ def test_methods_of_odeint_agree_in_float32(method, batch):
         agree(g, w, 2e-4)
 
 
-@pytest.mark.parametrize("batch", [pytest.param(3, marks=pytest.mark.slow), 21])
-@pytest.mark.parametrize("name", ["residual", "gru-ode", "rows of times"])
+@pytest.mark.parametrize("batch", [slow(3), 21])
+@pytest.mark.parametrize("name", [slow("residual"), slow("gru-ode"), "rows of times"])
 def test_per_sample_stepping(name, batch):
     module, y0 = make(name, batch)
     compiled = fastnode.compile_field(module, y0)
@@ -115,6 +114,7 @@ def test_per_sample_stepping(name, batch):
         agree(g, w, 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adjoint", ["checkpoint", fastnode.Revolve(2)])
 def test_adjoints_give_the_gradient_of_backprop(adjoint):
     module, y0 = make("exact trace", 5)
@@ -172,8 +172,8 @@ def step_optimizer(module):
     "change",
     [
         lambda module: module.eval(),
-        lambda module: setattr(module, "factor", 2.0),
-        lambda module: setattr(module.net, "1", nn.ReLU()),
+        slow(lambda module: setattr(module, "factor", 2.0)),
+        slow(lambda module: setattr(module.net, "1", nn.ReLU())),
         lambda module: module.load_state_dict(Switched().state_dict()),
         replace_parameter,
         step_optimizer,
@@ -248,17 +248,16 @@ def test_what_was_refused_stays_refused():
         torch.testing.assert_close(ours, fastnode.odeint(Sometimes(), y0, TIMES))
 
 
+@torch.no_grad()
 def test_other_dtypes_and_shapes_are_compiled_anew():
     module, y0 = make("convolutions", 5, torch.float32)
     compiled = fastnode.compile_field(module, y0)
     for state in (y0[:, :, :4].contiguous(), y0[:1]):
-        with torch.no_grad():
-            ours = fastnode.solve(compiled, state, TIMES, engine="fused").ys
-            agree(ours, fastnode.solve(module, state, TIMES).ys, 1e-4)
+        ours = fastnode.solve(compiled, state, TIMES, engine="fused").ys
+        agree(ours, fastnode.solve(module, state, TIMES).ys, 1e-4)
     module.double()
-    with torch.no_grad():
-        ours = fastnode.solve(compiled, y0.double(), TIMES, engine="fused").ys
-        torch.testing.assert_close(ours, fastnode.solve(module, y0.double(), TIMES).ys)
+    ours = fastnode.solve(compiled, y0.double(), TIMES, engine="fused").ys
+    torch.testing.assert_close(ours, fastnode.solve(module, y0.double(), TIMES).ys)
 
 
 @pytest.mark.slow
@@ -317,7 +316,7 @@ def mlp_field():
 
 def test_the_result_calls_the_module_and_has_its_attributes():
     module = Plain()
-    compiled = fastnode.compile_field(module, torch.randn(3, 4))
+    compiled = fastnode.compile_field(module, torch.randn(5, 4))
     assert isinstance(compiled, CompiledField) and compiled.scale == 0.5
     y = torch.randn(2, 4)
     assert torch.equal(compiled(torch.tensor(0.0), y), module(torch.tensor(0.0), y))
@@ -334,7 +333,7 @@ def test_modules_that_solve_take_it():
 
 
 def test_a_hook_added_later_goes_by_the_module():
-    module, y0 = Plain(), torch.randn(3, 4)
+    module, y0 = Plain(), torch.randn(5, 4)
     compiled = fastnode.compile_field(module, y0)
     module.net.register_forward_hook(lambda module, args, result: 0 * result)
     assert torch.equal(fastnode.odeint(compiled, y0, TIMES)[-1], y0)
@@ -397,14 +396,14 @@ def test_sorting_does_not_lose_nan():
 def test_auto_goes_on_natively_where_code_cannot_be_made(monkeypatch):
     from fastnode.fields import toolchain
 
-    module, y0 = Plain(), torch.randn(3, 4)
+    module, y0 = Plain(), torch.randn(5, 4)
     compiled = fastnode.compile_field(module, y0)
 
     def fails(sources, flags):
         raise fastnode.NotCompilable("the compiler is gone")
 
     monkeypatch.setattr(toolchain, "build", fails)
-    other = torch.randn(70, 4)
+    other = torch.randn(3, 4)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         ours = fastnode.odeint(compiled, other, TIMES)

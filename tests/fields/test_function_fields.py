@@ -7,6 +7,7 @@ import functools
 
 import pytest
 import torch
+from selection import slow
 from torch import nn
 
 import fastnode
@@ -88,7 +89,7 @@ def differentiated():
 
 
 @pytest.mark.parametrize("adjoint", ["backprop", "checkpoint"])
-@pytest.mark.parametrize("make", [closure, nested, partial, method, differentiated])
+@pytest.mark.parametrize("make", [closure, slow(nested), partial, method, slow(differentiated)])
 def test_functions_are_compiled(make, adjoint, by_code):
     func, held, y0 = make()
     compiled = fastnode.compile_field(func, y0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from field_checks import disagreements
 from random_sums import ONE
+from selection import slow
 from torch import nn
 
 import fastnode
@@ -33,7 +34,7 @@ class Pointwise(nn.Module):
         return torch.stack(rows, 1)
 
 
-@pytest.mark.parametrize("batch", [1, 40])
+@pytest.mark.parametrize("batch", [slow(1), 40])
 def test_functions_are_accurate_in_float32(batch):
     """An Euler step of size one from y is y + f(y): y is taken off again in float64."""
     names = [name for name in UNARY if name not in SKIPPED and hasattr(torch, name)]
@@ -107,7 +108,7 @@ class Odd(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:var")
-@pytest.mark.parametrize("batch", [3, 21])
+@pytest.mark.parametrize("batch", [slow(3), 21])
 def test_odd_constants_and_integers_are_those_of_torch(batch):
     y = torch.randn(batch, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -32,7 +32,7 @@ def check(solve, compiled, *inputs):
     )
 
 
-@pytest.mark.parametrize("adjoint", ["backprop", "checkpoint", fastnode.Revolve(2)], ids=str)
+@pytest.mark.parametrize("adjoint", ["backprop", "checkpoint", slow(fastnode.Revolve(2))], ids=str)
 @pytest.mark.parametrize("batch", [1, slow(5)])
 @pytest.mark.parametrize("name", KINDS)
 def test_gradients_are_those_of_finite_differences(name, batch, adjoint):

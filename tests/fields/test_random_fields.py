@@ -8,6 +8,7 @@ from field_checks import disagreements
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_fields import SHAPES, STEPS, RandomField
+from selection import slow
 
 import fastnode
 
@@ -43,7 +44,7 @@ def test_random_fields_are_the_modules(shape, recipe, batch, dtype, per_sample):
     ("shape", "names", "batch", "dtype", "per_sample"),
     [
         ((3,), "linear normal time inner cat indexed residual", 3, torch.float32, False),
-        ((2, 4, 4), "convolution one pooling view reduce product", 21, torch.float64, False),
+        slow((2, 4, 4), "convolution one pooling view reduce product", 21, torch.float64, False),
     ],
     ids=["rows", "images"],
 )

@@ -7,6 +7,7 @@ import gc
 import pytest
 import torch
 from field_zoo import Residual, mlp
+from selection import slow
 from torch import nn
 
 import fastnode
@@ -50,7 +51,7 @@ OPTIONS = [
     {"method": "rk4", "steps": 4},
     {"method": "tsit5", "adjoint": "checkpoint"},
     {"method": "bosh3", "adjoint": fastnode.Revolve(2)},
-    {"method": "dopri5", "per_sample": True},
+    slow({"method": "dopri5", "per_sample": True}),
 ]
 
 
@@ -115,6 +116,7 @@ def test_second_gradients_of_tuples_and_functions():
         torch.testing.assert_close(b, c, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_second_gradients_of_tensors_put_in_place_of_parameters():
     """As in meta-learning: the solve is of other tensors than the module holds afterwards."""
     torch.manual_seed(0)

@@ -154,9 +154,14 @@ def test_a_compiler_that_hangs_is_ended(folder, compiler, monkeypatch):
 def test_ctrl_c_ends_a_compiler_that_ignores_it(folder, compiler, tmp_path):
     """The child of a script that hangs holds its output open: it must end as well."""
     compiler(f"trap '' INT; sleep 600 & echo $! >> {tmp_path}/children; wait")
-    with pytest.raises(KeyboardInterrupt):
-        threading.Thread(target=_interrupt, args=(tmp_path / "children", 2)).start()
-        toolchain.build([SOURCE, "// another\n" + SOURCE], [])
+    # A shell starts what runs in the background with the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            threading.Thread(target=_interrupt, args=(tmp_path / "children", 2)).start()
+            toolchain.build([SOURCE, "// another\n" + SOURCE], [])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not list(folder.iterdir())
     for child in (tmp_path / "children").read_text().split():
         assert _ended(int(child))

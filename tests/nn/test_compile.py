@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from selection import slow
 from torch import nn
 
 import fastnode
@@ -83,7 +84,7 @@ def test_compile_keeps_the_keys_and_parameters():
     torch.testing.assert_close(ours(x), before)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+@pytest.mark.parametrize("copied", [slow(copy.deepcopy), lambda x: pickle.loads(pickle.dumps(x))])
 def test_copies_of_compiled_modules_solve_alone(copied, by_code):
     torch.manual_seed(0)
     models = [NeuralODE(Gated(), compile=True), ODEBlock(nn.Sequential(nn.Linear(D, D), nn.Tanh()),
@@ -100,6 +101,7 @@ def test_copies_of_compiled_modules_solve_alone(copied, by_code):
     assert len(by_code) == 6
 
 
+@pytest.mark.slow
 def test_compiled_module_in_float64(by_code):
     torch.manual_seed(0)
     model = NeuralODE(Gated(), compile=True, rtol=1e-9, atol=1e-9)
@@ -138,7 +140,7 @@ def test_compile_raises_what_cannot_be_compiled(method):
         NeuralODE(Gated(), compile=1)
 
 
-@pytest.mark.parametrize("autonomous", [False, True])
+@pytest.mark.parametrize("autonomous", [False, slow(True)])
 def test_ode_block_solves_natively(autonomous, by_code):
     make = (lambda: nn.Sequential(nn.Linear(D, D), nn.SiLU())) if autonomous else Gated
     plain, ours = both(lambda **k: ODEBlock(make(), 3, "rk4", autonomous=autonomous, **k))

@@ -50,6 +50,7 @@ def test_a_compiled_field_is_plain_formulas_in_a_graph():
     torch.testing.assert_close(program(x), found)
 
 
+@pytest.mark.slow
 def test_ode_block_without_time_and_a_trajectory_are_one_graph():
     torch.manual_seed(0)
     block = ODEBlock(nn.Sequential(nn.Linear(4, 4), nn.Tanh()), steps=2, autonomous=True)

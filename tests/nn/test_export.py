@@ -49,6 +49,7 @@ def test_an_exported_file_loads_without_fastnode(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_trajectory_is_exported():
     model, x = build("NeuralODE", "MLPField")
     ts = torch.tensor([0.0, 0.2, 0.7, 1.0])

@@ -36,6 +36,7 @@ def test_kernels_agree_with_plain_torch_under_the_interpreter(tmp_path, chosen):
     assert " passed" in run.stdout and "skipped" not in run.stdout
 
 
+@pytest.mark.slow
 def test_importing_fastnode_imports_no_triton():
     code = (
         "import sys, torch; before = 'triton' in sys.modules; import fastnode; "

@@ -74,8 +74,9 @@ def moved_time(t: Time, dtype: torch.dtype, side: int, direction: float) -> Tens
     time = torch.as_tensor(t, dtype=torch.float64).to(dtype)
     if not side:
         return time
-    end = torch.full_like(time, side * direction * float("inf"))
-    return time + (torch.nextafter(time, end) - time).detach()
+    fixed = time.detach()
+    end = torch.full_like(fixed, side * direction * float("inf"))
+    return time + (torch.nextafter(fixed, end) - fixed)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from selection import slow_but
 
 import fastnode
 from fastnode.adjoints.continuous.adjoint import Adjoint
@@ -39,7 +40,9 @@ def gradients(solve, field, y0=None, t=T, **options):
     return torch.autograd.grad((y * weights).sum().abs(), (y0, t, *field.parameters()))
 
 
-@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize(
+    "method", slow_but(NAMES, "euler", "rk4", "dopri5", "bosh3", "implicit_adams", "implicit_euler")
+)
 def test_every_method_finds_the_gradients_of_backpropagation(method):
     options = dict(TIGHT)
     tolerance = 1e-6

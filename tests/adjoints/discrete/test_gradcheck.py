@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from adjoint_cases import state, steady, times
-from selection import slow_but
+from selection import slow, slow_but
 
 import fastnode
 from fastnode.tableaus import METHODS
 
 
-@pytest.mark.parametrize("method", slow_but(METHODS, "rk4", "dopri5", "fehlberg2"))
+@pytest.mark.parametrize("method", slow_but(METHODS, "rk4", "fehlberg2"))
 def test_gradcheck(discrete, method):
     torch.manual_seed(0)
     lin = torch.nn.Linear(2, 2, dtype=torch.float64)
@@ -81,7 +81,7 @@ def test_gradcheck_of_complex_tuples(discrete):
     assert torch.autograd.gradcheck(run, (*start, rate))
 
 
-@pytest.mark.parametrize("method", ["dopri5", "fehlberg2"])
+@pytest.mark.parametrize("method", [slow("dopri5"), "fehlberg2"])
 def test_gradcheck_per_sample(method):
     torch.manual_seed(0)
     lin = torch.nn.Linear(2, 2, dtype=torch.float64)

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from selection import slow
 
 HERE = Path(__file__).parents[1] / "fake_graphs"
 CSRC = Path(__file__).parents[3] / "csrc"
@@ -25,7 +26,7 @@ def output(version: int, folder: Path) -> list[str]:
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
-@pytest.mark.parametrize("version", [12040, 12080, 13000])
+@pytest.mark.parametrize("version", [slow(12040), slow(12080), 13000])
 def test_graph_loop_runs_its_body_while_the_flag_is_set(version, tmp_path):
     available, made, log, alive, with_old_driver = output(version, tmp_path)
     assert available == "1" and made == "0 1 1"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from cuda_emulation import COMPILER, DTYPES, library, numbers, pointer
+from selection import slow
 
 from fastnode import extension
 from fastnode.control.controllers import Controller, find_controller
@@ -159,7 +160,7 @@ def stepper_for(y0, times, method, controller, rtol=1e-6, atol=1e-8, stops=()):
 @compiled
 @pytest.mark.parametrize("times", [[0.0, 0.3, 0.31, 0.32, 3.0], [2.5, -1.0], [0.0, 1.0, 2.0]])
 @pytest.mark.parametrize("controller", ["I", "PID", Controller(keeps_accepted=True)], ids=str)
-@pytest.mark.parametrize("method", ["dopri5", "tsit5", "bosh3", "adaptive_heun"])
+@pytest.mark.parametrize("method", ["dopri5", slow("tsit5"), slow("bosh3"), "adaptive_heun"])
 def test_takes_the_steps_of_the_cpp_loop(method, controller, times):
     y0 = torch.linspace(1, 2, 13, dtype=torch.float64)
     rtol = 1e-3 if method == "adaptive_heun" else 1e-6

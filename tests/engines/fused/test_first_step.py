@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from selection import slow
 from torch import nn
 
 import fastnode
@@ -100,7 +101,7 @@ class Gated(nn.Module):
         return self.b(torch.tanh(self.a(self.norm(y)))) * self.scale * torch.cos(t) - y
 
 
-@pytest.mark.parametrize("batch", [1, 33])
+@pytest.mark.parametrize("batch", [slow(1), 33])
 @pytest.mark.parametrize("hold_k1", [True, False])
 def test_a_compiled_field_and_its_derivatives(taken, hold_k1, batch):
     torch.manual_seed(4)

@@ -85,7 +85,7 @@ def test_gradients_through_rejected_steps_match_reference(batch, adjoint):
 
 
 @pytest.mark.parametrize("batch", [2, 17])
-@pytest.mark.parametrize("method", ["dopri5", slow("dopri8"), "adaptive_heun"])
+@pytest.mark.parametrize("method", [slow("dopri5"), slow("dopri8"), "adaptive_heun"])
 def test_gradcheck_and_gradgradcheck(method, batch):
     torch.manual_seed(0)
     field = field_of(2, [3], "silu")
@@ -138,7 +138,7 @@ def test_per_sample_gradients_repeat_bit_for_bit():
         assert all(map(torch.equal, runs[0], each))
 
 
-@pytest.mark.parametrize("batch", [3, 40])
+@pytest.mark.parametrize("batch", [slow(3), 40])
 def test_failed_samples_have_no_gradient_past_their_end(batch):
     growing = MLPField(1, 4, 2, "relu", "none").double()
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from selection import slow
 from torch.autograd.graph import saved_tensors_hooks
 
 import fastnode
@@ -24,7 +25,7 @@ def gradients(field, y0, ts, **options):
     return torch.autograd.grad((ys * weights).sum(), wanted)
 
 
-@pytest.mark.parametrize("batch", [1, 3, 16, 45, 200])
+@pytest.mark.parametrize("batch", [1, 3, 16, 45, slow(200)])
 @pytest.mark.parametrize("method", ["dopri5", "dopri8", "bosh3", "adaptive_heun"])
 def test_gradients_are_those_of_kept_states_bit_for_bit(method, batch):
     field = field_of(5, [17, 9])

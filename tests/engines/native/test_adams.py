@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from selection import slow
 
 import fastnode
 from fastnode import extension
@@ -46,7 +47,7 @@ def check(field, y0, t, method, within=1e-13, **arguments):
 
 @pytest.mark.filterwarnings("ignore:.*converge")
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("tolerance", [1e-2, 1e-6, 1e-14])
+@pytest.mark.parametrize("tolerance", [slow(1e-2), 1e-6, slow(1e-14)])
 @pytest.mark.parametrize("times", [even, uneven])
 @pytest.mark.parametrize("max_order", [None, 4, 7, 12])
 @pytest.mark.parametrize("method", METHODS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from selection import slow_but
 
 import fastnode
 from fastnode.engines.methods import FIXED
@@ -40,7 +41,9 @@ def test_vmap_gives_what_each_sample_gives_alone(method):
 
 
 @pytest.mark.parametrize("transform", [torch.func.jacrev, torch.func.jacfwd])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", slow_but(METHODS, "implicit_euler", "radauIIA3", "explicit_adams")
+)
 def test_jacobians_are_those_of_backward(method, transform):
     y0 = start()[1]
     wanted = torch.autograd.functional.jacobian(solve(method), y0)

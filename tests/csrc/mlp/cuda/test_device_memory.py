@@ -7,6 +7,7 @@ import torch
 from cuda_emulation import COMPILER
 from emulated_mlp import FIXED, JOINT, PER_SAMPLE, TIMES, make, run
 from emulated_mlp_backward import back, back_through
+from selection import slow
 
 from fastnode import extension
 
@@ -32,7 +33,7 @@ def solved(field, y0, kind, global_weights):
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, slow(torch.float64)])
 @pytest.mark.parametrize("kind", [JOINT, PER_SAMPLE, FIXED])
 @pytest.mark.parametrize(
     "dim, hidden, depth, time",

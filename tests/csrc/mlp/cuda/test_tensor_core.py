@@ -39,7 +39,7 @@ def close(ours, theirs, tolerance):
     assert not torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("global_weights", [False, True])
+@pytest.mark.parametrize("global_weights", [slow(False), True])
 @pytest.mark.parametrize("kind", [JOINT, PER_SAMPLE, FIXED])
 @pytest.mark.parametrize("dim, hidden, depth, time", SHAPES)
 def test_solves_and_gradients_differ_by_rounding_alone(
@@ -61,7 +61,7 @@ def test_solves_and_gradients_differ_by_rounding_alone(
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11, msg=f"parameter {i}")
 
 
-@pytest.mark.parametrize("kind", [JOINT, PER_SAMPLE, FIXED])
+@pytest.mark.parametrize("kind", [slow(JOINT), PER_SAMPLE, slow(FIXED)])
 def test_float32_stays_near_float64(kind):
     """Of three products of numbers with 11 bits; the sums are cut off, not rounded."""
     field = make(19, (40, 21), None, dtype=torch.float32)
