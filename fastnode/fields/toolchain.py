@@ -23,7 +23,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-import fastnode
 from fastnode.errors import NotCompilable
 
 #: Seconds that a compilation may take.
@@ -51,7 +50,7 @@ def cache_folder() -> Path:
 
 def headers() -> Path:
     """The folder that generated sources include from, in the package or in a checkout."""
-    package = Path(fastnode.__file__).parent
+    package = Path(__file__).parents[1]
     for folder in (package / "csrc", package.parent / "csrc"):
         if (folder / "fields" / "runtime.h").exists():
             return folder

@@ -58,7 +58,7 @@ class Code:
         updates: Sequence[Any],
         clip: float | None,
     ) -> tuple[int, Tensor]:
-        """Steps as fastnode._C.train_steps takes them: how they ended, and losses [steps, parts]."""
+        """Steps by fastnode._C.train_steps: how they ended, and losses [steps, parts]."""
         batch = rows[0].shape[0] if picked is None else picked.shape[1]
         drawn = self.draws(batch, generator)
         loss = self.loss
@@ -140,7 +140,9 @@ class LossCodes:
         for name, x in zip(held.names, held.inputs, strict=True):
             if not x.is_contiguous():
                 raise NotCompilable(f"{name} is not contiguous")
-            if getattr(x, "_backward_hooks", None) or getattr(x, "_post_accumulate_grad_hooks", None):
+            if getattr(x, "_backward_hooks", None) or getattr(
+                x, "_post_accumulate_grad_hooks", None
+            ):
                 raise NotCompilable(f"{name} has hooks")
         example = [x.detach()[torch.arange(batch) % len(x)] for x in rows]
         keywords = {"generator": _GIVEN} if given else {}

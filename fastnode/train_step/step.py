@@ -269,9 +269,7 @@ class TrainStep:
             self.reason = error.reason
             if error.reason not in self._warned:
                 self._warned.add(error.reason)
-                warnings.warn(
-                    f"the training step is not compiled: {error.reason}", stacklevel=3
-                )
+                warnings.warn(f"the training step is not compiled: {error.reason}", stacklevel=3)
             return None
         self.reason = None
         return code

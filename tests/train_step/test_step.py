@@ -278,7 +278,9 @@ def test_step_of_what_mixes_samples_is_eager_with_one_warning() -> None:
 def test_step_compiled_says_why_it_cannot(loss, reason) -> None:
     model = net()
     x, y = data(None, torch.float32)
-    step = fastnode.TrainStep(model, OPTIMIZERS["adamw"](model.parameters()), loss, None, "compiled")
+    step = fastnode.TrainStep(
+        model, OPTIMIZERS["adamw"](model.parameters()), loss, None, "compiled"
+    )
     with pytest.raises(fastnode.NotCompilable, match=reason):
         step(x, y)
 
@@ -288,7 +290,9 @@ def test_step_with_a_loss_that_is_not_finite(engine: str) -> None:
     torch.manual_seed(0)
     model = net()
     x, y = data(None, torch.float32, 40)
-    step = fastnode.TrainStep(model, OPTIMIZERS["adamw"](model.parameters()), regression, 1.0, engine)
+    step = fastnode.TrainStep(
+        model, OPTIMIZERS["adamw"](model.parameters()), regression, 1.0, engine
+    )
     step(x, y)
     before = copy.deepcopy((model.state_dict(), step.optimizer.state_dict()))
     with pytest.raises(FloatingPointError, match="nan in step 2"):
