@@ -118,14 +118,15 @@ def describe_nonfinite(derivatives: Sequence[Tensor]) -> str:
 
 
 class NotCompilable(ValueError):
-    """A field that ``fastnode.compile_field`` does not take; the message names the operation and,
+    """A field that ``fastnode.compile_field`` does not take, or a loss that ``fastnode.TrainStep``
+    cannot compile; the message names the operation and,
     where it is known, the line of the caller's that called it.
 
     ``at``: the node of a graph that stands for the operation, or the error that Python raised.
     """
 
-    def __init__(self, reason: str, at: Any = None):
-        super().__init__(f"the field cannot be compiled: {reason}")
+    def __init__(self, reason: str, at: Any = None, what: str = "field"):
+        super().__init__(f"the {what} cannot be compiled: {reason}")
         self.reason = reason
         #: The operation that stands in the way, if it is one.
         self.operation = getattr(at, "target", None)

@@ -104,7 +104,7 @@ class LossCodes:
             try:
                 found = self._make(held, rows, batch, given)
             except NotCompilable as error:
-                found = error
+                found = NotCompilable(error.reason, what="loss")
             self._codes[key] = found
         if isinstance(found, NotCompilable):
             raise found

@@ -19,6 +19,10 @@ from fastnode.train_step.compiled import NOT_FINITE, OUT_OF_RANGE, OUTDATED, Cod
 from fastnode.train_step.update import Updates, check_optimizer
 
 ENGINES = ("auto", "compiled", "eager")
+#: Bytes of parameters with gradients up to which ``auto`` compiles. Beyond, weights and gradients
+#: leave a core's cache for each tile of samples, and PyTorch's products over the whole batch are
+#: faster: measured plain over compiled 1.65 with 0.6 MB, 1.1 with 1.4 MB, 0.9 with 2.4 MB.
+LARGEST = 1_500_000
 #: Steps of ``run`` between two calls of ``progress``, unless the caller says another number.
 EVERY = 100
 
@@ -60,8 +64,8 @@ class TrainStep:
             returns a scalar, or a named tuple of scalars with a ``total``: a mean or a sum over the
             samples.
         clip: largest norm of the gradient of all parameters together; None: no bound.
-        engine: ``auto``; ``compiled`` raises where there can be no native code; ``eager`` never
-            compiles.
+        engine: ``auto`` compiles nets whose parameters fit a core's cache; ``compiled`` raises
+            where there can be no native code; ``eager`` never compiles.
 
     Attributes:
         steps: updates made.
@@ -104,6 +108,7 @@ class TrainStep:
         self._code: Code | None = None
         self._trained: list[bool] = []
         self._updated: dict[Tensor, Tensor] = {}
+        self._bytes = sum(p.numel() * p.itemsize for p in model.parameters() if p.requires_grad)
         self._known = {id(p) for p in model.parameters()}
         self._warned: set[str] = set()
         self._check_parameters()
@@ -260,6 +265,9 @@ class TrainStep:
     def _find(self, rows: tuple[Tensor, ...], batch: int, given: bool) -> Code | None:
         """Native code for a step; None if it is to run without."""
         if self.engine == "eager":
+            return None
+        if self.engine == "auto" and self._bytes > LARGEST:
+            self.reason = f"with {self._bytes} bytes of parameters PyTorch's products are faster"
             return None
         try:
             code = self._codes.find(rows, batch, given)

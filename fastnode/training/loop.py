@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastnode.datasets import Dataset
 from fastnode.nn import Recipe
+from fastnode.train_step.step import TrainStep
 from fastnode.training import checkpoint
 from fastnode.training.batches import Batches, augment, derive_seed
 from fastnode.training.config import Config
@@ -109,6 +110,12 @@ class Trainer:
         self._folder_lock: FolderLock | None = None
         self._open(resume)
         self.objective = build_objective(self.model, recipe)
+        # A loss through a solver mixes samples by the common step, and runs as it is.
+        engine = "auto" if config.method == "simfree" else "eager"
+        self._native_step = TrainStep(
+            self.objective, self.optimizer, _call, self.clip, engine=engine
+        )
+        self._native_step.steps = self.step
 
     def run(
         self,
@@ -194,12 +201,16 @@ class Trainer:
             x = augment(x, self.generator)
         if self.model.regularizer is not None:
             self.model.regularizer.step = self.step
-        self.optimizer.zero_grad()
-        losses = self.objective(x, y, self.generator)
-        losses.total.backward()
-        if self.clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
-        self.optimizer.step()
+        if self.distributed:
+            # The gradients are averaged in the backward pass.
+            self.optimizer.zero_grad()
+            losses = self.objective(x, y, self.generator)
+            losses.total.backward()
+            if self.clip is not None:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+            self.optimizer.step()
+        else:
+            losses = self._native_step(x, y, generator=self.generator)
         self.step += 1
         self._interval["steps"] += 1
         self._interval["nfe"] += training_nfe(self.model)
@@ -335,6 +346,10 @@ class Trainer:
 
     def _write_metrics(self, results: dict[str, Any] | None) -> None:
         checkpoint.write_json(self.out / METRICS, summary(self, results))
+
+
+def _call(objective: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Any:
+    return objective(x, y, generator)
 
 
 def _next(step: int, every: int) -> int:

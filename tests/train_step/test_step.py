@@ -285,6 +285,16 @@ def test_step_compiled_says_why_it_cannot(loss, reason) -> None:
         step(x, y)
 
 
+def test_step_of_a_wide_net_is_eager_without_a_warning() -> None:
+    model = nn.Sequential(nn.Linear(3, 700), nn.Linear(700, 700), nn.Linear(700, 1))
+    x, y = data(None, torch.float32)
+    step = fastnode.TrainStep(model, OPTIMIZERS["adamw"](model.parameters()), regression)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(x, y)
+    assert "PyTorch's products are faster" in (step.reason or "")
+
+
 @pytest.mark.parametrize("engine", ["compiled", "eager"])
 def test_step_with_a_loss_that_is_not_finite(engine: str) -> None:
     torch.manual_seed(0)
