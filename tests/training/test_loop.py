@@ -148,7 +148,9 @@ def test_trainer_keeps_the_checkpoint_at_a_nonfinite_loss(tmp_path, run_parts):
             next(trainer.model.parameters()).data.fill_(math.nan)
         return False
 
-    with pytest.raises(FloatingPointError, match="loss became nan before step .*lower lr"):
+    with pytest.raises(
+        FloatingPointError, match="loss became nan in step 8, .*lower learning rate"
+    ):
         trainer.run(stop=spoil)
     state = checkpoint.load(tmp_path / CHECKPOINT)
     assert state["step"] == 6
