@@ -25,6 +25,58 @@ def flow(results: Results) -> str:
 
 
 @source
+def training_steps(results: Results) -> str:
+    """Rows of bench_training.py: all that is compared with torch.compile too."""
+    names = ("plain", "compile", "compile, optimizer too")
+    rows = [
+        [
+            row["case"],
+            "yes" if row["compiled"] else "no",
+            f"{row['microseconds']:,.0f}",
+            *(number(row["ratios"][name]) for name in names),
+        ]
+        for row in results.read("training").benchmarks
+        if row["subject"] == "training step"
+    ]
+    head = [
+        "inputs, latent, hidden, batch",
+        "compiled",
+        "us a step",
+        "plain PyTorch",
+        "torch.compile of the loss",
+        "and of the optimiser",
+    ]
+    return table(head, rows)
+
+
+@source
+def training_others(results: Results) -> str:
+    """The same for images and through a solver, which run eagerly."""
+    rows = [
+        [row["subject"].partition(", ")[2], row["case"], name, number(row["ratios"][name])]
+        for row in results.read("training").benchmarks
+        if row["subject"] != "training step"
+        for name in row["ratios"]
+        if not name.startswith("fastnode")
+    ]
+    return table(["what", "size", "reference", "how many times longer"], rows)
+
+
+@source
+def cnf(results: Results) -> str:
+    names = ("native", "torchdiffeq", "torchdiffeq, adjoint", "diffrax, compiled")
+    rows = [
+        [
+            row["subject"],
+            row["case"],
+            *(number(row["ratios"][name]) if name in row["ratios"] else "" for name in names),
+        ]
+        for row in results.read("cnf").benchmarks
+    ]
+    return table(["what", "flow, batch", *names], rows)
+
+
+@source
 def uci(results: Results) -> str:
     solvers = ("euler-1", "dopri5")
     rows = []
